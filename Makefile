@@ -1,0 +1,64 @@
+# Each target sets up what it needs in .venv, and sets it up again when pyproject.toml changes.
+
+PYTHON ?= python3
+# For the CPU build alone: make TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
+TORCH ?= torch==2.13.0
+
+# What `make demo` compiles and asks.
+DEMO_PRECISION ?= experts=int4,backbone=int8,head=int8
+DEMO_BUDGET ?= 256MiB
+DEMO_PROMPT ?= def main(
+DEMO_TOKENS ?= 64
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
+
+# Through the environment, so that a prompt may hold quotes.
+export DEMO_PROMPT
+
+.PHONY: help demo test lint types clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   compile the demo model for the CPU and generate text from it"
+	@echo "make test   run the tests"
+	@echo "make lint   ruff: rules and format"
+	@echo "make types  mypy"
+	@echo "make clean  remove what was built, but not $(VENV)"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first, so that TORCH chooses its version and its index.
+$(VENV)/.compile: pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) -e '.[compile]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $(VENV)/.compile $@
+
+demo: $(VENV)/.compile
+	$(BIN)/pocketmoe compile model/demo --target cpu --precision $(DEMO_PRECISION) --force -o build/demo
+	$(BIN)/pocketmoe run build/demo --prompt "$$DEMO_PROMPT" --max-tokens $(DEMO_TOKENS) --memory-budget $(DEMO_BUDGET) --stats
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy names a package after its folder, and a clone may have any name: give it a folder in which
+# the repository is called pocketmoe.
+types: $(VENV)/.dev
+	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/pocketmoe
+	cd $(VENV)/types && ../bin/mypy --config-file pocketmoe/pyproject.toml -p pocketmoe
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(VENV)/types
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What a model is: its specification, its checkpoint, and a PyTorch reference module."""

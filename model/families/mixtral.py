@@ -1,0 +1,54 @@
+"""Mixtral (mistralai): every layer routed, top-k weights always renormalised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..spec import LayerSpec, ModelSpec, RouterSpec
+from .config import ConfigReader
+from .names import LLAMA_LIKE, ffn_names
+
+MODEL_TYPE = "mixtral"
+
+TENSORS = {
+    **LLAMA_LIKE,
+    "layers.{layer}.router.weight": "model.layers.{layer}.block_sparse_moe.gate.weight",
+    **ffn_names(
+        "layers.{layer}.experts.{expert}",
+        "model.layers.{layer}.block_sparse_moe.experts.{expert}",
+        "w1", "w3", "w2",
+    ),
+}  # fmt: skip
+
+
+def read_config(config: Mapping[str, Any]) -> ModelSpec:
+    reader = ConfigReader(config, irrelevant=frozenset({"router_jitter_noise"}))
+    reader.require("hidden_act", "silu")
+    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
+    layer = LayerSpec(
+        window=reader.optional_integer("sliding_window"),
+        intermediate_size=reader.integer("intermediate_size"),
+        router=RouterSpec(
+            num_experts=reader.integer("num_local_experts"),
+            top_k=reader.integer("num_experts_per_tok", 2),
+            normalize=True,
+        ),
+    )
+    spec = ModelSpec(
+        family=MODEL_TYPE,
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=reader.integer("num_key_value_heads", heads),
+        head_dim=reader.integer("head_dim", hidden // max(heads, 1)),
+        max_position_embeddings=reader.integer("max_position_embeddings"),
+        rope_theta=reader.rope_theta(1_000_000.0),
+        rms_norm_eps=reader.number("rms_norm_eps", 1e-5),
+        tie_word_embeddings=reader.flag("tie_word_embeddings", False),
+        layers=(layer,) * reader.integer("num_hidden_layers"),
+        bos_token_id=reader.optional_integer("bos_token_id"),
+        eos_token_ids=reader.integers("eos_token_id", ()),
+    )
+    reader.finish()
+    return spec
