@@ -50,7 +50,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
         ConfigError: model_type is missing or unknown.
     """
     model_type = config.get("model_type")
-    if model_type in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     near = difflib.get_close_matches(str(model_type), FAMILIES, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""

@@ -98,8 +98,13 @@ class ConfigReader:
                     f"for {self.family}"
                 )
             if "rope_theta" in rope:
-                theta = float(rope["rope_theta"])
-        return default if theta is None else theta
+                theta = rope["rope_theta"]
+                if isinstance(theta, bool) or not isinstance(theta, (int, float)):
+                    raise ConfigError(
+                        f"config.json: {name}.rope_theta = {theta!r} is not supported for "
+                        f"{self.family}: expected a number"
+                    )
+        return default if theta is None else float(theta)
 
     def refusal(self, name: str, expected: str) -> ConfigError:
         return ConfigError(

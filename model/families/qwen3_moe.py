@@ -41,6 +41,8 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     window = reader.optional_integer("sliding_window")
     if reader.flag("use_sliding_window", False):
         reader.require("max_window_layers", None)
+        if "sliding_window" not in config:
+            raise reader.refusal("sliding_window", "a value, for use_sliding_window is true")
     else:
         reader.take("max_window_layers", None)
         window = None

@@ -1,0 +1,100 @@
+"""Types of the command line's arguments, and the text that comes in through them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import InputError, TargetError
+from .sizes import parse_size
+from .targets import Target, find_target
+
+
+class SizeType(click.ParamType):
+    """A size such as `512MiB`, converted to bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+class TargetType(click.ParamType):
+    """The name of a device."""
+
+    name = "target"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Target:
+        if isinstance(value, Target):
+            return value
+        try:
+            return find_target(value)
+        except TargetError as error:
+            self.fail(str(error), param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers, to which NaN and infinity do not belong."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+SIZE = SizeType()
+TARGET = TargetType()
+POSITIVE = click.IntRange(min=1)
+
+
+def read_prompt(prompt: str) -> str:
+    """The text of `--prompt`; `-` stands for standard input.
+
+    Raises:
+        InputError: the text is empty or not UTF-8.
+    """
+    if prompt == "-":
+        text = decode_utf8(sys.stdin.buffer.read(), "standard input")
+    else:
+        # Python hides the bytes of an argument that it could not decode in lone surrogates.
+        text = decode_utf8(prompt.encode("utf-8", "surrogateescape"), "--prompt")
+    if not text:
+        raise InputError("the prompt is empty; give at least one character")
+    return text
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        InputError: it is empty or not UTF-8.
+    """
+    text = decode_utf8(path.read_bytes(), str(path))
+    if not text:
+        raise InputError(f"{path} is empty; give a file with text")
+    return text
+
+
+def decode_utf8(data: bytes, source: str) -> str:
+    """`data` as text; `source` names it in the error."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{source} is not UTF-8 text: byte 0x{data[error.start]:02x} at position "
+            f"{error.start}; convert it to UTF-8"
+        ) from error

@@ -1,0 +1,302 @@
+"""The command `pocketmoe`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from . import __version__
+from .arguments import POSITIVE, SIZE, TARGET, FiniteRange, read_prompt, read_text
+from .console import (
+    ProgressDisplay,
+    format_number,
+    print_facts,
+    print_json,
+    print_table,
+    start_logging,
+)
+from .entry import CommandLine
+from .errors import BundleError, InputError
+from .sizes import format_size
+from .targets import TARGETS, Target, find_target
+
+EVAL_WINDOW = 512  # tokens that share one context in `eval`
+
+BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+AGAINST = click.option(
+    "--against",
+    metavar="CHECKPOINT",
+    type=click.Path(path_type=Path),
+    help="Compare with the checkpoint in float32.",
+)
+BUDGET = click.option(
+    "--memory-budget",
+    metavar="SIZE",
+    type=SIZE,
+    help="Memory for the whole process, such as 512MiB.  [default: no limit]",
+)
+
+
+@click.group(
+    cls=CommandLine,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND ...",
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
+@click.pass_context
+def main(ctx: click.Context, debug: bool, verbose: bool) -> None:
+    """Compile a Mixture-of-Experts model for a device too small for it, and run it there."""
+    start_logging(verbose=verbose)
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@main.command()
+@click.argument("path", metavar="CHECKPOINT|BUNDLE", type=click.Path(path_type=Path))
+@JSON
+def inspect(path: Path, as_json: bool) -> None:
+    """Show what a model or a bundle is made of."""
+    from .inspection import inspect_path
+    from .tables import fact_rows, size_rows
+
+    facts = inspect_path(path)
+    if as_json:
+        print_json(facts)
+        return
+    print_facts(f"{facts.kind} {path}", fact_rows(facts))
+    precisions = [sizes.precision for sizes in facts.model.sizes]
+    title = f"bytes per precision (blocks of {facts.model.block_size})"
+    print_table(title, ["", *precisions], size_rows(facts.model))
+
+
+@main.command()
+@click.argument("name", required=False)
+@JSON
+def targets(name: str | None, as_json: bool) -> None:
+    """List the devices it knows, or show one."""
+    from .tables import target_rows
+
+    if name is None:
+        if as_json:
+            print_json(TARGETS)
+            return
+        print_facts("targets", [(target.name, target.description) for target in TARGETS])
+        return
+    target = find_target(name)
+    if as_json:
+        print_json(target)
+        return
+    print_facts(f"target {target.name}", target_rows(target))
+
+
+@main.command("compile")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--target", metavar="NAME", type=TARGET, required=True, help="The device.")
+@click.option(
+    "-o", "--output", metavar="BUNDLE", type=click.Path(path_type=Path), required=True,
+    help="The directory to make.",
+)  # fmt: skip
+@click.option(
+    "--precision", metavar="PRECISION", multiple=True,
+    help="int4, int8, fp16 or fp32, or by part.  [default: experts=int4,backbone=int8,head=int8]",
+)  # fmt: skip
+@click.option(
+    "--block", type=click.Choice(["32", "64", "128"]), default="64",
+    help="Weights that share one scale, where they are quantized.",
+)  # fmt: skip
+@click.option(
+    "--active-experts", metavar="K", type=POSITIVE,
+    help="Use fewer experts per token than the model says (lossy).",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
+def compile_command(
+    checkpoint: Path,
+    target: Target,
+    output: Path,
+    precision: tuple[str, ...],
+    block: str,
+    active_experts: int | None,
+    force: bool,
+) -> None:
+    """Make a bundle of a checkpoint."""
+    from .compiler.compile import compile_bundle
+    from .compiler.precision import parse_precision
+
+    chosen = parse_precision(precision, int(block), target)
+    with ProgressDisplay() as progress:
+        manifest = compile_bundle(
+            checkpoint, output, target=target, precision=chosen,
+            active_experts=active_experts, force=force, progress=progress,
+        )  # fmt: skip
+    lossy = f"; lossy: {', '.join(manifest.lossy)}" if manifest.lossy else ""
+    click.echo(
+        f"{output}: {format_size(manifest.total_bytes)}, {manifest.num_pages} experts of up to "
+        f"{format_size(manifest.page_bytes)}{lossy}"
+    )
+
+
+@main.command()
+@BUNDLE
+@AGAINST
+@JSON
+def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
+    """Check a bundle's hashes, and its numbers."""
+    from .runtime.bundle import find_damage, read_manifest
+
+    manifest = read_manifest(bundle)
+    with ProgressDisplay() as progress:
+        progress.stage("hash", manifest.total_bytes)
+        damaged = find_damage(bundle, manifest, progress.advance)
+        differences = None
+        if against is not None and not damaged:
+            from .compiler.verify import compare_with_checkpoint
+
+            progress.stage(f"compare with {against}", 0)
+            differences = compare_with_checkpoint(bundle, against)
+    if as_json:
+        print_json(
+            {
+                "bundle": str(bundle),
+                "files": len(manifest.files),
+                "bytes": manifest.total_bytes,
+                "damaged": damaged,
+                "differences": differences,
+            }
+        )
+    if damaged:
+        raise BundleError(f"{bundle} is damaged: {', '.join(damaged)}; compile the bundle again")
+    if as_json:
+        return
+    size = format_size(manifest.total_bytes)
+    click.echo(f"{bundle}: {len(manifest.files)} files, {size}, every hash is right")
+    if differences is not None:
+        rows = [(d.where, f"{d.relative:.2e}", f"{d.maximum:.2e}") for d in differences]
+        print_table(f"difference from {against}", ["", "relative", "largest"], rows)
+
+
+@main.command()
+@BUNDLE
+@click.option("--prompt", metavar="TEXT", required=True, help="'-' reads standard input.")
+@click.option("--max-tokens", metavar="N", type=POSITIVE, default=256, help="Tokens to generate.")
+@BUDGET
+@click.option("--temperature", type=FiniteRange(min=0), default=0.0, help="0 is greedy.")
+@click.option(
+    "--top-k", type=click.IntRange(min=0), default=0,
+    help="Sample from the K likeliest tokens; 0 for all.",
+)  # fmt: skip
+@click.option(
+    "--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0,
+    help="Sample from the likeliest tokens that make up this probability.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes sampling repeatable.")
+@click.option("--stats", is_flag=True, help="Print speed, hits and memory to stderr.")
+def run(
+    bundle: Path,
+    prompt: str,
+    max_tokens: int,
+    memory_budget: int | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    stats: bool,
+) -> None:
+    """Generate text from a prompt."""
+    from .runtime.session import open_bundle
+    from .tables import stat_rows
+
+    text = read_prompt(prompt)
+    with open_bundle(bundle, memory_budget=memory_budget) as session:
+        pieces = session.generate(
+            text, max_new_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            seed=seed,
+        )  # fmt: skip
+        begun = False
+        try:
+            for piece in pieces:
+                begun = True
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        finally:
+            if begun:
+                click.echo()
+        if stats:
+            print_facts("stats", stat_rows(session.stats), error=True)
+
+
+@main.command("eval")
+@BUNDLE
+@click.option(
+    "--data", metavar="FILE", type=click.Path(path_type=Path), required=True, help="UTF-8 text."
+)
+@AGAINST
+@JSON
+def eval_command(bundle: Path, data: Path, against: Path | None, as_json: bool) -> None:
+    """Measure the quality on a text.
+
+    Perplexity; with --against, the KL divergence and top-1 agreement too.
+    """
+    from .runtime.evaluate import evaluate
+    from .runtime.session import open_bundle
+
+    text = read_text(data)
+    with open_bundle(bundle) as session, ProgressDisplay("tokens") as progress:
+        token_ids = session.encode(text)
+        if len(token_ids) < 2:
+            raise InputError(f"{data} holds {len(token_ids)} token; give a longer text")
+        reference = None
+        if against is not None:
+            from .compiler.verify import reference_logits
+
+            reference = reference_logits(against)
+        window = min(session.context, EVAL_WINDOW)
+        result = evaluate(session, token_ids, window, reference, progress)
+    if as_json:
+        print_json({"bundle": str(bundle), "data": str(data), "window": window, **vars(result)})
+        return
+    rows = [
+        (name.replace("_", " "), format_number(value))
+        for name, value in {"window": window, **vars(result)}.items()
+        if value is not None
+    ]
+    print_facts(f"{bundle} on {data}", rows)
+
+
+@main.command()
+@BUNDLE
+@click.option("--prompt-tokens", metavar="N", type=POSITIVE, default=128, help="Tokens to read.")
+@click.option("--new-tokens", metavar="N", type=POSITIVE, default=64, help="Tokens to generate.")
+@click.option("--threads", metavar="N", type=POSITIVE, help="[default: one per core]")
+@BUDGET
+@JSON
+def bench(
+    bundle: Path,
+    prompt_tokens: int,
+    new_tokens: int,
+    threads: int | None,
+    memory_budget: int | None,
+    as_json: bool,
+) -> None:
+    """Measure speed, cache hits and memory."""
+    from .benchmark import run_benchmark
+    from .tables import benchmark_rows
+
+    with ProgressDisplay("tokens") as progress:
+        result = run_benchmark(
+            bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads,
+            memory_budget=memory_budget, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(result)
+        return
+    print_facts(f"bench {bundle}", benchmark_rows(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Checkpoint and target in, bundle out."""

@@ -1,0 +1,236 @@
+"""checkpoint + target → bundle, layer by layer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..model.checkpoint import Checkpoint, TensorReader
+from ..model.spec import ModelSpec
+from ..progress import Progress, Silent
+from ..runtime.bundle import (
+    EMBEDDING, TOKENIZER, ExpertLayer, FileRecord, Manifest, Precision, Segment, hash_file,
+    is_bundle, write_manifest,
+)  # fmt: skip
+from ..runtime.pages import PageFormat
+from ..targets.devices import Target
+from .experts import write_expert_layer
+from .precision import check_blocks
+from .segments import SegmentPlan, plan_segments
+from .stamp import stamp_segment
+from .trace import trace_segment
+
+_ROWS = 4096
+_FP16_LARGEST = 65504.0
+
+
+def compile_bundle(
+    checkpoint: Path,
+    out: Path,
+    *,
+    target: Target,
+    precision: Precision,
+    active_experts: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Compiles a checkpoint into a bundle at `out`, which is there only once it is complete.
+
+    active_experts lowers the number of experts per token; the manifest names it as lossy. force
+    replaces a bundle that is there.
+
+    Raises:
+        CheckpointError, ConfigError: the checkpoint cannot be compiled.
+        InputError: `out` exists, or active_experts is out of range.
+    """
+    progress = progress or Silent()
+    refuse_existing(out, force)
+    source = Checkpoint(checkpoint)
+    spec, lossy = with_active_experts(source.spec, active_experts)
+    check_blocks(spec, precision)
+    with building(out) as root:
+        segments, backbone_bytes = write_backbone(root, source, spec, precision, progress)
+        experts = write_experts(root, source, spec, precision, progress)
+        dtype = write_embedding(root, source, precision)
+        if source.tokenizer_path.exists():
+            shutil.copyfile(source.tokenizer_path, root / TOKENIZER)
+        manifest = Manifest(
+            spec=spec,
+            target=target.name,
+            precision=precision,
+            embedding_dtype=dtype,
+            segments=segments,
+            experts=experts,
+            backbone_bytes=backbone_bytes,
+            toolchain={name: version(name) for name in ("pocketmoe", "torch", "onnx")},
+            lossy=lossy,
+        )
+        manifest = replace(manifest, files=hash_files(root, progress))
+        write_manifest(root, manifest)
+    return manifest
+
+
+def refuse_existing(out: Path, force: bool) -> None:
+    """Raises InputError where compiling would overwrite something that is not to be replaced."""
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise InputError(f"{out} exists; choose another -o, or replace it with --force")
+    if not (is_bundle(out) or (out.is_dir() and not any(out.iterdir()))):
+        raise InputError(f"{out} exists and is not a bundle, so --force does not replace it")
+
+
+def with_active_experts(spec: ModelSpec, count: int | None) -> tuple[ModelSpec, tuple[str, ...]]:
+    """The spec with fewer experts per token, and what that loses, in words."""
+    if count is None:
+        return spec, ()
+    layers, changed = [], set()
+    for layer in spec.layers:
+        if layer.router is not None:
+            if not 1 <= count <= layer.router.top_k:
+                raise InputError(
+                    f"--active-experts {count} is out of range: the model uses "
+                    f"{layer.router.top_k} experts per token, so choose 1 to {layer.router.top_k}"
+                )
+            if count < layer.router.top_k:
+                changed.add(f"active experts {layer.router.top_k} → {count}")
+            layer = replace(layer, router=replace(layer.router, top_k=count))
+        layers.append(layer)
+    return replace(spec, layers=tuple(layers)), tuple(sorted(changed))
+
+
+@contextmanager
+def building(out: Path) -> Iterator[Path]:
+    """A directory beside `out` that takes its place at the end, or vanishes.
+
+    A termination signal unwinds as Ctrl-C does, so that it leaves nothing behind either.
+    """
+    parent = out.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        root = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent))
+    except OSError as error:
+        raise InputError(f"cannot write to {parent} ({error.strerror}); choose another -o") from error
+    handled = signal.getsignal(signal.SIGTERM)
+    try:
+        if handled == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread, which alone receives signals
+        handled = None
+    try:
+        yield root
+        root.chmod(0o755)
+        if os.path.lexists(out):
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=parent))
+            os.replace(out, old / "bundle")
+            os.replace(root, out)
+            shutil.rmtree(old)
+        else:
+            os.replace(root, out)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+        if handled is not None:
+            signal.signal(signal.SIGTERM, handled)
+
+
+def float32(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.to(torch.float32).numpy()
+
+
+def head_parameter(spec: ModelSpec, parameter: str) -> str:
+    """Where a parameter is stored: a tied head is the embedding."""
+    tied = spec.tie_word_embeddings and parameter == "head.weight"
+    return "embed.weight" if tied else parameter
+
+
+def write_backbone(
+    root: Path, source: Checkpoint, spec: ModelSpec, precision: Precision, progress: Progress
+) -> tuple[tuple[Segment, ...], int]:
+    """Traces each kind of segment once and stamps every segment's weights; returns the bytes that
+    they take once loaded."""
+    (root / "backbone").mkdir()
+    plans = plan_segments(spec)
+    traces: dict[object, tuple[object, SegmentPlan]] = {}
+    segments, loaded = [], 0
+    progress.stage("backbone", len(plans))
+    for plan in plans:
+        kind = plan.kind(spec)
+        if kind not in traces:
+            traces[kind] = (trace_segment(spec, plan), plan)
+        traced, traced_plan = traces[kind]
+        file = f"backbone/segment_{plan.index:03d}.onnx"
+        with source.tensors() as tensors:
+
+            def read(name: str, tensors: TensorReader = tensors) -> np.ndarray:
+                return float32(tensors.read(head_parameter(spec, name)))
+
+            loaded += stamp_segment(traced, traced_plan, plan, precision, read, root / file)
+        segments.append(Segment(file, plan.layers, plan.router_layer))
+        progress.advance(1)
+    return tuple(segments), loaded
+
+
+def write_experts(
+    root: Path, source: Checkpoint, spec: ModelSpec, precision: Precision, progress: Progress
+) -> tuple[ExpertLayer, ...]:
+    block_size = precision.block_size if precision.experts in ("int4", "int8") else 0
+    formats = {
+        layer: PageFormat(
+            precision.experts, block_size, spec.hidden_size, spec.layers[layer].intermediate_size
+        )
+        for layer in spec.moe_layers
+    }
+    counts = {layer: spec.layers[layer].router.num_experts for layer in formats}  # type: ignore[union-attr]
+    progress.stage("experts", sum(formats[layer].nbytes * counts[layer] for layer in formats))
+    workers = os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    written = []
+    try:
+        for layer, page_format in formats.items():
+            with source.tensors() as tensors:
+
+                def read(name: str, tensors: TensorReader = tensors) -> np.ndarray:
+                    return float32(tensors.read(name))
+
+                written.append(
+                    write_expert_layer(
+                        root, layer, counts[layer], page_format, read, workers, progress.advance
+                    )
+                )
+    finally:
+        torch.set_num_threads(threads)
+    return tuple(written)
+
+
+def write_embedding(root: Path, source: Checkpoint, precision: Precision) -> str:
+    """Rows in float16, or in float32 where the backbone is, or where float16 would overflow."""
+    with source.tensors() as tensors, (root / EMBEDDING).open("wb") as file:
+        table = tensors.read("embed.weight")
+        largest = max(float(rows.abs().max()) for rows in table.split(_ROWS))
+        wide = precision.backbone == "fp32" or largest > _FP16_LARGEST
+        for rows in table.split(_ROWS):
+            file.write(rows.to(torch.float32 if wide else torch.float16).numpy().tobytes())
+    return "float32" if wide else "float16"
+
+
+def hash_files(root: Path, progress: Progress) -> dict[str, FileRecord]:
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    progress.stage("hashing", sum(path.stat().st_size for path in paths))
+    return {
+        path.relative_to(root).as_posix(): FileRecord(
+            path.stat().st_size, hash_file(path, progress.advance)
+        )
+        for path in paths
+    }

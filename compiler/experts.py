@@ -1,0 +1,294 @@
+"""Writes the experts of a layer: their pages, and each as a standard ONNX graph over its page."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from ..model.parameters import expert_prefix
+from ..runtime.bundle import ENGINE, ExpertLayer
+from ..runtime.pages import PROJECTIONS, PageFormat, TensorPlace
+from .quantize import quantize_matrix
+from .stamp import IR_VERSION, ReadMatrix
+from .trace import OPSET
+
+_ONNX_TYPES = {
+    "int4": TensorProto.INT4,
+    "int8": TensorProto.INT8,
+    "fp16": TensorProto.FLOAT16,
+    "fp32": TensorProto.FLOAT,
+    "scales": TensorProto.FLOAT16,
+}
+
+
+def write_expert_layer(
+    root: Path,
+    layer: int,
+    num_experts: int,
+    page_format: PageFormat,
+    read: ReadMatrix,
+    workers: int,
+    advance: Callable[[int], None],
+) -> ExpertLayer:
+    """Writes `experts/layer_NNN/` below root. read gives a parameter as float32 `[out, in]`;
+    advance is told the bytes of each page written."""
+    folder = root / "experts" / f"layer_{layer:03d}"
+    folder.mkdir(parents=True)
+    offsets, hashes, end = [], [], 0
+    with (folder / "pages.bin").open("wb") as file:
+        for page in build_pages(layer, num_experts, page_format, read, workers):
+            file.write(page)
+            offsets.append(end)
+            hashes.append(hashlib.sha256(page).hexdigest())
+            end += len(page)
+            advance(len(page))
+    graph = expert_graph(page_format)
+    for expert, offset in enumerate(offsets):
+        path = folder / f"expert_{expert:03d}.onnx"
+        onnx.save(point_into_page(graph, page_format, offset), path)
+        if expert == 0:
+            onnx.checker.check_model(str(path))
+    engine = engine_graph(page_format)
+    onnx.checker.check_model(engine)
+    onnx.save(engine, folder / ENGINE)
+    file_name = f"experts/{folder.name}/pages.bin"
+    return ExpertLayer(layer, file_name, page_format, tuple(offsets), tuple(hashes))
+
+
+def build_pages(
+    layer: int, num_experts: int, page_format: PageFormat, read: ReadMatrix, workers: int
+) -> Iterator[bytearray]:
+    """Pages in the order of the experts; a few are quantized at a time."""
+
+    def build(expert: int) -> bytearray:
+        prefix = expert_prefix(layer, expert)
+        return build_page(page_format, {p: read(f"{prefix}.{p}.weight") for p in PROJECTIONS})
+
+    with ThreadPoolExecutor(workers) as pool:
+        pending = [pool.submit(build, expert) for expert in range(min(workers + 1, num_experts))]
+        for expert in range(num_experts):
+            page = pending[expert].result()
+            pending[expert] = None  # type: ignore[call-overload]
+            if len(pending) < num_experts:
+                pending.append(pool.submit(build, len(pending)))
+            yield page
+
+
+def build_page(page_format: PageFormat, projections: dict[str, np.ndarray]) -> bytearray:
+    """One page from float32 gate, up and down matrices."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, matrix in projections.items():
+        if page_format.quantized:
+            bits = 4 if page_format.precision == "int4" else 8
+            quantized = quantize_matrix(matrix, bits, page_format.block_size)
+            arrays[name] = quantized.packed_int4() if bits == 4 else quantized.values
+            arrays[f"{name}_scales"] = quantized.scales
+        else:
+            dtype = np.float16 if page_format.precision == "fp16" else np.float32
+            arrays[name] = matrix.astype(dtype)
+    page = bytearray(page_format.nbytes)
+    for place in page_format.tensors():
+        page[place.offset : place.offset + place.nbytes] = arrays[place.name].tobytes()
+    return page
+
+
+def expert_graph(page_format: PageFormat) -> onnx.ModelProto:
+    """y = down(silu(gate(x)) · up(x)) in standard ONNX, its weights external to the graph.
+
+    int4 and int8 weights go through DequantizeLinear with a block size: what ONNX Runtime runs and
+    TensorRT parses.
+    """
+    initializers = []
+    for place in page_format.tensors():
+        tensor = TensorProto(
+            name=place.name,
+            dims=place.shape,
+            data_type=_ONNX_TYPES[place.kind],
+            data_location=TensorProto.EXTERNAL,
+        )
+        initializers.append(tensor)
+    nodes = []
+    for name in PROJECTIONS:
+        if page_format.quantized:
+            nodes += [
+                helper.make_node(
+                    "Cast", [f"{name}_scales"], [f"{name}_s"], to=TensorProto.FLOAT
+                ),
+                helper.make_node(
+                    "DequantizeLinear", [name, f"{name}_s"], [f"{name}_w"],
+                    axis=1, block_size=page_format.block_size,
+                ),
+            ]  # fmt: skip
+        else:
+            nodes.append(helper.make_node("Cast", [name], [f"{name}_w"], to=TensorProto.FLOAT))
+    return ffn_model(page_format, nodes, [], initializers)
+
+
+def point_into_page(
+    graph: onnx.ModelProto, page_format: PageFormat, page_offset: int
+) -> onnx.ModelProto:
+    """A copy of the graph whose weights are those of the page at `page_offset` of pages.bin."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph)
+    for tensor, place in zip(model.graph.initializer, page_format.tensors(), strict=True):
+        entries = {
+            "location": "pages.bin",
+            "offset": page_offset + place.offset,
+            "length": place.nbytes,
+        }
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return model
+
+
+def engine_graph(page_format: PageFormat) -> onnx.ModelProto:
+    """The same function with the page's tensors as run-time inputs: what ONNX Runtime serves every
+    expert of a format with.
+
+    Its forms are those measured fastest there (docs/design.md): quantized weights are bound as
+    rows of one block each, and int4 ones as bytes that hold an even and an odd column.
+    """
+    inputs, nodes, initializers = [], [], []
+    for place in page_format.tensors():
+        kind, shape = _ONNX_TYPES[place.kind], list(place.shape)
+        if place.kind == "scales":
+            shape = [shape[0] * shape[1]]
+        elif place.kind in ("int4", "int8"):
+            blocks = shape[0] * shape[1] // page_format.block_size
+            per_row = page_format.block_size // (2 if place.kind == "int4" else 1)
+            kind = TensorProto.UINT8 if place.kind == "int4" else kind
+            shape = [blocks, per_row]
+        inputs.append(helper.make_tensor_value_info(place.name, kind, shape))
+    weights = [place for place in page_format.tensors() if place.kind != "scales"]
+    if page_format.precision == "int4":
+        return _int4_engine(page_format, weights, inputs)
+    for place in weights:
+        name = place.name
+        if page_format.precision == "int8":
+            initializers.append(_int64(f"{name}_shape", place.shape))
+            nodes += [
+                helper.make_node("Cast", [f"{name}_scales"], [f"{name}_s"], to=TensorProto.FLOAT),
+                helper.make_node("DequantizeLinear", [name, f"{name}_s"], [f"{name}_q"], axis=0),
+                helper.make_node("Reshape", [f"{name}_q", f"{name}_shape"], [f"{name}_w"]),
+            ]
+        else:
+            nodes.append(helper.make_node("Cast", [name], [f"{name}_w"], to=TensorProto.FLOAT))
+    return ffn_model(page_format, nodes, inputs, initializers)
+
+
+def _int4_engine(
+    page_format: PageFormat, weights: list[TensorPlace], inputs: list[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
+    """A byte b holds u_even + 16 · u_odd, with u = value + 8 once its top bits are flipped.
+
+    W_even = (b & 15 - 8) · s, and P = (b - 136) · s / 16 = W_odd + W_even / 16. So
+    x · Wᵀ = (x_even - x_odd / 16) · W_evenᵀ + x_odd · Pᵀ, which needs no unpacking.
+    """
+    initializers = [
+        helper.make_tensor("flip", TensorProto.UINT8, [], [0x88]),
+        helper.make_tensor("low", TensorProto.UINT8, [], [0x0F]),
+        helper.make_tensor("sixteenth", TensorProto.FLOAT, [], [1 / 16]),
+    ]
+    nodes: list[onnx.NodeProto] = []
+    add = nodes.append
+
+    def dequantized(place: TensorPlace, name: str, values: str, scales: str, zero: int) -> None:
+        blocks = place.shape[0] * place.shape[1] // page_format.block_size
+        points = np.full(blocks, zero, np.uint8)
+        initializers.append(onnx.numpy_helper.from_array(points, f"{name}_zero"))
+        add(
+            helper.make_node("DequantizeLinear", [values, scales, f"{name}_zero"], [f"{name}_q"], axis=0)
+        )
+        add(helper.make_node("Reshape", [f"{name}_q", f"{place.name}_shape"], [name]))
+
+    for place in weights:
+        name, (rows, columns) = place.name, place.shape
+        initializers.append(_int64(f"{name}_shape", (rows, columns // 2)))
+        add(helper.make_node("Cast", [f"{name}_scales"], [f"{name}_s"], to=TensorProto.FLOAT))
+        add(helper.make_node("Mul", [f"{name}_s", "sixteenth"], [f"{name}_s16"]))
+        add(helper.make_node("BitwiseXor", [name, "flip"], [f"{name}_b"]))
+        add(helper.make_node("BitwiseAnd", [f"{name}_b", "low"], [f"{name}_low"]))
+        dequantized(place, f"{name}_even", f"{name}_low", f"{name}_s", 8)
+        dequantized(place, f"{name}_pair", f"{name}_b", f"{name}_s16", 136)
+
+    def halves(source: str, prefix: str, width: int) -> None:
+        """x_even - x_odd / 16 and x_odd of `source` `[T, width]`."""
+        initializers.append(_int64(f"{prefix}_pairs", (-1, width // 2, 2)))
+        initializers.append(_int64(f"{prefix}_half", (-1, width // 2)))
+        add(helper.make_node("Reshape", [source, f"{prefix}_pairs"], [f"{prefix}_p"]))
+        add(
+            helper.make_node(
+                "Split", [f"{prefix}_p"], [f"{prefix}_e", f"{prefix}_o"], axis=2, num_outputs=2
+            )
+        )
+        add(helper.make_node("Reshape", [f"{prefix}_e", f"{prefix}_half"], [f"{prefix}_even"]))
+        add(helper.make_node("Reshape", [f"{prefix}_o", f"{prefix}_half"], [f"{prefix}_odd"]))
+        add(helper.make_node("Mul", [f"{prefix}_odd", "sixteenth"], [f"{prefix}_odd16"]))
+        add(helper.make_node("Sub", [f"{prefix}_even", f"{prefix}_odd16"], [f"{prefix}_diff"]))
+
+    def project(name: str, prefix: str, out: str) -> None:
+        even, pair = [f"{prefix}_diff", f"{name}_even"], [f"{prefix}_odd", f"{name}_pair"]
+        add(helper.make_node("Gemm", pair, [f"{name}_part"], transB=1))
+        add(helper.make_node("Gemm", [*even, f"{name}_part"], [out], transB=1))
+
+    halves("x", "x", page_format.hidden_size)
+    project("gate", "x", "gate_y")
+    project("up", "x", "up_y")
+    nodes += silu_product()
+    halves("inner", "inner", page_format.intermediate_size)
+    project("down", "inner", "y")
+    return as_model(page_format, nodes, inputs, initializers)
+
+
+def silu_product() -> list[onnx.NodeProto]:
+    """inner = silu(gate_y) · up_y."""
+    return [
+        helper.make_node("Sigmoid", ["gate_y"], ["gate_sigmoid"]),
+        helper.make_node("Mul", ["gate_y", "gate_sigmoid"], ["gate_silu"]),
+        helper.make_node("Mul", ["gate_silu", "up_y"], ["inner"]),
+    ]
+
+
+def ffn_model(
+    page_format: PageFormat,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    initializers: list[TensorProto],
+) -> onnx.ModelProto:
+    """The gated FFN over `gate_w`, `up_w` and `down_w`, which `nodes` make."""
+    nodes = [
+        *nodes,
+        helper.make_node("Gemm", ["x", "gate_w"], ["gate_y"], transB=1),
+        helper.make_node("Gemm", ["x", "up_w"], ["up_y"], transB=1),
+        *silu_product(),
+        helper.make_node("Gemm", ["inner", "down_w"], ["y"], transB=1),
+    ]
+    return as_model(page_format, nodes, inputs, initializers)
+
+
+def as_model(
+    page_format: PageFormat,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    initializers: list[TensorProto],
+) -> onnx.ModelProto:
+    shape = ["tokens", page_format.hidden_size]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "expert", [x, *inputs], [y], initializers)
+    return helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="pocketmoe",
+    )
+
+
+def _int64(name: str, values: tuple[int, ...]) -> TensorProto:
+    return onnx.numpy_helper.from_array(np.array(values, np.int64), name)

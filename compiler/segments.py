@@ -1,0 +1,51 @@
+"""Where the backbone is cut: a segment runs from one MoE router to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..model.spec import LayerSpec, ModelSpec
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """One backbone graph before it is traced.
+
+    leaves: the MoE layer whose experts' output comes in; None for the first segment.
+    layers: the decoder layers whose attention runs here. router_layer: the last of them, where it
+    is routed; None for the segment that ends in the logits.
+    """
+
+    index: int
+    leaves: int | None
+    layers: tuple[int, ...]
+    router_layer: int | None
+
+    @property
+    def is_last(self) -> bool:
+        return self.router_layer is None
+
+    def kind(self, spec: ModelSpec) -> tuple[bool, tuple[LayerSpec, ...], bool]:
+        """Segments of one kind differ in their weights alone, so one trace serves them all."""
+        return self.leaves is not None, tuple(spec.layers[i] for i in self.layers), self.is_last
+
+    def all_layers(self) -> tuple[int, ...]:
+        """Every layer that has a part in this segment, in order."""
+        return (() if self.leaves is None else (self.leaves,)) + self.layers
+
+
+def plan_segments(spec: ModelSpec) -> tuple[SegmentPlan, ...]:
+    """The segments in the order in which they run; the last one ends in the logits."""
+    plans: list[SegmentPlan] = []
+    leaves, layers = None, []
+    for layer, rule in enumerate(spec.layers):
+        layers.append(layer)
+        if rule.is_moe:
+            plans.append(SegmentPlan(len(plans), leaves, tuple(layers), layer))
+            leaves, layers = layer, []
+    return (*plans, SegmentPlan(len(plans), leaves, tuple(layers), None))
+
+
+def window_kind(window: int | None) -> str:
+    """The suffix of the cache-length inputs of layers with this window."""
+    return "full" if window is None else f"w{window}"

@@ -1,0 +1,217 @@
+"""Traces backbone segments with torch.onnx.export. Weights are left out: see stamp.py.
+
+Each linear projection becomes a placeholder node `pocketmoe::Linear` that carries the parameter's
+name; stamping replaces it with the operators and weights of the precision that was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from typing import Any, cast
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from ..model.module import DecoderLayer, RMSNorm
+from ..model.spec import ModelSpec
+from .segments import SegmentPlan, window_kind
+
+OPSET = 21
+LINEAR_DOMAIN, LINEAR = "pocketmoe", "Linear"
+_EXAMPLE_TOKENS, _EXAMPLE_CAPACITY = 3, 7
+
+
+class TracedLinear(nn.Module):
+    """Stands for a projection in a trace; holds no weight."""
+
+    def __init__(self, name: str, out_features: int):
+        super().__init__()
+        self.name, self.out_features = name, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f"{LINEAR_DOMAIN}::{LINEAR}",
+            (x,),
+            attrs={"parameter": self.name},
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], self.out_features),
+            version=1,
+        )
+
+
+class TracedAttention:
+    """com.microsoft::GroupQueryAttention over caches that are read and written in place."""
+
+    def __init__(self, spec: ModelSpec, caches: dict[str, Tensor]):
+        self.spec, self.caches = spec, caches
+        self.presents: dict[str, Tensor] = {}
+
+    def __call__(self, layer: int, window: int | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        kind = window_kind(window)
+        past_key = self.caches[f"past_key_{layer}"]
+        past_value = self.caches[f"past_value_{layer}"]
+        attributes: dict[str, Any] = {
+            "num_heads": self.spec.num_attention_heads,
+            "kv_num_heads": self.spec.num_key_value_heads,
+            "do_rotary": 0,
+        }
+        if window is not None:
+            attributes["local_window_size"] = window
+        flat = [x.flatten(-2).unsqueeze(0) for x in (q, k, v)]
+        out, key, value = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            (*flat, past_key, past_value, self.caches[f"seqlens_k_{kind}"],
+             self.caches[f"total_length_{kind}"]),
+            attrs=attributes,
+            dtypes=(q.dtype, k.dtype, v.dtype),
+            shapes=(flat[0].shape, past_key.shape, past_value.shape),
+            version=1,
+        )  # fmt: skip
+        self.presents[f"present_key_{layer}"] = key
+        self.presents[f"present_value_{layer}"] = value
+        return out.squeeze(0).unflatten(-1, (-1, self.spec.head_dim))
+
+
+class SegmentModule(nn.Module):
+    """A segment as one function of tensors. Inputs and outputs are those of the bundle's contract,
+    with `_` for `.`."""
+
+    def __init__(self, spec: ModelSpec, plan: SegmentPlan):
+        super().__init__()
+        self.spec, self.plan = spec, plan
+        with torch.device("meta"):
+            built = {str(layer): DecoderLayer(spec, layer) for layer in plan.all_layers()}
+        self.layers = nn.ModuleDict(built)
+        if plan.leaves is not None:
+            keep_only_post_norm(built[str(plan.leaves)])
+        for layer in plan.layers:
+            if spec.layers[layer].is_moe:
+                del built[str(layer)].experts
+        if plan.is_last:
+            self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+            self.head = TracedLinear("head.weight", spec.vocab_size)
+        replace_linears(self)
+        self.to_empty(device="cpu")
+
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        hidden = inputs["hidden"]
+        core = TracedAttention(self.spec, inputs)
+        if self.plan.leaves is not None:
+            hidden = self._layer(self.plan.leaves).leave_ffn(hidden, inputs["moe_out"])
+        outputs: dict[str, Tensor] = {}
+        for index in self.plan.layers:
+            layer = self._layer(index)
+            hidden = layer.attend(hidden, (inputs["cos"], inputs["sin"]), core)
+            x = layer.ffn_norm(hidden)
+            always = layer.always_on(x)
+            if index != self.plan.router_layer:
+                hidden = layer.leave_ffn(hidden, cast(Tensor, always))
+                continue
+            route = layer.route(x)
+            outputs = {
+                "hidden_out": hidden,
+                "expert_input": x,
+                "expert_weights": route.weights,
+                "expert_ids": route.experts,
+            }
+            if always is not None:
+                outputs["moe_base"] = always
+        if self.plan.is_last:
+            outputs["logits"] = self.head(self.norm(hidden[inputs["rows"]]))
+        outputs |= core.presents
+        return tuple(outputs[name] for name in output_names(self.spec, self.plan))
+
+    def _layer(self, index: int) -> DecoderLayer:
+        return cast(DecoderLayer, self.layers[str(index)])
+
+
+def output_names(spec: ModelSpec, plan: SegmentPlan) -> list[str]:
+    """The outputs of a segment, in order."""
+    names = ["logits"]
+    if plan.router_layer is not None:
+        names = ["hidden_out", "expert_input", "expert_weights", "expert_ids"]
+        if spec.layers[plan.router_layer].shared_intermediate_size:
+            names.append("moe_base")
+    return names + [f"present_{part}_{i}" for i in plan.layers for part in ("key", "value")]
+
+
+def keep_only_post_norm(layer: DecoderLayer) -> None:
+    """Drops what the segment before has already run."""
+    for name in list(dict(layer.named_children())):
+        if name != "ffn_post_norm":
+            delattr(layer, name)
+
+
+def replace_linears(module: nn.Module, prefix: str = "") -> None:
+    for name, child in list(module.named_children()):
+        path = f"{prefix}{name}"
+        if isinstance(child, nn.Linear):
+            setattr(module, name, TracedLinear(f"{path}.weight", child.out_features))
+        else:
+            replace_linears(child, f"{path}.")
+
+
+def example_inputs(spec: ModelSpec, plan: SegmentPlan) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Example tensors and their dynamic dimensions."""
+    tokens = torch.export.Dim("tokens", min=1)
+    count, half = _EXAMPLE_TOKENS, spec.head_dim // 2
+    inputs = {"hidden": torch.zeros(count, spec.hidden_size)}
+    dynamic: dict[str, Any] = {"hidden": {0: tokens}}
+    if plan.leaves is not None:
+        inputs["moe_out"], dynamic["moe_out"] = torch.zeros(count, spec.hidden_size), {0: tokens}
+    for name in ("cos", "sin") if plan.layers else ():
+        inputs[name], dynamic[name] = torch.zeros(count, half), {0: tokens}
+    kinds = dict.fromkeys(window_kind(spec.layers[layer].window) for layer in plan.layers)
+    for number, kind in enumerate(kinds):
+        inputs[f"seqlens_k_{kind}"] = torch.zeros(1, dtype=torch.int32)
+        inputs[f"total_length_{kind}"] = torch.tensor(count, dtype=torch.int32)
+        dynamic |= {f"seqlens_k_{kind}": {}, f"total_length_{kind}": {}}
+        capacity = torch.export.Dim(f"capacity_{kind}", min=1)
+        shape = (1, spec.num_key_value_heads, _EXAMPLE_CAPACITY + number, spec.head_dim)
+        for layer in plan.layers:
+            if window_kind(spec.layers[layer].window) == kind:
+                for name in (f"past_key_{layer}", f"past_value_{layer}"):
+                    inputs[name], dynamic[name] = torch.zeros(shape), {2: capacity}
+    if plan.is_last:
+        inputs["rows"] = torch.arange(2)
+        dynamic["rows"] = {0: torch.export.Dim("rows", min=1)}
+    return inputs, dynamic
+
+
+def trace_segment(spec: ModelSpec, plan: SegmentPlan) -> onnx.ModelProto:
+    """The segment's graph: placeholders for projections, norm weights as named inputs to stamp."""
+    module = SegmentModule(spec, plan).eval()
+    inputs, dynamic = example_inputs(spec, plan)
+    with torch.no_grad(), quiet_exporter():
+        program = torch.onnx.export(
+            module,
+            (),
+            kwargs={"inputs": inputs},
+            dynamo=True,
+            dynamic_shapes={"inputs": dynamic},
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=output_names(spec, plan),
+            optimize=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Any:
+    """The exporter prints and warns about operators that it cannot know."""
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)

@@ -1,0 +1,127 @@
+"""Holds a bundle against the PyTorch module of its checkpoint, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import BundleError
+from ..model.checkpoint import Checkpoint
+from ..model.module import Decoder, KeyValueCache
+from ..model.spec import ModelSpec
+from ..runtime.bundle import read_manifest
+from ..runtime.session import open_bundle
+
+_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs at one place: max|a - b| / max|b| and max|a - b|."""
+
+    where: str
+    relative: float
+    maximum: float
+
+
+def load_decoder(checkpoint: Path, spec: ModelSpec | None = None) -> Decoder:
+    """The checkpoint's model in float32. spec replaces the checkpoint's own."""
+    source = Checkpoint(checkpoint)
+    spec = spec or source.spec
+    with torch.device("meta"):
+        model = Decoder(spec)
+    with source.tensors() as tensors:
+        state = {
+            name: tensors.read(name).to(torch.float32).clone()
+            for name in source.dtypes
+        }
+    if spec.tie_word_embeddings:
+        state["head.weight"] = state["embed.weight"]
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def reference_logits(checkpoint: Path) -> Callable[[Sequence[int]], np.ndarray]:
+    """token ids → float32 logits `[T, vocab_size]` of the unquantized model."""
+    model = load_decoder(checkpoint)
+
+    @torch.no_grad()
+    def logits(token_ids: Sequence[int]) -> np.ndarray:
+        return model(torch.tensor([list(token_ids)]))[0].numpy()
+
+    return logits
+
+
+@torch.no_grad()
+def compare_with_checkpoint(
+    bundle: Path, checkpoint: Path, token_ids: Sequence[int] | None = None
+) -> list[Difference]:
+    """Runs the same tokens through both, the second half of them token by token.
+
+    Compares the input of each MoE layer's experts, and the logits. Without token_ids it draws
+    them at random, from a fixed seed.
+
+    Raises:
+        BundleError: the bundle was compiled from another model.
+    """
+    manifest = read_manifest(bundle)
+    source = Checkpoint(checkpoint).spec
+    if comparable(manifest.spec) != comparable(source):
+        raise BundleError(f"{bundle} was not compiled from {checkpoint}: their specifications differ")
+    if token_ids is None:
+        count = min(_TOKENS, source.max_position_embeddings)
+        token_ids = np.random.default_rng(0).integers(source.vocab_size, size=count).tolist()
+    cut = (len(token_ids) + 1) // 2
+    chunks = [list(token_ids[:cut]), *([token] for token in token_ids[cut:])]
+
+    expected = run_decoder(load_decoder(checkpoint, manifest.spec), chunks)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in expected}
+    with open_bundle(bundle) as session:
+
+        def observe(segment: int, outputs: dict[str, np.ndarray]) -> None:
+            layer = manifest.segments[segment].router_layer
+            if layer is not None:
+                found[expert_input(layer)].append(outputs["expert_input"].copy())
+
+        for chunk in chunks:
+            found["logits"].append(session.forward(chunk, observe=observe))
+    return [
+        difference(name, np.concatenate(found[name]), array) for name, array in expected.items()
+    ]
+
+
+def expert_input(layer: int) -> str:
+    return f"layer {layer} expert input"
+
+
+def comparable(spec: ModelSpec) -> ModelSpec:
+    """The spec without the number of active experts, which a bundle may lower."""
+    layers = tuple(
+        replace(layer, router=replace(layer.router, top_k=1)) if layer.router else layer
+        for layer in spec.layers
+    )
+    return replace(spec, layers=layers)
+
+
+def run_decoder(model: Decoder, chunks: list[list[int]]) -> dict[str, np.ndarray]:
+    """Expert inputs and logits of the PyTorch module over all chunks, by name."""
+    seen: dict[str, list[np.ndarray]] = {}
+    for index in model.spec.moe_layers:
+
+        def record(_: object, __: object, x: torch.Tensor, name: str = expert_input(index)) -> None:
+            seen.setdefault(name, []).append(x[0].numpy())
+
+        model.layers[index].ffn_norm.register_forward_hook(record)
+    cache = KeyValueCache()
+    for chunk in chunks:
+        seen.setdefault("logits", []).append(model(torch.tensor([chunk]), cache)[0].numpy())
+    return {name: np.concatenate(arrays) for name, arrays in seen.items()}
+
+
+def difference(where: str, found: np.ndarray, expected: np.ndarray) -> Difference:
+    maximum = float(np.abs(found - expected).max())
+    return Difference(where, maximum / float(np.abs(expected).max()), maximum)

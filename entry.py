@@ -1,0 +1,110 @@
+"""The command group: every failure is one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+import click
+
+from .console import print_error, print_interrupted
+from .errors import PocketMoEError
+
+FAILED = 2
+INTERRUPTED = 130  # what shells report after Ctrl-C
+BROKEN_PIPE = 141  # and after a reader that went away
+COMPILE_EXTRA = ("torch", "onnx", "onnxscript", "safetensors")
+
+
+class CommandLine(click.Group):
+    """Commands whose every failure is one line on stderr and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are written, which is that of use."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            names = self.list_commands(ctx)
+            near = get_close_matches(name.lower(), names)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"use {', '.join(names)}"
+            raise click.UsageError(f"there is no command {name!r}: {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with one_line_errors(debug=ctx.params["debug"]):
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")
+        try:
+            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
+        except click.ClickException as error:
+            print_error(_usage_message(error))
+        except click.Abort:
+            print_interrupted()
+            sys.exit(INTERRUPTED)
+        sys.exit(FAILED)
+
+
+@contextlib.contextmanager
+def one_line_errors(*, debug: bool) -> Iterator[None]:
+    """Turns what a user can put right into one line on stderr and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_interrupted()
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        _silence_stdout()
+        raise click.exceptions.Exit(BROKEN_PIPE) from None
+    except (PocketMoEError, OSError, ModuleNotFoundError) as error:
+        message = _message(error)
+        if message is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print_error(message)
+        if isinstance(error, OSError):
+            _silence_stdout()
+        raise click.exceptions.Exit(FAILED) from None
+
+
+def _message(error: PocketMoEError | OSError | ModuleNotFoundError) -> str | None:
+    """The line for an error; None where it is no user's to put right."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package not in COMPILE_EXTRA:
+            return None
+        return f'this needs {package}, which is not installed: pip install "pocketmoe[compile]"'
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        remedy = "; free some space or write elsewhere" if error.errno == errno.ENOSPC else ""
+        return f"{where}{(error.strerror or str(error)).lower()}{remedy}"
+    return str(error)
+
+
+def _usage_message(error: click.ClickException) -> str:
+    message = error.format_message().rstrip(".")
+    message = message[:1].lower() + message[1:]
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{message} (see '{error.ctx.command_path} --help')"
+    return message
+
+
+def _silence_stdout() -> None:
+    """Sends to nowhere what stdout still holds, lest Python complains about it at its exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,1 @@
+"""Runs bundles. Imports no torch, onnx or transformers."""

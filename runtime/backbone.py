@@ -1,0 +1,143 @@
+"""The backbone: its segments as ONNX Runtime sessions, bound to buffers made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import BundleError
+from ..model.spec import ModelSpec
+from .bundle import Manifest
+from .kv_cache import KvCache
+from .ort import Binding, load_session
+
+
+class RopeTable:
+    """cos and sin, float32 `[chunk, head_dim / 2]`, of the positions of a chunk."""
+
+    def __init__(self, spec: ModelSpec, chunk: int):
+        exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+        self._scale = (np.float64(spec.rope_theta) ** exponents).astype(np.float32)
+        self.cos = np.empty((chunk, spec.head_dim // 2), np.float32)
+        self.sin = np.empty_like(self.cos)
+
+    def fill(self, start: int, tokens: int) -> None:
+        positions = np.arange(start, start + tokens, dtype=np.float32)
+        angles = positions[:, None] / self._scale
+        np.cos(angles, out=self.cos[:tokens])
+        np.sin(angles, out=self.sin[:tokens])
+
+
+class Backbone:
+    """Runs segment after segment over chunks of tokens.
+
+    The residual stream and the experts' sums alternate between two buffers each, as a segment
+    reads one while it writes the other. expert_input `[chunk, H]`; weights and ids by `routing`.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, cache: KvCache, chunk: int):
+        spec = manifest.spec
+        self._cache = cache
+        self._rope = RopeTable(spec, chunk)
+        shape = (chunk, spec.hidden_size)
+        self._hidden = [np.zeros(shape, np.float32) for _ in range(2)]
+        self._moe = [np.zeros(shape, np.float32) for _ in range(2)]
+        self._expert_input = np.zeros(shape, np.float32)
+        routers = [rule.router for rule in spec.layers if rule.router is not None]
+        slots = chunk * max((router.top_k for router in routers), default=1)
+        self._weights = np.zeros(slots, np.float32)
+        self._ids = np.zeros(slots, np.int64)
+        self._rows = np.zeros(chunk, np.int64)
+        self._top_k = [
+            router.top_k if segment.router_layer is not None and router is not None else 0
+            for segment in manifest.segments
+            for router in [spec.layers[segment.router_layer or 0].router]
+        ]
+        self._segments: list[Binding] = []
+        for segment in manifest.segments:
+            binding = Binding(load_session(root / segment.file, root / segment.file))
+            self._segments.append(binding)
+            self._bind_cache(binding, segment.layers, root / segment.file)
+        self._bound = [0] * len(self._segments)
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    def begin(self, tokens: int) -> np.ndarray:
+        """Starts a chunk; returns where its embedding rows go, float32 `[tokens, H]`."""
+        self._cache.begin(tokens)
+        self._rope.fill(self._cache.position, tokens)
+        return self._hidden[0][:tokens]
+
+    def run(self, index: int, tokens: int) -> dict[str, np.ndarray]:
+        """Runs a segment that ends in a router; returns its outputs, valid until the next run.
+
+        `moe_base` is always there (zeros where the layer has no shared expert): what experts add
+        to it, the next segment reads.
+        """
+        binding = self._segments[index]
+        outputs = self._outputs(index, tokens)
+        if "moe_base" not in binding.outputs:
+            outputs["moe_base"][:] = 0
+        if self._bound[index] != tokens:
+            self._bind(index, tokens)
+            for name in binding.outputs:
+                if name in outputs:
+                    binding.output(name, outputs[name])
+        binding.run()
+        return outputs
+
+    def run_last(self, tokens: int, logits: np.ndarray) -> None:
+        """Runs the last segment; fills `logits`, float32 `[R, V]`, for the last R tokens."""
+        index = len(self._segments) - 1
+        binding = self._segments[index]
+        if self._bound[index] != tokens:
+            self._bind(index, tokens)
+        rows = self._rows[: len(logits)]
+        rows[:] = np.arange(tokens - len(logits), tokens)
+        binding.input("rows", rows)
+        binding.output("logits", logits)
+        binding.run()
+
+    def _outputs(self, index: int, tokens: int) -> dict[str, np.ndarray]:
+        top_k, after = self._top_k[index], (index + 1) % 2
+        return {
+            "hidden_out": self._hidden[after][:tokens],
+            "moe_base": self._moe[after][:tokens],
+            "expert_input": self._expert_input[:tokens],
+            "expert_weights": self._weights[: tokens * top_k].reshape(tokens, top_k),
+            "expert_ids": self._ids[: tokens * top_k].reshape(tokens, top_k),
+        }
+
+    def _bind(self, index: int, tokens: int) -> None:
+        binding = self._segments[index]
+        sources = {
+            "hidden": self._hidden[index % 2],
+            "moe_out": self._moe[index % 2],
+            "cos": self._rope.cos,
+            "sin": self._rope.sin,
+        }
+        for name, array in sources.items():
+            if name in binding.inputs:
+                binding.input(name, array[:tokens])
+        self._bound[index] = tokens
+
+    def _bind_cache(self, binding: Binding, layers: tuple[int, ...], where: Path) -> None:
+        cache = self._cache
+        fixed = {}
+        for layer in layers:
+            fixed[f"past_key.{layer}"] = cache.keys[layer]
+            fixed[f"past_value.{layer}"] = cache.values[layer]
+        for kind, span in cache.spans.items():
+            fixed[f"seqlens_k.{kind}"] = span.seqlens_k
+            fixed[f"total_length.{kind}"] = span.total_length
+        known = {*fixed, "hidden", "moe_out", "cos", "sin", "rows"}
+        unknown = set(binding.inputs) - known
+        if unknown:
+            raise BundleError(f"{where} has an unknown input {min(unknown)}; update pocketmoe")
+        for name, array in fixed.items():
+            if name in binding.inputs:
+                binding.input(name, array)
+            if name.startswith("past_") and name in binding.inputs:
+                binding.output(name.replace("past", "present", 1), array)

@@ -1,0 +1,271 @@
+"""The bundle: a directory that a device can run. This file is the only owner of its format.
+
+    manifest.json                  this file's `Manifest`
+    tokenizer.json
+    backbone/embedding.bin         one row per token
+    backbone/segment_000.onnx …    from one router to the next; the last one ends in the logits
+    backbone/segment_000.bin …     their weights
+    experts/layer_000/pages.bin    one page per expert (see pages.py)
+    experts/layer_000/expert_000.onnx …   each expert as a standard ONNX graph over its page
+    experts/layer_000/engine.onnx         the same function with a page's tensors as inputs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import BundleError, ConfigError
+from ..model.spec import ModelSpec, spec_from_json
+from .pages import ExpertKey, ExpertPage, PageFormat, page_format_from_json
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+EMBEDDING = "backbone/embedding.bin"
+ENGINE = "engine.onnx"
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the three parts are stored; block_size applies to what is int4 or int8."""
+
+    experts: str
+    backbone: str
+    head: str
+    block_size: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One backbone graph.
+
+    layers: the decoder layers whose attention it runs. router_layer: the MoE layer whose routing
+    it ends with; None for the last segment, which ends in the logits.
+    """
+
+    file: str
+    layers: tuple[int, ...]
+    router_layer: int | None
+
+
+@dataclass(frozen=True)
+class ExpertLayer:
+    """The pages of one MoE layer: page e starts at `offsets[e]` of `file`."""
+
+    layer: int
+    file: str
+    format: PageFormat
+    offsets: tuple[int, ...]
+    sha256: tuple[str, ...]
+
+    @property
+    def engine(self) -> str:
+        """The graph that ONNX Runtime runs any page of this layer with."""
+        return f"{self.file.rpartition('/')[0]}/{ENGINE}"
+
+    def page(self, expert: int) -> ExpertPage:
+        return ExpertPage(
+            ExpertKey(self.layer, expert), self.file, self.offsets[expert], self.format.nbytes,
+            self.sha256[expert], self.format,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """size in bytes; sha256 of the whole file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a bundle but its weights.
+
+    backbone_bytes: what the backbone's weights take in memory once loaded, in bytes.
+    toolchain: versions of what made it. lossy: named choices that changed the model's output.
+    """
+
+    spec: ModelSpec
+    target: str
+    precision: Precision
+    embedding_dtype: str
+    segments: tuple[Segment, ...]
+    experts: tuple[ExpertLayer, ...]
+    backbone_bytes: int
+    toolchain: dict[str, str]
+    lossy: tuple[str, ...] = ()
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    version: int = FORMAT_VERSION
+
+    @property
+    def expert_bytes(self) -> int:
+        return sum(layer.format.nbytes * len(layer.offsets) for layer in self.experts)
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the bundle's files, the manifest left out."""
+        return sum(record.size for record in self.files.values())
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of the largest page."""
+        return max((layer.format.nbytes for layer in self.experts), default=0)
+
+    @property
+    def num_pages(self) -> int:
+        return sum(len(layer.offsets) for layer in self.experts)
+
+    def pages(self) -> Iterator[ExpertPage]:
+        for layer in self.experts:
+            for expert in range(len(layer.offsets)):
+                yield layer.page(expert)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": "pocketmoe bundle",
+            "version": self.version,
+            "spec": self.spec.to_json(),
+            "target": self.target,
+            "precision": vars(self.precision),
+            "embedding_dtype": self.embedding_dtype,
+            "segments": [vars(segment) for segment in self.segments],
+            "experts": [{**vars(e), "format": e.format.to_json()} for e in self.experts],
+            "backbone_bytes": self.backbone_bytes,
+            "toolchain": self.toolchain,
+            "lossy": self.lossy,
+            "files": {name: vars(record) for name, record in sorted(self.files.items())},
+        }
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Writes manifest.json beside and renames it."""
+    temporary = root / (MANIFEST + ".tmp")
+    temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, root / MANIFEST)
+
+
+def is_bundle(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Reads manifest.json and checks that every file is there, with its size.
+
+    Raises:
+        BundleError: no bundle, another version, a damaged manifest, or a missing or cut file.
+    """
+    path = root / MANIFEST
+    if not root.is_dir():
+        raise BundleError(f"bundle {root} does not exist; `pocketmoe compile` makes one")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{root} has no {MANIFEST}: it is not a (complete) bundle") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); compile the bundle again") from error
+    version = data.get("version") if isinstance(data, dict) else None
+    if not isinstance(version, int):
+        raise BundleError(f"{path} is not a pocketmoe manifest")
+    if version != FORMAT_VERSION:
+        remedy = "update pocketmoe" if version > FORMAT_VERSION else "compile the bundle again"
+        raise BundleError(
+            f"{root} has format version {version}, and this pocketmoe reads "
+            f"{FORMAT_VERSION}: {remedy}"
+        )
+    try:
+        manifest = _manifest_from_json(data)
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise BundleError(f"{path} is damaged ({error!r}); compile the bundle again") from error
+    _check_files(root, manifest)
+    return manifest
+
+
+def _manifest_from_json(data: dict[str, Any]) -> Manifest:
+    return Manifest(
+        spec=spec_from_json(data["spec"]),
+        target=data["target"],
+        precision=Precision(**data["precision"]),
+        embedding_dtype=data["embedding_dtype"],
+        segments=tuple(
+            Segment(item["file"], tuple(item["layers"]), item["router_layer"])
+            for item in data["segments"]
+        ),
+        experts=tuple(
+            ExpertLayer(
+                item["layer"], item["file"], page_format_from_json(item["format"]),
+                tuple(item["offsets"]), tuple(item["sha256"]),
+            )
+            for item in data["experts"]
+        ),
+        backbone_bytes=int(data["backbone_bytes"]),
+        toolchain=dict(data["toolchain"]),
+        lossy=tuple(data["lossy"]),
+        files={name: FileRecord(**record) for name, record in data["files"].items()},
+        version=data["version"],
+    )  # fmt: skip
+
+
+def _check_files(root: Path, manifest: Manifest) -> None:
+    for name, record in manifest.files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError(f"{root / MANIFEST} names a file outside the bundle: {name}")
+        try:
+            size = (root / name).stat().st_size
+        except OSError:
+            raise BundleError(f"{root / name} is missing; compile the bundle again") from None
+        if size != record.size:
+            raise BundleError(
+                f"{root / name} has {size} bytes, and the manifest says {record.size}; "
+                "compile the bundle again"
+            )
+    for layer in manifest.experts:
+        size = manifest.files[layer.file].size if layer.file in manifest.files else 0
+        if any(offset + layer.format.nbytes > size for offset in layer.offsets):
+            raise BundleError(f"{root / layer.file} is too short for its pages")
+    for name in (EMBEDDING, *(segment.file for segment in manifest.segments)):
+        if name not in manifest.files:
+            raise BundleError(f"{root / MANIFEST} does not list {name}; compile the bundle again")
+
+
+def hash_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """sha256 of a file; `progress` is told the bytes of each step."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            progress(len(chunk))
+    return digest.hexdigest()
+
+
+def find_damage(
+    root: Path, manifest: Manifest, progress: Callable[[int], None] = lambda _: None
+) -> list[str]:
+    """Files whose hash is not the manifest's; for page files, the pages too."""
+    damaged = []
+    pages = {layer.file: layer for layer in manifest.experts}
+    for name, record in manifest.files.items():
+        if hash_file(root / name, progress) == record.sha256:
+            continue
+        layer = pages.get(name)
+        bad = _damaged_pages(root, layer) if layer is not None else []
+        where = f" (layer {layer.layer}, expert {', '.join(bad)})" if layer and bad else ""
+        damaged.append(f"{name}{where}")
+    return damaged
+
+
+def _damaged_pages(root: Path, layer: ExpertLayer) -> list[str]:
+    bad = []
+    with (root / layer.file).open("rb") as file:
+        for expert, (offset, expected) in enumerate(zip(layer.offsets, layer.sha256, strict=True)):
+            file.seek(offset)
+            if hashlib.sha256(file.read(layer.format.nbytes)).hexdigest() != expected:
+                bad.append(str(expert))
+    return bad

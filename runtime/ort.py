@@ -1,0 +1,92 @@
+"""ONNX Runtime, set up once for the process: one thread pool and one allocator for all sessions."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from ..errors import BundleError
+
+_log = logging.getLogger(__name__)
+_ERRORS_ONLY = 3
+_SAME_AS_REQUESTED = 1  # the arena grows by what is asked for, not in powers of two
+_ONNX_INT4 = 22
+_LOAD_ERRORS = (
+    native.Fail, native.InvalidArgument, native.InvalidGraph, native.InvalidProtobuf,
+    native.NoModel, native.NoSuchFile, native.NotImplemented, native.RuntimeException,
+)  # fmt: skip
+
+_threads = 0
+
+
+def set_up(threads: int) -> int:
+    """Makes the pool and the allocator, the first time; returns the threads of the pool.
+
+    ONNX Runtime cannot change either later: a second call keeps what the first one made.
+    """
+    global _threads
+    if _threads == 0:
+        onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+        try:
+            onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        except native.Fail:
+            _log.warning("another user of ONNX Runtime made its thread pool; it stays as it is")
+        memory = native.OrtMemoryInfo(
+            "Cpu", native.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, native.OrtMemType.DEFAULT
+        )
+        arena = native.OrtArenaCfg(0, _SAME_AS_REQUESTED, -1, -1)
+        onnxruntime.create_and_register_allocator(memory, arena)
+        _threads = threads
+    elif threads != _threads:
+        _log.warning("threads stay %d: this process has made its thread pool already", _threads)
+    return _threads
+
+
+def load_session(model: Path | bytes, where: Path) -> onnxruntime.InferenceSession:
+    """A CPU session on the shared pool and allocator; `where` names it in errors.
+
+    Raises:
+        BundleError: ONNX Runtime does not accept the graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    options.enable_mem_pattern = False
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except _LOAD_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise BundleError(
+            f"{where} cannot be loaded ({reason}); compile the bundle again"
+        ) from error
+
+
+class Binding:
+    """The inputs and outputs of a session, bound to numpy arrays that their owner keeps alive."""
+
+    def __init__(self, session: onnxruntime.InferenceSession):
+        self._session = session
+        self._io = session.io_binding()
+        self.inputs = {item.name: item for item in session.get_inputs()}
+        self.outputs = {item.name: item for item in session.get_outputs()}
+
+    def input(self, name: str, array: np.ndarray) -> None:
+        self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def raw_input(self, name: str, element: Any, shape: tuple[int, ...], address: int) -> None:
+        """Binds memory at `address`; element is a numpy scalar type or "int4"."""
+        kind = _ONNX_INT4 if element == "int4" else element
+        self._io.bind_input(name, "cpu", 0, kind, shape, address)
+
+    def output(self, name: str, array: np.ndarray) -> None:
+        self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        self._session.run_with_iobinding(self._io)

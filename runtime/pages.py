@@ -1,0 +1,129 @@
+"""The page of one expert: where each tensor lies in it. The compiler writes it, the runtime reads it.
+
+A page is one extent of a `pages.bin`, aligned to 4 KiB. It holds the gate, up and down projections,
+each `[out, in]` row-major: int4 two values per byte (the even element in the low nibble), int8,
+fp16 or fp32; quantized ones are followed by their fp16 block scales `[out, in / block_size]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import BundleError
+
+PAGE_ALIGNMENT = 4096
+TENSOR_ALIGNMENT = 64
+PRECISIONS = ("int4", "int8", "fp16", "fp32")
+PROJECTIONS = ("gate", "up", "down")
+_BITS = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}
+
+
+def align(nbytes: int, to: int) -> int:
+    return -(-nbytes // to) * to
+
+
+def padded(length: int, precision: str, block_size: int) -> int:
+    """Input features as stored: a quantized row is padded with zeros to whole blocks."""
+    return align(length, block_size) if precision in ("int4", "int8") else length
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """A tensor within a page. `kind` is the precision, or "scales" (fp16)."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class PageFormat:
+    """The layout of every page of a layer. block_size is 0 where nothing is quantized."""
+
+    precision: str
+    block_size: int
+    hidden_size: int
+    intermediate_size: int
+
+    @property
+    def quantized(self) -> bool:
+        return self.precision in ("int4", "int8")
+
+    def tensors(self) -> tuple[TensorPlace, ...]:
+        """In the order of their offsets: gate, its scales, up, its scales, down, its scales."""
+        places: list[TensorPlace] = []
+        end = 0
+
+        def place(name: str, kind: str, rows: int, columns: int, bits: int) -> None:
+            nonlocal end
+            offset = align(end, TENSOR_ALIGNMENT)
+            nbytes = rows * columns * bits // 8
+            places.append(TensorPlace(name, kind, (rows, columns), offset, nbytes))
+            end = offset + nbytes
+
+        for name in PROJECTIONS:
+            rows, columns = self.intermediate_size, self.hidden_size
+            if name == "down":
+                rows, columns = columns, rows
+            columns = padded(columns, self.precision, self.block_size)
+            place(name, self.precision, rows, columns, _BITS[self.precision])
+            if self.quantized:
+                place(f"{name}_scales", "scales", rows, columns // self.block_size, 16)
+        return tuple(places)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one page, padding included."""
+        last = self.tensors()[-1]
+        return align(last.offset + last.nbytes, PAGE_ALIGNMENT)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "precision": self.precision,
+            "block_size": self.block_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+        }
+
+
+def page_format_from_json(data: Mapping[str, Any]) -> PageFormat:
+    """Inverse of `PageFormat.to_json`.
+
+    Raises:
+        BundleError: a field is missing or has a value that no page has.
+    """
+    try:
+        page_format = PageFormat(**data)
+        sizes = (page_format.hidden_size, page_format.intermediate_size)
+        valid = page_format.precision in PRECISIONS and all(size > 0 for size in sizes)
+        if page_format.quantized:
+            valid = valid and page_format.block_size in (32, 64, 128)
+    except TypeError as error:
+        raise BundleError(f"not a page format: {error}") from error
+    if not valid:
+        raise BundleError(f"not a page format: {dict(data)}")
+    return page_format
+
+
+@dataclass(frozen=True)
+class ExpertKey:
+    """layer: index of the decoder layer; expert: index within it."""
+
+    layer: int
+    expert: int
+
+
+@dataclass(frozen=True)
+class ExpertPage:
+    """Where one expert's page lies. `file` is relative to the bundle; offset and nbytes in bytes."""
+
+    key: ExpertKey
+    file: str
+    offset: int
+    nbytes: int
+    sha256: str
+    format: PageFormat

@@ -1,0 +1,299 @@
+"""A session: a bundle opened, and what it has seen so far."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..errors import ContextError, InputError
+from .backbone import Backbone
+from .budget import MemoryPlan, plan_memory, read_budget
+from .bundle import TOKENIZER, Manifest, read_manifest
+from .embedding import Embedding
+from .experts import add_experts, load_engines
+from .kv_cache import KvCache
+from .ort import set_up
+from .pager import Pager
+from .sampling import Sampler
+from .stats import Stats, process_memory
+from .text import TextStream, encode, load_tokenizer
+
+DEFAULT_CONTEXT = 4096
+_log = logging.getLogger(__name__)
+
+Observer = Callable[[int, dict[str, np.ndarray]], None]
+
+
+def open_bundle(
+    path: str | os.PathLike[str],
+    *,
+    memory_budget: int | str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    verify_pages: bool = True,
+) -> Session:
+    """Opens a bundle to run it.
+
+    memory_budget: bytes, or text like "2GiB", for the whole process; None keeps all experts in
+    memory. threads: default is all CPUs that the process may use. context: tokens that a session
+    can see, by default 4096, or what the model can see if that is less. verify_pages: check the
+    hash of each page when it is first read.
+
+    Raises:
+        BundleError, BudgetError, ContextError, InputError: each says what to do.
+    """
+    root = Path(path)
+    budget = read_budget(memory_budget)
+    if threads is None:
+        threads = len(os.sched_getaffinity(0))
+    elif threads < 1:
+        raise InputError(f"threads must be 1 or more, not {threads}")
+    manifest = read_manifest(root)
+    longest = manifest.spec.max_position_embeddings
+    if context is None:
+        context = min(longest, DEFAULT_CONTEXT)
+    elif not 1 <= context <= longest:
+        raise ContextError(f"context must be from 1 to {longest} tokens for {root}, not {context}")
+    tokenizer = load_tokenizer(root / TOKENIZER)
+    threads = set_up(threads)
+    plan = plan_memory(
+        manifest,
+        context=context,
+        budget=budget,
+        process=process_memory("VmRSS"),
+        name=str(root),
+    )
+    return Session(root, manifest, plan, tokenizer, context, threads, verify_pages)
+
+
+@dataclass
+class _Clock:
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    new_tokens: int = 0
+    decode_steps: int = 0
+    decode_seconds: float = 0.0
+    time_to_first_token: float | None = None
+
+
+class Session:
+    """Runs a bundle; `open_bundle` makes it. Not for use by several threads at once.
+
+    position: tokens seen so far, of at most `context`. tokenizer: a tokenizers.Tokenizer, or None.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        plan: MemoryPlan,
+        tokenizer: Any,
+        context: int,
+        threads: int,
+        verify_pages: bool,
+    ):
+        self.manifest = manifest
+        self.context = context
+        self.tokenizer = tokenizer
+        self.plan = plan
+        self._threads = threads
+        self._clock = _Clock()
+        self._cache = KvCache(manifest.spec, context, plan.chunk)
+        self._backbone = Backbone(root, manifest, self._cache, plan.chunk)
+        self._engines = load_engines(root, manifest, plan.chunk)
+        self._embedding = Embedding(root, manifest)
+        self._pager = Pager(root, manifest, plan.slots, verify=verify_pages)
+        self._routers = [segment.router_layer for segment in manifest.segments]
+        self._closed = False
+        if not self._pager.direct:
+            _log.info("%s: pages are read through the page cache (no O_DIRECT here)", root)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def position(self) -> int:
+        return self._cache.position
+
+    def reset(self) -> None:
+        """Forgets what it has seen; the page cache stays."""
+        self._cache.reset()
+
+    def close(self) -> None:
+        """Gives all memory and files back. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._pager.close()
+            self._embedding.close()
+            del self._backbone, self._engines, self._cache
+
+    def forward(
+        self,
+        token_ids: Sequence[int],
+        *,
+        last_only: bool = False,
+        observe: Observer | None = None,
+    ) -> np.ndarray:
+        """Logits float32 `[T, V]` of `token_ids`, which follow what was seen; last_only: `[1, V]`.
+
+        observe: told each segment's index and outputs, chunk by chunk; the arrays are valid only
+        until it returns.
+
+        Raises:
+            InputError: no tokens, or ids that the vocabulary does not have.
+            ContextError: they do not fit into the context.
+            BundleError: a page cannot be read. What came before this call is still seen.
+        """
+        if self._closed:
+            raise InputError("the session is closed; open the bundle again")
+        ids = self._check(token_ids, self.position)
+        rows = 1 if last_only else len(ids)
+        logits = np.empty((rows, self.manifest.spec.vocab_size), np.float32)
+        chunk = self.plan.chunk
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            wanted = logits if last_only else logits[start : start + chunk]
+            self._run_chunk(part, wanted, observe)
+        return logits
+
+    def encode(self, text: str) -> list[int]:
+        return encode(self._need_tokenizer(), text)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Continues `prompt` from an empty context; yields text as it is made.
+
+        It ends at an end-of-sequence token, or after max_new_tokens.
+
+        Raises:
+            InputError: an empty prompt, or a sampling argument out of range.
+            ContextError: at once for a prompt longer than the context; at the end of the context,
+                after the text that fitted.
+        """
+        sampler = Sampler(temperature, top_k, top_p, seed)
+        if max_new_tokens < 1:
+            raise InputError(f"number of new tokens must be 1 or more, not {max_new_tokens}")
+        stream = TextStream(self._need_tokenizer())
+        token_ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = self._check(token_ids, position=0)
+        return self._generate(ids.tolist(), sampler, stream, max_new_tokens)
+
+    @property
+    def stats(self) -> Stats:
+        pager = self._pager
+        return Stats(
+            **vars(self._clock),
+            page_hits=pager.hits,
+            page_misses=pager.misses,
+            bytes_read=pager.bytes_read,
+            read_seconds=pager.read_seconds,
+            verified_pages=pager.verified,
+            num_pages=self.manifest.num_pages,
+            cache_slots=pager.slots,
+            chunk_tokens=self.plan.chunk,
+            context=self.context,
+            threads=self._threads,
+            direct_reads=pager.direct,
+            budget_bytes=self.plan.budget,
+            planned_bytes=self.plan.total,
+            peak_rss_bytes=process_memory("VmHWM"),
+        )
+
+    def _run_chunk(self, ids: np.ndarray, logits: np.ndarray, observe: Observer | None) -> None:
+        backbone, tokens = self._backbone, len(ids)
+        self._embedding.read(ids, backbone.begin(tokens))
+        for index, layer in enumerate(self._routers):
+            if layer is None:
+                backbone.run_last(tokens, logits)
+                if observe is not None:
+                    observe(index, {"logits": logits})
+                continue
+            out = backbone.run(index, tokens)
+            if observe is not None:
+                observe(index, out)
+            add_experts(
+                out["moe_base"],
+                out["expert_input"],
+                out["expert_weights"],
+                out["expert_ids"],
+                self._engines[layer],
+                lambda expert, layer=layer: self._pager.page(layer, expert),  # type: ignore[misc]
+            )
+        self._cache.commit(tokens)
+
+    def _generate(
+        self, ids: list[int], sampler: Sampler, stream: TextStream, max_new_tokens: int
+    ) -> Iterator[str]:
+        clock, stops = self._clock, self.manifest.spec.eos_token_ids
+        started = time.perf_counter()
+        self.reset()
+        logits = self.forward(ids, last_only=True)
+        clock.prompt_tokens += len(ids)
+        clock.prompt_seconds += time.perf_counter() - started
+        token = sampler.sample(logits[0])
+        clock.time_to_first_token = time.perf_counter() - started
+        clock.new_tokens += 1
+        for left in reversed(range(max_new_tokens)):
+            if token in stops:
+                break
+            if piece := stream.push(token):
+                yield piece
+            if left:
+                begun = time.perf_counter()
+                logits = self.forward([token], last_only=True)
+                token = sampler.sample(logits[0])
+                clock.new_tokens += 1
+                clock.decode_steps += 1
+                clock.decode_seconds += time.perf_counter() - begun
+        if piece := stream.finish():
+            yield piece
+
+    def _check(self, token_ids: Sequence[int], position: int) -> np.ndarray:
+        ids = np.asarray(token_ids)
+        if ids.size == 0:
+            raise InputError("the prompt is empty; give at least one token")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise InputError("token ids must be a flat sequence of whole numbers")
+        vocabulary = self.manifest.spec.vocab_size
+        outside = ids[(ids < 0) | (ids >= vocabulary)]
+        if outside.size:
+            raise InputError(f"token id {outside[0]} is not from 0 to {vocabulary - 1}")
+        if position + len(ids) > self.context:
+            longest = self.manifest.spec.max_position_embeddings
+            remedy = "shorten the text"
+            if self.context < longest:
+                remedy += f", or open the bundle with a context of up to {longest}"
+            raise ContextError(
+                f"{position + len(ids)} tokens are more than the context of {self.context} tokens; "
+                f"{remedy}"
+            )
+        return ids.astype(np.int64)
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise InputError("the bundle has no tokenizer; give token ids to forward() instead")
+        return self.tokenizer

@@ -1,0 +1,67 @@
+"""What a session has done, in figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Since the session was opened; times in seconds.
+
+    prompt_*, new_*, decode_*: of `generate` alone. decode_steps: new tokens that were run through
+    the model again; decode_seconds is theirs. time_to_first_token: of the latest prompt.
+    page_*, bytes_read, read_seconds: of the cache. direct_reads: past the page cache.
+    """
+
+    prompt_tokens: int
+    prompt_seconds: float
+    new_tokens: int
+    decode_steps: int
+    decode_seconds: float
+    time_to_first_token: float | None
+    page_hits: int
+    page_misses: int
+    bytes_read: int
+    read_seconds: float
+    verified_pages: int
+    num_pages: int
+    cache_slots: int
+    chunk_tokens: int
+    context: int
+    threads: int
+    direct_reads: bool
+    budget_bytes: int | None
+    planned_bytes: int
+    peak_rss_bytes: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of page requests that the cache answered; 1 where there were none."""
+        requests = self.page_hits + self.page_misses
+        return self.page_hits / requests if requests else 1.0
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def new_tokens_per_second(self) -> float:
+        return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
+
+    @property
+    def read_bytes_per_second(self) -> float:
+        return self.bytes_read / self.read_seconds if self.read_seconds else 0.0
+
+
+def process_memory(field: str) -> int:
+    """A field of /proc/self/status in bytes: VmRSS, VmHWM (its peak), RssAnon; 0 if unknown."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name == field:
+                    return int(value.split()[0]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,148 @@
+"""The facts that the commands show, as rows of text for a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .inspection import BundleFacts, CheckpointFacts, ModelFacts
+from .sizes import format_size
+
+if TYPE_CHECKING:
+    from .benchmark import Benchmark
+    from .runtime.stats import Stats
+    from .targets import Target
+
+Row = tuple[str, ...]
+
+
+def target_rows(target: Target) -> list[Row]:
+    """Every fact of a device, and where it is from."""
+    return [
+        (name.replace("_", " "), _figure(name, value), target.sources.get(name, ""))
+        for name, value in vars(target).items()
+        if name != "sources"
+    ]
+
+
+def _figure(name: str, value: object) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.endswith("_bytes") and isinstance(value, int):
+        return format_size(value)
+    if name.endswith("_bandwidth") and isinstance(value, (int, float)):
+        return f"{format_size(round(value))}/s"
+    return str(value)
+
+
+def fact_rows(facts: CheckpointFacts | BundleFacts) -> list[Row]:
+    """Names and values for a table."""
+    model = facts.model
+    experts = f"{_several(model.experts)} per MoE layer, {_several(model.top_k)} work on a token"
+    rows = [
+        ("family", model.family),
+        ("layers", f"{model.layers}: {model.moe_layers} MoE, {model.dense_layers} dense; "
+                   f"{model.windowed_layers} with a sliding window"),
+        ("experts", experts if model.experts else "none"),
+        ("parameters", f"{_short(model.parameters_total)} total, "
+                       f"{_short(model.parameters_active)} active"),
+        ("sizes", f"hidden {model.hidden_size}, vocabulary {model.vocab_size:,}"),
+        ("context", f"{model.context:,} tokens"),
+        ("KV cache", f"{format_size(model.kv_bytes_per_token)} per token"
+                     f"{_window_part(model.kv_window_bytes)}"),
+    ]  # fmt: skip
+    if isinstance(facts, BundleFacts):
+        return rows + _bundle_rows(facts)
+    tokenizer = ("tokenizer", "yes" if facts.tokenizer else "no tokenizer.json")
+    if facts.stored_bytes is None or facts.dtypes is None:
+        return [*rows, tokenizer, ("weights", "none here: sizes from config.json alone")]
+    stored = f"{format_size(facts.stored_bytes)} as {', '.join(facts.dtypes)}, {facts.files} files"
+    return [*rows, tokenizer, ("weights", stored)]
+
+
+def _bundle_rows(facts: BundleFacts) -> list[Row]:
+    parts = facts.precision
+    return [
+        ("target", facts.target),
+        ("precision", f"experts {parts.experts}, backbone {parts.backbone}, head {parts.head}, "
+                      f"blocks of {parts.block_size}; embedding {facts.embedding_dtype}"),
+        ("files", f"{facts.files}, {format_size(facts.total_bytes)}"),
+        ("backbone", f"{facts.segments} segments, {format_size(facts.backbone_bytes)} loaded"),
+        ("pages", f"{facts.pages} of up to {format_size(facts.page_bytes)}, "
+                  f"{format_size(facts.expert_bytes)} in all"),
+        ("active experts", _several(facts.active_experts) or "none"),
+        ("lossy choices", ", ".join(facts.lossy) or "none"),
+        ("toolchain", ", ".join(f"{name} {value}" for name, value in facts.toolchain.items())),
+        ("format version", str(facts.version)),
+    ]  # fmt: skip
+
+
+def size_rows(model: ModelFacts) -> list[Row]:
+    """A row per part, a column per precision."""
+    parts = {
+        "embedding": [sizes.embedding for sizes in model.sizes],
+        "backbone": [sizes.backbone for sizes in model.sizes],
+        "head": [sizes.head for sizes in model.sizes],
+        "experts": [sizes.experts for sizes in model.sizes],
+        "all": [sizes.total for sizes in model.sizes],
+        "one expert page": [sizes.page for sizes in model.sizes],
+    }
+    return [(name, *map(format_size, values)) for name, values in parts.items()]
+
+
+def _several(values: tuple[int, ...]) -> str:
+    return " or ".join(map(str, values))
+
+
+def _short(number: int) -> str:
+    for scale, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "K")):
+        if number >= scale:
+            return f"{number / scale:.1f} {unit}"
+    return str(number)
+
+
+def _window_part(nbytes: int) -> str:
+    return f", and {format_size(nbytes)} for the windows" if nbytes else ""
+
+
+def benchmark_rows(result: Benchmark) -> list[Row]:
+    """Names and values for a table."""
+    return [
+        ("prompt", f"{result.prompt_tokens} tokens ({result.prompt}), "
+                   f"{result.prompt_tokens_per_second:.1f} tok/s"),
+        ("decode", f"{result.new_tokens} tokens, {result.decode_tokens_per_second:.1f} tok/s"),
+        ("time to first token", f"{result.time_to_first_token:.3f} s, after "
+                                f"{result.open_seconds:.3f} s to open"),
+        ("page hits", f"{result.hit_rate:.1%}; while decoding {result.decode_hit_rate:.1%}"),
+        ("bytes read", f"{format_size(result.bytes_read)}; while decoding "
+                       f"{format_size(round(result.decode_bytes_per_token))} per token"),
+        ("cache", f"{result.cache_slots} of {result.num_pages} pages"),
+        ("threads", str(result.threads)),
+        ("peak memory", _memory(result.peak_rss_bytes, result.budget_bytes)),
+    ]  # fmt: skip
+
+
+def stat_rows(stats: Stats) -> list[Row]:
+    """Names and values of what `run` has done."""
+    first = stats.time_to_first_token
+    return [
+        ("prompt", f"{stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tok/s"),
+        ("time to first token", "none" if first is None else f"{first:.3f} s"),
+        ("decode", f"{stats.new_tokens} tokens, {stats.new_tokens_per_second:.1f} tok/s"),
+        ("page hits", f"{stats.hit_rate:.1%} of {stats.page_hits + stats.page_misses}"),
+        ("bytes read", f"{format_size(stats.bytes_read)} at "
+                       f"{format_size(round(stats.read_bytes_per_second))}/s, "
+                       f"{'past' if stats.direct_reads else 'through'} the page cache"),
+        ("cache", f"{stats.cache_slots} of {stats.num_pages} pages, "
+                  f"{stats.verified_pages} checked"),
+        ("context", f"{stats.context} tokens, chunks of {stats.chunk_tokens}"),
+        ("threads", str(stats.threads)),
+        ("peak memory", _memory(stats.peak_rss_bytes, stats.budget_bytes)),
+    ]  # fmt: skip
+
+
+def _memory(peak: int, budget: int | None) -> str:
+    return f"{format_size(peak)} of {format_size(budget) if budget else 'no limit'}"
