@@ -14,7 +14,7 @@ from .sizes import parse_size
 from .targets import Target, find_target
 
 
-class SizeType(click.ParamType):
+class SizeType(click.ParamType):  # type: ignore[type-arg]
     """A size such as `512MiB`, converted to bytes."""
 
     name = "size"
@@ -28,7 +28,7 @@ class SizeType(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class TargetType(click.ParamType):
+class TargetType(click.ParamType):  # type: ignore[type-arg]
     """The name of a device."""
 
     name = "target"

@@ -81,26 +81,26 @@ def print_table(
     from rich.text import Text
 
     rows = [list(row) for row in rows]
+    heading = Text(one_line(title), style="bold")
     table = Table(
-        title=Text(one_line(title), style="bold"),
-        title_justify="left",
         box=box.SIMPLE_HEAD if columns else None,
         show_header=bool(columns),
+        show_edge=False,
         pad_edge=False,
     )
     for index in range(max((len(row) for row in rows), default=len(columns))):
-        heading = columns[index] if columns else ""
+        name = columns[index] if columns else ""
         justify: Literal["left", "right"] = "right" if columns and index else "left"
-        table.add_column(heading, justify=justify, overflow="fold")
+        table.add_column(name, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))
     console = Console(stderr=error, highlight=False)
     if console.is_terminal:
-        console.print(table)
+        console.print(heading, table, sep="\n")
         return
     console.width = 10_000  # in a file or a pipe no cell is folded, and no line is padded
     with console.capture() as capture:
-        console.print(table)
+        console.print(heading, table, sep="\n")
     lines = (line.rstrip() for line in capture.get().splitlines())
     print("\n".join(lines), file=sys.stderr if error else sys.stdout)
 

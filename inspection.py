@@ -13,7 +13,7 @@ from .model.parameters import layer_shapes
 from .model.spec import ModelSpec
 from .runtime.bundle import MANIFEST, Precision, is_bundle, read_manifest
 from .runtime.kv_cache import SLACK, capacity
-from .runtime.pages import PRECISIONS, PageFormat, padded
+from .runtime.pages import PRECISIONS, PageFormat
 
 BLOCK_SIZE = 64  # where no bundle says another: what `compile` takes
 _BITS = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}
@@ -23,7 +23,7 @@ _BITS = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}
 class PrecisionSizes:
     """Bytes of each part at one precision; `page` is the largest expert page.
 
-    Block scales and padding are counted. Norms and routers stay fp32; the embedding is fp16 unless
+    Block scales are counted. Norms and routers stay fp32; the embedding is fp16 unless
     the precision is fp32.
     """
 
@@ -212,6 +212,6 @@ def precision_sizes(spec: ModelSpec, precision: str, block_size: int) -> Precisi
 
 def _matrix_bytes(shape: tuple[int, ...], precision: str, block_size: int) -> int:
     """Bytes of an `[out, in]` matrix of the backbone, with its float32 block scales."""
-    rows, columns = shape[0], padded(shape[1], precision, block_size)
-    scales = 4 * rows * (columns // block_size) if precision in ("int4", "int8") else 0
+    rows, columns = shape
+    scales = 4 * rows * -(-columns // block_size) if precision in ("int4", "int8") else 0
     return rows * columns * _BITS[precision] // 8 + scales

@@ -59,7 +59,8 @@ def fact_rows(facts: CheckpointFacts | BundleFacts) -> list[Row]:
     tokenizer = ("tokenizer", "yes" if facts.tokenizer else "no tokenizer.json")
     if facts.stored_bytes is None or facts.dtypes is None:
         return [*rows, tokenizer, ("weights", "none here: sizes from config.json alone")]
-    stored = f"{format_size(facts.stored_bytes)} as {', '.join(facts.dtypes)}, {facts.files} files"
+    files = f"{facts.files} file{'s' if facts.files > 1 else ''}"
+    stored = f"{format_size(facts.stored_bytes)} as {', '.join(facts.dtypes)} in {files}"
     return [*rows, tokenizer, ("weights", stored)]
 
 

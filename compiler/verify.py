@@ -109,16 +109,17 @@ def comparable(spec: ModelSpec) -> ModelSpec:
 
 def run_decoder(model: Decoder, chunks: list[list[int]]) -> dict[str, np.ndarray]:
     """Expert inputs and logits of the PyTorch module over all chunks, by name."""
-    seen: dict[str, list[np.ndarray]] = {}
+    names = [*(expert_input(index) for index in model.spec.moe_layers), "logits"]
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for index in model.spec.moe_layers:
 
         def record(_: object, __: object, x: torch.Tensor, name: str = expert_input(index)) -> None:
-            seen.setdefault(name, []).append(x[0].numpy())
+            seen[name].append(x[0].numpy())
 
         model.layers[index].ffn_norm.register_forward_hook(record)
     cache = KeyValueCache()
     for chunk in chunks:
-        seen.setdefault("logits", []).append(model(torch.tensor([chunk]), cache)[0].numpy())
+        seen["logits"].append(model(torch.tensor([chunk]), cache)[0].numpy())
     return {name: np.concatenate(arrays) for name, arrays in seen.items()}
 
 

@@ -205,13 +205,13 @@ def write_checkpoint(
     texts: Mapping[str, str],
 ) -> None:
     """Writes config.json, model.safetensors and `texts` (file name → content) into a directory."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     family = find_family(config)
     path.mkdir(parents=True, exist_ok=True)
     weights = path / (SINGLE_FILE + ".tmp")
     tensors = {family.tensor_name(name): tensor.contiguous() for name, tensor in parameters.items()}
-    save_file(tensors, weights, metadata={"format": "pt"})
+    weights.write_bytes(save(tensors, metadata={"format": "pt"}))
     os.replace(weights, path / SINGLE_FILE)
     for name, text in {"config.json": json.dumps(dict(config), indent=2) + "\n", **texts}.items():
         temporary = path / (name + ".tmp")

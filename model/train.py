@@ -180,6 +180,12 @@ def train(preset: str, schedule: Schedule, root: Path, work: Path, out: Path, sa
     tokenizer = corpus.train_tokenizer(text.training, config["vocab_size"])
     training = corpus.encode(tokenizer, text.training)
     held_out = corpus.encode(tokenizer, text.held_out)
+    if len(training) <= 2 * schedule.long_length or len(held_out) <= schedule.length:
+        raise InputError(
+            f"{root} has {len(training)} training and {len(held_out)} held-out tokens, but "
+            f"{2 * schedule.long_length + 1} and {schedule.length + 1} are needed; "
+            "choose a larger --corpus"
+        )
     logger.info("corpus: %d training tokens, %d held out", len(training), len(held_out))
 
     model = Decoder(find_family(config).read_config(config))

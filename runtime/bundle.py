@@ -1,13 +1,13 @@
 """The bundle: a directory that a device can run. This file is the only owner of its format.
 
-    manifest.json                  this file's `Manifest`
-    tokenizer.json
-    backbone/embedding.bin         one row per token
-    backbone/segment_000.onnx …    from one router to the next; the last one ends in the logits
-    backbone/segment_000.bin …     their weights
-    experts/layer_000/pages.bin    one page per expert (see pages.py)
-    experts/layer_000/expert_000.onnx …   each expert as a standard ONNX graph over its page
-    experts/layer_000/engine.onnx         the same function with a page's tensors as inputs
+manifest.json                  this file's `Manifest`
+tokenizer.json
+backbone/embedding.bin         one row per token
+backbone/segment_000.onnx …    from one router to the next; the last one ends in the logits
+backbone/segment_000.bin …     their weights
+experts/layer_000/pages.bin    one page per expert (see pages.py)
+experts/layer_000/expert_000.onnx …   each expert as a standard ONNX graph over its page
+experts/layer_000/engine.onnx         the same function with a page's tensors as inputs
 """
 
 from __future__ import annotations

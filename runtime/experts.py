@@ -9,16 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import BundleError
-from .bundle import ExpertLayer, Manifest
+from .bundle import Manifest
 from .ort import Binding, load_session
 from .pages import PageFormat
 
+# How the graph reads the bytes of a page: it may declare another shape than the page's own.
 _ELEMENTS: dict[str, Any] = {
-    "int4": "int4",
-    "int8": np.int8,
-    "fp16": np.float16,
-    "fp32": np.float32,
-    "scales": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
 }
 
 
@@ -38,12 +38,17 @@ class OnnxExpertEngine:
 
     def __init__(self, model: bytes, where: Path, page_format: PageFormat, chunk: int):
         self._binding = Binding(load_session(model, where))
-        self._tensors = [
-            (place.name, _ELEMENTS[place.kind], place.shape, place.offset)
-            for place in page_format.tensors()
-        ]
-        if set(self._binding.inputs) != {"x", *(name for name, *_ in self._tensors)}:
+        declared = self._binding.inputs
+        places = page_format.tensors()
+        if set(declared) != {"x", *(place.name for place in places)}:
             raise BundleError(f"{where} does not fit its pages; compile the bundle again")
+        self._tensors: list[tuple[str, Any, tuple[int, ...], int]] = []
+        for place in places:
+            item = declared[place.name]
+            element, shape = _ELEMENTS[item.type], tuple(item.shape)
+            if int(np.prod(shape)) * np.dtype(element).itemsize != place.nbytes:
+                raise BundleError(f"{where} does not fit its pages; compile the bundle again")
+            self._tensors.append((place.name, element, shape, place.offset))
         self._out = np.empty((chunk, page_format.hidden_size), np.float32)
 
     def run(self, page: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -56,17 +61,12 @@ class OnnxExpertEngine:
         return out
 
 
-def engine_file(layer: ExpertLayer) -> str:
-    """The graph of a layer's engine, relative to the bundle."""
-    return str(Path(layer.file).with_name("engine.onnx"))
-
-
 def load_engines(root: Path, manifest: Manifest, chunk: int) -> dict[int, ExpertEngine]:
     """An engine for each MoE layer; layers with the same graph and page format share one."""
     engines: dict[tuple[bytes, PageFormat], ExpertEngine] = {}
     by_layer: dict[int, ExpertEngine] = {}
     for layer in manifest.experts:
-        where = root / engine_file(layer)
+        where = root / layer.engine
         try:
             model = where.read_bytes()
         except OSError as error:

@@ -15,7 +15,6 @@ from ..errors import BundleError
 _log = logging.getLogger(__name__)
 _ERRORS_ONLY = 3
 _SAME_AS_REQUESTED = 1  # the arena grows by what is asked for, not in powers of two
-_ONNX_INT4 = 22
 _LOAD_ERRORS = (
     native.Fail, native.InvalidArgument, native.InvalidGraph, native.InvalidProtobuf,
     native.NoModel, native.NoSuchFile, native.NotImplemented, native.RuntimeException,
@@ -81,9 +80,8 @@ class Binding:
         self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def raw_input(self, name: str, element: Any, shape: tuple[int, ...], address: int) -> None:
-        """Binds memory at `address`; element is a numpy scalar type or "int4"."""
-        kind = _ONNX_INT4 if element == "int4" else element
-        self._io.bind_input(name, "cpu", 0, kind, shape, address)
+        """Binds memory at `address`; element is a numpy scalar type."""
+        self._io.bind_input(name, "cpu", 0, element, shape, address)
 
     def output(self, name: str, array: np.ndarray) -> None:
         self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -24,11 +24,6 @@ def align(nbytes: int, to: int) -> int:
     return -(-nbytes // to) * to
 
 
-def padded(length: int, precision: str, block_size: int) -> int:
-    """Input features as stored: a quantized row is padded with zeros to whole blocks."""
-    return align(length, block_size) if precision in ("int4", "int8") else length
-
-
 @dataclass(frozen=True)
 class TensorPlace:
     """A tensor within a page. `kind` is the precision, or "scales" (fp16)."""
@@ -69,7 +64,6 @@ class PageFormat:
             rows, columns = self.intermediate_size, self.hidden_size
             if name == "down":
                 rows, columns = columns, rows
-            columns = padded(columns, self.precision, self.block_size)
             place(name, self.precision, rows, columns, _BITS[self.precision])
             if self.quantized:
                 place(f"{name}_scales", "scales", rows, columns // self.block_size, 16)
