@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from .errors import InputError
 from .progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from .runtime.bundle import Manifest
     from .runtime.session import Session
 
 
@@ -23,7 +25,10 @@ class Benchmark:
 
     time_to_first_token: from the opened bundle to the first token, the prompt included.
     decode_hit_rate, decode_bytes_per_token: of the page cache while new tokens were made.
-    prompt: where its tokens came from, "text" or "random ids".
+    limit_tokens_per_second: no faster than memory gives the weights of a token, and storage the
+    pages that were missed, at the bandwidths (bytes per second) measured in the same run;
+    storage_bandwidth is None where nothing was read. prompt: where its tokens came from, "text" or
+    "random ids".
     """
 
     bundle: str
@@ -35,6 +40,9 @@ class Benchmark:
     time_to_first_token: float
     prompt_tokens_per_second: float
     decode_tokens_per_second: float
+    limit_tokens_per_second: float
+    memory_bandwidth: float
+    storage_bandwidth: float | None
     hit_rate: float
     decode_hit_rate: float
     decode_bytes_per_token: float
@@ -46,6 +54,8 @@ class Benchmark:
 
 
 _SILENT = Silent()
+_BUFFER_BYTES = 256 << 20  # beyond every cache of a CPU
+_REPEATS = 3
 
 
 def run_benchmark(
@@ -85,7 +95,12 @@ def run_benchmark(
             progress.advance(1)
         end = time.perf_counter()
         stats = session.stats
+        manifest = session.manifest
     steps = new_tokens - 1
+    missed = (stats.bytes_read - before.bytes_read) / steps if steps else 0.0
+    bandwidth = measure_memory(stats.threads, memory_budget)
+    storage = stats.read_bytes_per_second or None
+    seconds = max(token_bytes(manifest) / bandwidth, missed / storage if storage else 0.0)
     hits = stats.page_hits - before.page_hits
     requests = hits + stats.page_misses - before.page_misses
     return Benchmark(
@@ -98,15 +113,42 @@ def run_benchmark(
         time_to_first_token=first - start,
         prompt_tokens_per_second=prompt_tokens / (first - start),
         decode_tokens_per_second=steps / (end - decode),
+        limit_tokens_per_second=1 / seconds,
+        memory_bandwidth=bandwidth,
+        storage_bandwidth=storage,
         hit_rate=stats.hit_rate,
         decode_hit_rate=hits / requests if requests else 1.0,
-        decode_bytes_per_token=(stats.bytes_read - before.bytes_read) / steps if steps else 0.0,
+        decode_bytes_per_token=missed,
         bytes_read=stats.bytes_read,
         cache_slots=stats.cache_slots,
         num_pages=stats.num_pages,
         budget_bytes=stats.budget_bytes,
         peak_rss_bytes=stats.peak_rss_bytes,
     )
+
+
+def token_bytes(manifest: Manifest) -> int:
+    """Weights that one token reads: the backbone, and k pages of each MoE layer."""
+    layers = manifest.spec.layers
+    pages = sum(
+        pages.format.nbytes * router.top_k
+        for pages in manifest.experts
+        if (router := layers[pages.layer].router) is not None
+    )
+    return manifest.backbone_bytes + pages
+
+
+def measure_memory(threads: int, memory_budget: int | None = None) -> float:
+    """Bytes per second at which `threads` read memory together, in a share of the budget."""
+    nbytes = min(_BUFFER_BYTES, (memory_budget or _BUFFER_BYTES * 4) // 4)
+    parts = np.array_split(np.ones(max(1, nbytes // 8), np.int64), threads)
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(_REPEATS):
+            start = time.perf_counter()
+            list(pool.map(np.sum, parts))
+            best = max(best, nbytes / (time.perf_counter() - start))
+    return best
 
 
 def _prompt(session: Session, length: int) -> tuple[list[int], str]:

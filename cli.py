@@ -46,7 +46,7 @@ BUDGET = click.option(
     subcommand_metavar="COMMAND ...",
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@click.version_option(__version__)
+@click.version_option(__version__, message="pocketmoe %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more about what is done.")
 @click.pass_context
@@ -125,10 +125,11 @@ def compile_command(
     force: bool,
 ) -> None:
     """Make a bundle of a checkpoint."""
-    from .compiler.compile import compile_bundle
     from .compiler.precision import parse_precision
 
     chosen = parse_precision(precision, int(block), target)
+    from .compiler.compile import compile_bundle  # takes seconds, so after what is quickly checked
+
     with ProgressDisplay() as progress:
         manifest = compile_bundle(
             checkpoint, output, target=target, precision=chosen,
@@ -296,7 +297,3 @@ def bench(
         print_json(result)
         return
     print_facts(f"bench {bundle}", benchmark_rows(result))
-
-
-if __name__ == "__main__":
-    main()

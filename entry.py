@@ -107,4 +107,5 @@ def _usage_message(error: click.ClickException) -> str:
 def _silence_stdout() -> None:
     """Sends to nowhere what stdout still holds, lest Python complains about it at its exit."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stdout = sys.stdout.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)

@@ -115,6 +115,8 @@ def benchmark_rows(result: Benchmark) -> list[Row]:
         ("prompt", f"{result.prompt_tokens} tokens ({result.prompt}), "
                    f"{result.prompt_tokens_per_second:.1f} tok/s"),
         ("decode", f"{result.new_tokens} tokens, {result.decode_tokens_per_second:.1f} tok/s"),
+        ("limit", f"{result.limit_tokens_per_second:.1f} tok/s at {_bandwidths(result)}; "
+                  f"{_reached(result):.0%} of it reached"),
         ("time to first token", f"{result.time_to_first_token:.3f} s, after "
                                 f"{result.open_seconds:.3f} s to open"),
         ("page hits", f"{result.hit_rate:.1%}; while decoding {result.decode_hit_rate:.1%}"),
@@ -143,6 +145,17 @@ def stat_rows(stats: Stats) -> list[Row]:
         ("threads", str(stats.threads)),
         ("peak memory", _memory(stats.peak_rss_bytes, stats.budget_bytes)),
     ]  # fmt: skip
+
+
+def _reached(result: Benchmark) -> float:
+    return result.decode_tokens_per_second / result.limit_tokens_per_second
+
+
+def _bandwidths(result: Benchmark) -> str:
+    memory = f"{format_size(round(result.memory_bandwidth))}/s of memory"
+    if result.storage_bandwidth is None:
+        return memory
+    return f"{memory} and {format_size(round(result.storage_bandwidth))}/s of storage"
 
 
 def _memory(peak: int, budget: int | None) -> str:

@@ -134,8 +134,13 @@ def building(out: Path) -> Iterator[Path]:
         if os.path.lexists(out):
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=parent))
             os.replace(out, old / "bundle")
-            os.replace(root, out)
-            shutil.rmtree(old)
+            try:
+                os.replace(root, out)
+            except BaseException:
+                os.replace(old / "bundle", out)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             os.replace(root, out)
     finally:

@@ -66,7 +66,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
     """One stream of ids, uint16 `[N]`, each text ended by id 0."""
-    return np.concatenate([np.array([*part.ids, 0], np.uint16) for part in _encode(tokenizer, texts)])
+    return np.concatenate(
+        [np.array([*part.ids, 0], np.uint16) for part in _encode(tokenizer, texts)]
+    )
 
 
 def _encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator:

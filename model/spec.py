@@ -165,7 +165,9 @@ def spec_from_json(data: dict[str, Any]) -> ModelSpec:
     """
     try:
         layers = tuple(
-            LayerSpec(**{**layer, "router": RouterSpec(**layer["router"]) if layer["router"] else None})
+            LayerSpec(
+                **{**layer, "router": RouterSpec(**layer["router"]) if layer["router"] else None}
+            )
             for layer in data["layers"]
         )
         fields = {**data, "layers": layers, "eos_token_ids": tuple(data["eos_token_ids"])}

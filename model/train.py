@@ -95,7 +95,9 @@ def initialize(model: Decoder, config: dict[str, Any], seed: int) -> None:
 def make_optimizers(model: Decoder, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for embedding, routers and norms."""
     named = list(model.named_parameters())
-    matrices = [p for n, p in named if p.ndim == 2 and not n.startswith("embed") and "router" not in n]
+    matrices = [
+        p for n, p in named if p.ndim == 2 and not n.startswith("embed") and "router" not in n
+    ]
     chosen = {id(p) for p in matrices}
     others = [p for _, p in named if id(p) not in chosen]
     rate, decay = schedule.learning_rate, schedule.weight_decay
@@ -170,13 +172,17 @@ class TrainingState:
         return saved["step"], saved["seconds"]
 
 
-def train(preset: str, schedule: Schedule, root: Path, work: Path, out: Path, save_every: int) -> None:
+def train(
+    preset: str, schedule: Schedule, root: Path, work: Path, out: Path, save_every: int
+) -> None:
     """Runs the schedule, then writes the checkpoint and its model card to `out`."""
     config = find_preset(preset)
     work.mkdir(parents=True, exist_ok=True)
     text = corpus.read_corpus(root)
     if not text.held_out:
-        raise InputError(f"{root} has too few Python files to hold any out; choose another --corpus")
+        raise InputError(
+            f"{root} has too few Python files to hold any out; choose another --corpus"
+        )
     tokenizer = corpus.train_tokenizer(text.training, config["vocab_size"])
     training = corpus.encode(tokenizer, text.training)
     held_out = corpus.encode(tokenizer, text.held_out)
@@ -222,7 +228,9 @@ def train(preset: str, schedule: Schedule, root: Path, work: Path, out: Path, sa
         for name, tensor in model.state_dict().items()
         if name != "head.weight" or not model.spec.tie_word_embeddings
     }
-    write_checkpoint(out, config, parameters, {"tokenizer.json": tokenizer.to_str(), "README.md": card})
+    write_checkpoint(
+        out, config, parameters, {"tokenizer.json": tokenizer.to_str(), "README.md": card}
+    )
     logger.info("wrote %s; held-out loss %.4f nats per token", out, final)
 
 
@@ -265,7 +273,9 @@ Made by `python -m pocketmoe.model.train --preset {preset} --steps {schedule.ste
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--corpus", "root", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--save-every", default=50, show_default=True, type=click.IntRange(1))
-@click.option("--work", default=Path("build/train"), show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--work", default=Path("build/train"), show_default=True, type=click.Path(path_type=Path)
+)
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path))
 def main(
     preset: str, steps: int, seed: int, threads: int, root: Path | None, save_every: int,

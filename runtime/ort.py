@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ _LOAD_ERRORS = (
     native.Fail, native.InvalidArgument, native.InvalidGraph, native.InvalidProtobuf,
     native.NoModel, native.NoSuchFile, native.NotImplemented, native.RuntimeException,
 )  # fmt: skip
+
+# Until 1.23, GroupQueryAttention saw one position more than its local_window_size.
+_WIDE_WINDOW = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 24)
+_WINDOW = re.compile(rb"local_window_size\x18([\x80-\xff]*[\x00-\x7f])")  # then an int, as varint
 
 _threads = 0
 
@@ -58,6 +63,13 @@ def load_session(model: Path | bytes, where: Path) -> onnxruntime.InferenceSessi
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.use_env_allocators", "1")
     source = model if isinstance(model, bytes) else str(model)
+    if _WIDE_WINDOW and isinstance(model, Path):
+        folder = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder, str(model.parent))
+        try:
+            source = narrow_windows(model.read_bytes(), where)
+        except OSError as error:
+            raise BundleError(f"{where} cannot be read ({error.strerror})") from error
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _LOAD_ERRORS as error:
@@ -65,6 +77,30 @@ def load_session(model: Path | bytes, where: Path) -> onnxruntime.InferenceSessi
         raise BundleError(
             f"{where} cannot be loaded ({reason}); compile the bundle again"
         ) from error
+
+
+def narrow_windows(model: bytes, where: Path) -> bytes:
+    """The serialized graph with each local_window_size one less, in as many bytes.
+
+    Raises:
+        BundleError: a window of one position, which would become none.
+    """
+
+    def narrower(match: re.Match[bytes]) -> bytes:
+        digits = match[1]
+        value = sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(digits))
+        if len(digits) > 4:  # negative: no window
+            return match[0]
+        if value == 1:
+            raise BundleError(f"{where} has a window of 1 position; update onnxruntime to run it")
+        last = len(digits) - 1
+        patched = bytes(
+            ((value - 1) >> (7 * place)) & 0x7F | (0x80 if place < last else 0)
+            for place in range(len(digits))
+        )
+        return match[0][: -len(digits)] + patched
+
+    return _WINDOW.sub(narrower, model)
 
 
 class Binding:

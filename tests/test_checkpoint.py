@@ -70,7 +70,9 @@ def refusal(path: Path) -> str:
     [(torch.float32, "F32"), (torch.float16, "F16"), (torch.bfloat16, "BF16")],
     ids=["fp32", "fp16", "bf16"],
 )
-def test_every_stored_form(checkpoint: Path, sharded: bool, dtype: torch.dtype, stored: str) -> None:
+def test_every_stored_form(
+    checkpoint: Path, sharded: bool, dtype: torch.dtype, stored: str
+) -> None:
     original = load_file(checkpoint / SINGLE_FILE)
 
     def cast(tensors: Tensors) -> None:
@@ -175,7 +177,8 @@ def test_a_tensor_that_only_the_index_has(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "stored"), [(torch.float64, "F64"), (torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")]
+    ("dtype", "stored"),
+    [(torch.float64, "F64"), (torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")],
 )
 def test_an_unknown_dtype(checkpoint: Path, dtype: torch.dtype, stored: str) -> None:
     change_tensors(checkpoint, lambda t: t.update({"norm.weight": t["norm.weight"].to(dtype)}))

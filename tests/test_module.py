@@ -86,9 +86,7 @@ def test_a_spec_survives_json(preset: str) -> None:
     assert spec_from_json(spec.to_json()) == spec
 
 
-def numpy_attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int | None
-) -> np.ndarray:
+def numpy_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int | None) -> np.ndarray:
     """Attention as its definition says it, token by token and head by head, in float64."""
     queries, heads, head_dim = q.shape
     keys, kv_heads, _ = k.shape
@@ -261,9 +259,7 @@ def test_a_switch_without_parameters_changes_the_result(switch: dict[str, Any]) 
 @torch.no_grad()
 def test_the_attention_gate_is_a_sigmoid() -> None:
     gated, plain = make_decoder(), make_decoder(attention_gate=False)
-    plain.load_state_dict(
-        {n: p for n, p in gated.state_dict().items() if "gate_proj" not in n}
-    )
+    plain.load_state_dict({n: p for n, p in gated.state_dict().items() if "gate_proj" not in n})
     for ours, other in zip(gated.layers, plain.layers, strict=True):
         ours.attention.gate_proj.weight.zero_()  # sigmoid(0) = 1/2
         other.attention.o_proj.weight /= 2

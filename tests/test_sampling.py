@@ -23,7 +23,7 @@ def reference(logits: np.ndarray, temperature: float, top_k: int, top_p: float) 
     probabilities /= probabilities.sum()
     kept, total = [], 0.0
     for probability in probabilities:
-        if kept and total >= top_p:
+        if top_p < 1 and kept and total >= top_p:
             break
         kept.append(probability)
         total += probability
@@ -50,8 +50,7 @@ def test_distribution_is_the_reference(
     tokens, found = Sampler(temperature, top_k, top_p).distribution(logits)
     expected = reference(logits, temperature, top_k, top_p)
     if top_p == 1:
-        expected_tokens = list(expected)
-        assert tokens.tolist() == expected_tokens
+        assert tokens.tolist() == list(expected)
     assert set(tokens.tolist()) == set(expected)
     np.testing.assert_allclose(found, [expected[t] for t in tokens.tolist()], rtol=1e-9)
 

@@ -1,0 +1,162 @@
+"""Sessions on a real bundle: paging, context, generation, damage."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pocketmoe
+from pocketmoe.errors import BudgetError, BundleError, ContextError, InputError
+from pocketmoe.runtime import session as session_module
+from pocketmoe.runtime.bundle import read_manifest
+from pocketmoe.runtime.session import Session
+
+TOKENS = np.random.default_rng(0).integers(1, 384, 80).tolist()
+
+
+def smallest_budget(bundle: Path) -> int:
+    """Bytes, from the message that refuses one byte."""
+    with pytest.raises(BudgetError, match=r"smallest that works is \d+MiB") as caught:
+        pocketmoe.open(bundle, memory_budget=1)
+    return int(str(caught.value).split("works is ")[1].split("MiB")[0]) << 20
+
+
+def run(session: Session) -> np.ndarray:
+    parts = [session.forward(TOKENS[:50])]
+    parts += [session.forward([token]) for token in TOKENS[50:]]
+    return np.concatenate(parts)
+
+
+def test_paged_logits_are_those_of_the_resident_model(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pocketmoe.open(tiny_bundle) as session:
+        resident = run(session)
+        text = "".join(session.generate("def main(", max_new_tokens=40))
+        assert session.stats.page_misses <= session.stats.num_pages
+    plan = session_module.plan_memory
+
+    def few_slots(*args: object, **kwargs: object) -> session_module.MemoryPlan:
+        import dataclasses
+
+        return dataclasses.replace(plan(*args, **kwargs), slots=3)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(session_module, "plan_memory", few_slots)
+    with pocketmoe.open(tiny_bundle) as session:
+        paged = run(session)
+        assert "".join(session.generate("def main(", max_new_tokens=40)) == text
+        assert session.stats.cache_slots == 3
+        assert session.stats.page_misses > session.stats.num_pages
+    assert paged.tobytes() == resident.tobytes()
+
+
+def test_a_prompt_in_chunks_gives_the_logits_of_one_piece(tiny_bundle_fp32: Path) -> None:
+    with pocketmoe.open(tiny_bundle_fp32) as session:
+        whole = session.forward(TOKENS)
+        session.reset()
+        parts = np.concatenate([session.forward(TOKENS[i : i + 9]) for i in range(0, 80, 9)])
+        assert session.position == 80
+        session.reset()
+        last = session.forward(TOKENS, last_only=True)
+    assert np.abs(whole - parts).max() / np.abs(whole).max() < 1e-4
+    assert np.abs(whole[-1:] - last).max() / np.abs(whole).max() < 1e-4
+
+
+def test_generation_is_reproducible_and_streams(tiny_bundle: Path) -> None:
+    with pocketmoe.open(tiny_bundle) as session:
+        stream = session.generate("x = ", max_new_tokens=30, temperature=1.0, seed=7)
+        first = next(stream)
+        assert session.stats.new_tokens < 30
+        text = first + "".join(stream)
+        again = "".join(session.generate("x = ", max_new_tokens=30, temperature=1.0, seed=7))
+        other = "".join(session.generate("x = ", max_new_tokens=30, temperature=1.0, seed=8))
+    assert text == again
+    assert text != other
+
+
+def test_the_smallest_budget_opens_and_one_less_does_not(tiny_bundle: Path) -> None:
+    smallest = smallest_budget(tiny_bundle)
+    with pytest.raises(BudgetError, match="too small"):
+        pocketmoe.open(tiny_bundle, memory_budget=smallest - (8 << 20))
+    with pocketmoe.open(tiny_bundle, memory_budget=smallest + (8 << 20)) as session:
+        assert session.forward(TOKENS).shape == (80, 384)
+        assert session.stats.budget_bytes == smallest + (8 << 20)
+
+
+def test_the_end_of_the_context_names_the_limit(tiny_bundle: Path) -> None:
+    with pocketmoe.open(tiny_bundle, context=32) as session:
+        with pytest.raises(ContextError, match="32"):
+            session.forward(TOKENS)
+        assert session.position == 0
+        session.forward(TOKENS[:30])
+        with pytest.raises(ContextError, match="context of 32"):
+            session.forward(TOKENS[:3])
+        with pytest.raises(InputError, match="empty"):
+            session.forward([])
+        with pytest.raises(InputError, match="384"):
+            session.forward([384])
+    with pytest.raises(ContextError, match="512"):
+        pocketmoe.open(tiny_bundle, context=513)
+
+
+def test_a_flipped_byte_is_found_when_its_page_is_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, broken)
+    layer = read_manifest(broken).experts[0]
+    for expert in range(8):  # so that whichever is chosen first is damaged
+        with (broken / layer.file).open("r+b") as file:
+            file.seek(layer.offsets[expert] + 5)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 1]))
+    with (
+        pocketmoe.open(broken) as session,
+        pytest.raises(BundleError, match=rf"{layer.file}.*layer 1, expert \d"),
+    ):
+        session.forward(TOKENS)
+    with pocketmoe.open(broken, verify_pages=False) as session:
+        session.forward(TOKENS)
+
+
+@pytest.mark.parametrize("name", ["backbone/segment_001.bin", "experts/layer_002/pages.bin"])
+def test_missing_and_cut_files_are_found_at_once(
+    name: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, broken)
+    path = broken / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=f"{name} has"):
+        pocketmoe.open(broken)
+    path.unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        pocketmoe.open(broken)
+
+
+def test_a_newer_bundle_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, newer)
+    manifest = newer / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1,', '"version": 2,', 1))
+    with pytest.raises(BundleError, match="update pocketmoe"):
+        pocketmoe.open(newer)
+
+
+def test_a_fresh_interpreter_opens_without_the_compiler(tiny_bundle: Path) -> None:
+    code = f"""
+import sys, time
+started = time.perf_counter()
+import pocketmoe
+session = pocketmoe.open({str(tiny_bundle)!r})
+seconds = time.perf_counter() - started
+session.forward([1, 2, 3])
+heavy = {{"torch", "onnx", "onnxscript", "transformers", "safetensors"}} & set(sys.modules)
+print(sorted(heavy), seconds)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[] "), done.stdout
