@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from .errors import InputError
+from .errors import ConfigError, InputError
 from .model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, read_json
 from .model.families import find_family
 from .model.parameters import layer_shapes
@@ -121,7 +121,10 @@ def _inspect_checkpoint(path: Path) -> CheckpointFacts:
     tokenizer = (path / "tokenizer.json").is_file()
     if not any((path / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
         config = read_json(path / "config.json")
-        model = model_facts(find_family(config).read_config(config), BLOCK_SIZE)
+        try:
+            model = model_facts(find_family(config).read_config(config), BLOCK_SIZE)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
         return CheckpointFacts("config", str(path), model, 0, None, None, tokenizer)
     checkpoint = Checkpoint(path)
     return CheckpointFacts(

@@ -116,7 +116,7 @@ def benchmark_rows(result: Benchmark) -> list[Row]:
                    f"{result.prompt_tokens_per_second:.1f} tok/s"),
         ("decode", f"{result.new_tokens} tokens, {result.decode_tokens_per_second:.1f} tok/s"),
         ("limit", f"{result.limit_tokens_per_second:.1f} tok/s at {_bandwidths(result)}; "
-                  f"{_reached(result):.0%} of it reached"),
+                  f"{_reached(result):.1%} of it reached"),
         ("time to first token", f"{result.time_to_first_token:.3f} s, after "
                                 f"{result.open_seconds:.3f} s to open"),
         ("page hits", f"{result.hit_rate:.1%}; while decoding {result.decode_hit_rate:.1%}"),
@@ -153,7 +153,7 @@ def _reached(result: Benchmark) -> float:
 
 def _bandwidths(result: Benchmark) -> str:
     memory = f"{format_size(round(result.memory_bandwidth))}/s of memory"
-    if result.storage_bandwidth is None:
+    if result.storage_bandwidth is None or not result.decode_bytes_per_token:
         return memory
     return f"{memory} and {format_size(round(result.storage_bandwidth))}/s of storage"
 

@@ -140,7 +140,8 @@ def make_checkpoint(
     total = sum(size_of(shape) for shape in shapes.values())
     out.mkdir(parents=True, exist_ok=True)
     shards = list(split(shapes, shard_bytes))
-    weights, weight_map = Weights(seed), {}
+    weights = Weights(seed)
+    weight_map: dict[str, str] = {}
     with click.progressbar(length=total, label="weights", show_pos=False) as progress:
         for number, shard in enumerate(shards, start=1):
             name = f"model-{number:05}-of-{len(shards):05}.safetensors"

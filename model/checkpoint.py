@@ -40,7 +40,8 @@ class Checkpoint:
         if not self.path.is_dir():
             what = "is a file" if self.path.exists() else "does not exist"
             raise CheckpointError(
-                f"checkpoint {self.path} {what}; give a directory with config.json and *.safetensors"
+                f"checkpoint {self.path} {what}; give a directory with config.json and "
+                "*.safetensors"
             )
         self.config = read_json(self.path / "config.json")
         self.family: Family = find_family(self.config)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_SHARE = 20
@@ -32,7 +32,9 @@ def standard_library() -> Path:
 
 def read_corpus(root: Path) -> Corpus:
     """Every UTF-8 `*.py` below root, in the order of their relative paths."""
-    training, held_out, digest = [], [], hashlib.sha256()
+    training: list[str] = []
+    held_out: list[str] = []
+    digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py"), key=lambda item: item.relative_to(root).as_posix()):
         name = path.relative_to(root).as_posix()
         if LEFT_OUT & set(name.split("/")):
@@ -71,7 +73,7 @@ def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
     )
 
 
-def _encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator:
+def _encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[Encoding]:
     texts = list(texts)
     for start in range(0, len(texts), 64):
         yield from tokenizer.encode_batch(texts[start : start + 64])

@@ -244,7 +244,8 @@ def model_card(
         "Data": f"the standard library of Python {platform.python_version()}, "
         f"{len(text.training)} files ({training_tokens:,} tokens); sha256 {text.sha256[:16]}",
         "Held out": f"{len(text.held_out)} files, chosen by the hash of their paths",
-        "Steps": f"{schedule.steps} × {schedule.tokens_per_step} tokens = {tokens / 1e6:.1f} M tokens",
+        "Steps": f"{schedule.steps} × {schedule.tokens_per_step} tokens = "
+        f"{tokens / 1e6:.1f} M tokens",
         "Time": f"{seconds / 60:.0f} minutes on {torch.get_num_threads()} CPU threads",
         "Held-out loss": f"{loss:.3f} nats per token, {loss / math.log(2) / bytes_per_token:.3f} "
         "bits per byte",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import BudgetError, InputError
 from ..sizes import format_size, parse_size
@@ -11,16 +11,18 @@ from .kv_cache import capacity, kv_bytes
 from .pages import PAGE_ALIGNMENT, align
 
 MIB = 1 << 20
-LARGEST_CHUNK = 256
+# Tokens run at once. One figure for every budget: another would round differently, and paged output
+# has to be the resident output to the byte.
+CHUNK = 128
 _SESSION_BYTES = MIB  # a session's graph, names and kernels
-_RESERVE_BYTES = 16 * MIB  # allocators' slack, thread stacks, Python's own growth
+_RESERVE_BYTES = 16 * MIB  # code that has to stay in memory, allocators' slack, thread stacks
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes by purpose. chunk: tokens run at once; slots: pages in the cache.
 
-    process: interpreter and libraries. workspace: what one chunk needs while it is computed.
+    process: interpreter, libraries and sessions. workspace: what one chunk needs while it is computed.
     """
 
     budget: int | None
@@ -47,11 +49,14 @@ def read_budget(budget: int | str | None) -> int | None:
 
 
 def workspace_bytes(manifest: Manifest, context: int, chunk: int) -> int:
-    """What computing `chunk` tokens takes beyond weights and caches: the largest of its steps."""
+    """What computing `chunk` tokens takes beyond weights and caches: the largest of its steps.
+
+    Logits count once: those of a whole prompt are memory of the caller who asks for them.
+    """
     spec = manifest.spec
     heads, head_dim = spec.num_attention_heads, spec.head_dim
     projected = (3 * heads + 4 * spec.num_key_value_heads) * head_dim
-    attention = logits = feed_forward = experts = 0
+    attention = feed_forward = experts = 0
     for layer in spec.layers:
         scores = heads * capacity(layer.window, context, chunk)
         attention = max(attention, chunk * (scores + projected) * 4)
@@ -62,7 +67,7 @@ def workspace_bytes(manifest: Manifest, context: int, chunk: int) -> int:
         unpacked = 0 if page.format.precision == "fp32" else parameters * 4
         activations = chunk * (3 * page.format.intermediate_size + page.format.hidden_size) * 4
         experts = max(experts, unpacked + activations)
-    logits = chunk * spec.vocab_size * 4
+    logits = 2 * spec.vocab_size * 4
     streams = 12 * chunk * spec.hidden_size * 4
     return streams + logits + max(attention, feed_forward, experts)
 
@@ -70,42 +75,35 @@ def workspace_bytes(manifest: Manifest, context: int, chunk: int) -> int:
 def plan_memory(
     manifest: Manifest, *, context: int, budget: int | None, process: int, name: str
 ) -> MemoryPlan:
-    """Decides chunk and slots. `process`: bytes that the process takes before any weights.
-
-    The largest chunk is taken that leaves a slot for each page that one token uses; where none
-    does, the largest that leaves one layer's (top k + 1): a cache that small holds nothing from
-    token to token, and then a prompt is read the faster, the larger its chunks.
+    """Decides how many pages the cache holds. `process`: bytes that it takes before any weights.
 
     Raises:
-        BudgetError: not even single tokens and the fewest slots fit; names the smallest budget.
+        BudgetError: one layer's experts of a token, and one page more, do not fit; the message
+            names the smallest budget.
     """
+    chunk = min(CHUNK, context)
     sessions = len(manifest.segments) + len({layer.format for layer in manifest.experts})
-    fixed = process + _RESERVE_BYTES + sessions * _SESSION_BYTES
     page = align(manifest.page_bytes, PAGE_ALIGNMENT)
     top_k = [layer.router.top_k for layer in manifest.spec.layers if layer.router is not None]
     fewest = min(manifest.num_pages, max(top_k, default=0) + 1)
-    per_token = min(manifest.num_pages, sum(top_k))
-
-    def plan(chunk: int, slots: int | None = None) -> MemoryPlan:
-        kv = kv_bytes(manifest.spec, context, chunk)
-        workspace = workspace_bytes(manifest, context, chunk)
-        if slots is None:
-            left = (budget or 0) - fixed - manifest.backbone_bytes - kv - workspace
-            slots = min(manifest.num_pages, max(0, left) // page) if page and left >= 0 else -1
-            slots = 0 if page == 0 and left >= 0 else slots
-        return MemoryPlan(budget, fixed, manifest.backbone_bytes, kv, workspace, chunk, slots, page)
-
-    chunks = [LARGEST_CHUNK >> shift for shift in range(LARGEST_CHUNK.bit_length())]
-    chunks = sorted({min(chunk, context) for chunk in chunks}, reverse=True)
-    if budget is None:
-        return plan(chunks[0], manifest.num_pages)
-    plans = [plan(chunk) for chunk in chunks]
-    for wanted in (max(per_token, fewest), fewest):
-        for candidate in plans:
-            if candidate.slots >= wanted:
-                return candidate
-    smallest = -(-plan(1, fewest).total // MIB)
-    raise BudgetError(
-        f"memory budget {format_size(budget)} is too small for {name} with a context of {context} "
-        f"tokens; the smallest that works is {smallest}MiB (a shorter context needs less)"
+    empty = MemoryPlan(
+        budget=budget,
+        process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
+        backbone=manifest.backbone_bytes,
+        kv=kv_bytes(manifest.spec, context, chunk),
+        workspace=workspace_bytes(manifest, context, chunk),
+        chunk=chunk,
+        slots=0,
+        page=page,
     )
+    if budget is None:
+        return replace(empty, slots=manifest.num_pages)
+    smallest = empty.total + fewest * page
+    if budget < smallest:
+        raise BudgetError(
+            f"memory budget {format_size(budget)} is too small for {name} with a context of "
+            f"{context} tokens; the smallest that works is {-(-smallest // MIB)}MiB "
+            "(a shorter context needs less)"
+        )
+    slots = (budget - empty.total) // page if page else 0
+    return replace(empty, slots=min(manifest.num_pages, slots))

@@ -63,7 +63,9 @@ def load_session(model: Path | bytes, where: Path) -> onnxruntime.InferenceSessi
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.use_env_allocators", "1")
     source = model if isinstance(model, bytes) else str(model)
-    if _WIDE_WINDOW and isinstance(model, Path):
+    if _WIDE_WINDOW and isinstance(model, bytes):
+        source = narrow_windows(model, where)
+    elif _WIDE_WINDOW and isinstance(model, Path):
         folder = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(folder, str(model.parent))
         try:

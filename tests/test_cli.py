@@ -132,6 +132,11 @@ class TestInspect:
         assert "lossy choices" in table
         assert "onnx" in table
 
+    def test_a_config_that_is_not_understood(self, tmp_path: Path) -> None:
+        config = {**find_preset("tiny"), "rope_warp": 2}
+        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        refused(call("inspect", tmp_path), str(tmp_path), "rope_warp = 2")
+
     def test_a_missing_path(self, tmp_path: Path) -> None:
         refused(call("inspect", tmp_path / "none"), "none does not exist")
 

@@ -1,4 +1,4 @@
-"""The reference module: its parameters, its attention, its cache, and every switch of its config."""
+"""The reference module: parameters, attention, cache, and every switch of its config."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""OLMoE (allenai): every layer routed, q/k norm over the full width, optional clipping of q, k, v."""
+"""OLMoE (allenai): every layer routed, q/k norm over the full width, q, k, v optionally clipped."""
 
 from __future__ import annotations
 
