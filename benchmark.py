@@ -65,6 +65,7 @@ def run_benchmark(
     new_tokens: int,
     threads: int | None = None,
     memory_budget: int | None = None,
+    context: int | None = None,
     progress: Progress = _SILENT,
 ) -> Benchmark:
     """Opens the bundle, reads a prompt and decodes greedily; an end-of-text token does not stop it.
@@ -75,7 +76,9 @@ def run_benchmark(
     from .runtime.session import open_bundle
 
     opening = time.perf_counter()
-    with open_bundle(bundle, memory_budget=memory_budget, threads=threads) as session:
+    with open_bundle(
+        bundle, memory_budget=memory_budget, threads=threads, context=context
+    ) as session:
         opened = time.perf_counter()
         if prompt_tokens + new_tokens > session.context:
             raise InputError(

@@ -38,6 +38,12 @@ BUDGET = click.option(
     type=SIZE,
     help="Memory for the whole process, such as 512MiB.  [default: no limit]",
 )
+CONTEXT = click.option(
+    "--context",
+    metavar="N",
+    type=POSITIVE,
+    help="Tokens that it can see.  [default: the model's, at most 4096]",
+)
 
 
 @click.group(
@@ -186,6 +192,7 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
 @click.option("--prompt", metavar="TEXT", required=True, help="'-' reads standard input.")
 @click.option("--max-tokens", metavar="N", type=POSITIVE, default=256, help="Tokens to generate.")
 @BUDGET
+@CONTEXT
 @click.option("--temperature", type=FiniteRange(min=0), default=0.0, help="0 is greedy.")
 @click.option(
     "--top-k", type=click.IntRange(min=0), default=0,
@@ -202,6 +209,7 @@ def run(
     prompt: str,
     max_tokens: int,
     memory_budget: int | None,
+    context: int | None,
     temperature: float,
     top_k: int,
     top_p: float,
@@ -213,7 +221,7 @@ def run(
     from .tables import stat_rows
 
     text = read_prompt(prompt)
-    with open_bundle(bundle, memory_budget=memory_budget) as session:
+    with open_bundle(bundle, memory_budget=memory_budget, context=context) as session:
         pieces = session.generate(
             text, max_new_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
             seed=seed,
@@ -227,8 +235,8 @@ def run(
         finally:
             if begun:
                 click.echo()
-        if stats:
-            print_facts("stats", stat_rows(session.stats), error=True)
+            if begun and stats:
+                print_facts("stats", stat_rows(session.stats), error=True)
 
 
 @main.command("eval")
@@ -275,6 +283,7 @@ def eval_command(bundle: Path, data: Path, against: Path | None, as_json: bool) 
 @click.option("--new-tokens", metavar="N", type=POSITIVE, default=64, help="Tokens to generate.")
 @click.option("--threads", metavar="N", type=POSITIVE, help="[default: one per core]")
 @BUDGET
+@CONTEXT
 @JSON
 def bench(
     bundle: Path,
@@ -282,6 +291,7 @@ def bench(
     new_tokens: int,
     threads: int | None,
     memory_budget: int | None,
+    context: int | None,
     as_json: bool,
 ) -> None:
     """Measure speed, cache hits and memory."""
@@ -291,7 +301,7 @@ def bench(
     with ProgressDisplay("tokens") as progress:
         result = run_benchmark(
             bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads,
-            memory_budget=memory_budget, progress=progress,
+            memory_budget=memory_budget, context=context, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(result)

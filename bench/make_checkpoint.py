@@ -131,7 +131,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def make_checkpoint(
-    config: dict[str, Any], seed: int, tokenizer: str, out: Path, shard_bytes: int
+    config: dict[str, Any], seed: int, tokenizer: bytes, out: Path, shard_bytes: int
 ) -> int:
     """Writes the checkpoint into an empty or new directory; returns the weights' bytes."""
     family = find_family(config)
@@ -149,7 +149,7 @@ def make_checkpoint(
             weight_map |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (out / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    (out / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    (out / "tokenizer.json").write_bytes(tokenizer)
     # Last: without it the directory is no checkpoint.
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return total
@@ -172,7 +172,7 @@ def main(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise click.UsageError(f"{out} exists and is not an empty directory; remove it")
     config = {**SHAPES[shape], "num_hidden_layers": layers or SHAPES[shape]["num_hidden_layers"]}
-    text = tokenizer.read_text(encoding="utf-8") if tokenizer else byte_tokenizer().to_str()
+    text = tokenizer.read_bytes() if tokenizer else byte_tokenizer().to_str().encode()
     try:
         total = make_checkpoint(config, seed, text, out, shard_bytes)
     except (PocketMoEError, OSError) as error:

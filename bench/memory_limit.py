@@ -162,9 +162,14 @@ def run_limited(command: Sequence[str], limit: int, quiet: bool = False) -> Outc
             stderr=subprocess.PIPE,
             text=True,
         )
-        errors = process.stderr.read() if process.stderr else ""
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        try:
+            errors = process.stderr.read() if process.stderr else ""
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            if process.returncode is None:  # interrupted: a cgroup in use cannot be removed
+                process.kill()
+                process.wait()
         outcome = Outcome(
             limit=limit,
             peak=cgroup.peak(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -13,15 +14,25 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 from ..errors import InputError
 from ..model.checkpoint import Checkpoint, TensorReader
+from ..model.parameters import layer_shapes
 from ..model.spec import ModelSpec
 from ..progress import Progress, Silent
 from ..runtime.bundle import (
-    EMBEDDING, TOKENIZER, ExpertLayer, FileRecord, Manifest, Precision, Segment, hash_file,
-    is_bundle, write_manifest,
+    EMBEDDING,
+    TOKENIZER,
+    ExpertLayer,
+    FileRecord,
+    Manifest,
+    Precision,
+    Segment,
+    hash_file,
+    is_bundle,
+    write_manifest,
 )  # fmt: skip
 from ..runtime.pages import PageFormat
 from ..targets.devices import Target
@@ -121,7 +132,9 @@ def building(out: Path) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         root = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent))
     except OSError as error:
-        raise InputError(f"cannot write to {parent} ({error.strerror}); choose another -o") from error
+        raise InputError(
+            f"cannot write to {parent} ({error.strerror}); choose another -o"
+        ) from error
     handled = signal.getsignal(signal.SIGTERM)
     try:
         if handled == signal.SIG_DFL:
@@ -166,9 +179,9 @@ def write_backbone(
     they take once loaded."""
     (root / "backbone").mkdir()
     plans = plan_segments(spec)
-    traces: dict[object, tuple[object, SegmentPlan]] = {}
+    traces: dict[object, tuple[onnx.ModelProto, SegmentPlan]] = {}
     segments, loaded = [], 0
-    progress.stage("backbone", len(plans))
+    progress.stage("backbone", backbone_float32_bytes(spec))
     for plan in plans:
         kind = plan.kind(spec)
         if kind not in traces:
@@ -178,12 +191,22 @@ def write_backbone(
         with source.tensors() as tensors:
 
             def read(name: str, tensors: TensorReader = tensors) -> np.ndarray:
-                return float32(tensors.read(head_parameter(spec, name)))
+                array = float32(tensors.read(head_parameter(spec, name)))
+                progress.advance(array.nbytes)
+                return array
 
             loaded += stamp_segment(traced, traced_plan, plan, precision, read, root / file)
         segments.append(Segment(file, plan.layers, plan.router_layer))
-        progress.advance(1)
     return tuple(segments), loaded
+
+
+def backbone_float32_bytes(spec: ModelSpec) -> int:
+    """Everything but the routed experts and the embedding, as it is read: in float32."""
+    shapes: dict[str, tuple[int, ...]] = {"norm.weight": (spec.hidden_size,)}
+    shapes["head.weight"] = (spec.vocab_size, spec.hidden_size)
+    for layer in range(spec.num_hidden_layers):
+        shapes |= layer_shapes(spec, layer)
+    return sum(4 * math.prod(shape) for shape in shapes.values())
 
 
 def write_experts(

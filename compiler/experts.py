@@ -203,7 +203,9 @@ def _int4_engine(
         points = np.full(blocks, zero, np.uint8)
         initializers.append(onnx.numpy_helper.from_array(points, f"{name}_zero"))
         add(
-            helper.make_node("DequantizeLinear", [values, scales, f"{name}_zero"], [f"{name}_q"], axis=0)
+            helper.make_node(
+                "DequantizeLinear", [values, scales, f"{name}_zero"], [f"{name}_q"], axis=0
+            )
         )
         add(helper.make_node("Reshape", [f"{name}_q", f"{place.name}_shape"], [name]))
 
@@ -278,7 +280,7 @@ def as_model(
     inputs: list[onnx.ValueInfoProto],
     initializers: list[TensorProto],
 ) -> onnx.ModelProto:
-    shape = ["tokens", page_format.hidden_size]
+    shape: list[str | int | None] = ["tokens", page_format.hidden_size]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
     graph = helper.make_graph(nodes, "expert", [x, *inputs], [y], initializers)

@@ -32,7 +32,9 @@ def parse_precision(texts: Sequence[str], block_size: int, target: Target) -> Pr
         part, equals, name = item.rpartition("=")
         part, name = part.strip(), name.strip().lower()
         if equals and part not in PARTS:
-            raise InputError(f"there is no part {part!r} to set a precision for: {', '.join(PARTS)}")
+            raise InputError(
+                f"there is no part {part!r} to set a precision for: {', '.join(PARTS)}"
+            )
         if name not in PRECISIONS:
             near = difflib.get_close_matches(name, PRECISIONS, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -43,8 +45,12 @@ def parse_precision(texts: Sequence[str], block_size: int, target: Target) -> Pr
             raise TargetError(
                 f"target {target.name} has no {name}; it has {', '.join(target.precisions)}"
             )
-        chosen = (part,) if equals else PARTS
-        precision = replace(precision, **dict.fromkeys(chosen, name))
+        precision = replace(
+            precision,
+            experts=name if part in ("", "experts") else precision.experts,
+            backbone=name if part in ("", "backbone") else precision.backbone,
+            head=name if part in ("", "head") else precision.head,
+        )
     return precision
 
 

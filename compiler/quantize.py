@@ -17,7 +17,7 @@ _TILE = 1 << 16
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """values: int8 `[out, in]` within [-2^(bits-1), 2^(bits-1) - 1]; scales: fp16 `[out, in/block]`.
+    """values: int8 `[out, in]`, of `bits` bits; scales: fp16 `[out, in / block]`.
 
     The matrix is values · scales, each scale repeated over its block.
     """
@@ -35,12 +35,12 @@ class QuantizedMatrix:
         return self.values * np.repeat(self.scales.astype(np.float32), self.block_size, axis=1)
 
     def packed_int4(self) -> np.ndarray:
-        """uint8 `[out, in / 2]`: the even element in the low nibble, two's complement (ONNX INT4)."""
+        """uint8 `[out, in / 2]`: the even element in the low nibble (ONNX INT4)."""
         pairs = np.ascontiguousarray(self.values).view(np.uint16)
         return ((pairs & 0x0F) | ((pairs >> 4) & 0xF0)).astype(np.uint8)
 
     def unsigned_blocks(self) -> np.ndarray:
-        """uint8 `[out, in/block, block · bits / 8]` around a zero point of 2^(bits-1): MatMulNBits."""
+        """MatMulNBits: uint8 `[out, in / block, block · bits / 8]`, zero point 2^(bits-1)."""
         rows, columns = self.values.shape
         if self.bits == 8:
             stored = self.values.view(np.uint8) ^ np.uint8(0x80)
@@ -86,9 +86,7 @@ def _quantize_tile(blocks: np.ndarray, bits: int, values: np.ndarray, scales: np
     scales[...] = best
 
 
-def _round_to(
-    blocks: np.ndarray, scales: np.ndarray, low: int, high: int, out: np.ndarray
-) -> None:
+def _round_to(blocks: np.ndarray, scales: np.ndarray, low: int, high: int, out: np.ndarray) -> None:
     np.multiply(blocks, (1.0 / scales.astype(np.float32))[:, None], out=out)
     np.rint(out, out=out)
     np.maximum(out, low, out=out)

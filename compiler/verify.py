@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
 from ..errors import BundleError
 from ..model.checkpoint import Checkpoint
-from ..model.module import Decoder, KeyValueCache
+from ..model.module import Decoder, DecoderLayer, KeyValueCache
 from ..model.spec import ModelSpec
 from ..runtime.bundle import read_manifest
 from ..runtime.session import open_bundle
@@ -35,10 +36,7 @@ def load_decoder(checkpoint: Path, spec: ModelSpec | None = None) -> Decoder:
     with torch.device("meta"):
         model = Decoder(spec)
     with source.tensors() as tensors:
-        state = {
-            name: tensors.read(name).to(torch.float32).clone()
-            for name in source.dtypes
-        }
+        state = {name: tensors.read(name).to(torch.float32).clone() for name in source.dtypes}
     if spec.tie_word_embeddings:
         state["head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
@@ -71,7 +69,9 @@ def compare_with_checkpoint(
     manifest = read_manifest(bundle)
     source = Checkpoint(checkpoint).spec
     if comparable(manifest.spec) != comparable(source):
-        raise BundleError(f"{bundle} was not compiled from {checkpoint}: their specifications differ")
+        raise BundleError(
+            f"{bundle} was not compiled from {checkpoint}: their specifications differ"
+        )
     if token_ids is None:
         count = min(_TOKENS, source.max_position_embeddings)
         token_ids = np.random.default_rng(0).integers(source.vocab_size, size=count).tolist()
@@ -116,7 +116,8 @@ def run_decoder(model: Decoder, chunks: list[list[int]]) -> dict[str, np.ndarray
         def record(_: object, __: object, x: torch.Tensor, name: str = expert_input(index)) -> None:
             seen[name].append(x[0].numpy())
 
-        model.layers[index].ffn_norm.register_forward_hook(record)
+        layer = cast(DecoderLayer, model.layers[index])
+        layer.ffn_norm.register_forward_hook(record)
     cache = KeyValueCache()
     for chunk in chunks:
         seen["logits"].append(model(torch.tensor([chunk]), cache)[0].numpy())

@@ -44,8 +44,8 @@ class Checkpoint:
                 "*.safetensors"
             )
         self.config = read_json(self.path / "config.json")
-        self.family: Family = find_family(self.config)
         try:
+            self.family: Family = find_family(self.config)
             self.spec: ModelSpec = self.family.read_config(_with_generation_config(self))
         except ConfigError as error:
             raise ConfigError(f"{self.path}: {error}") from error

@@ -22,7 +22,7 @@ _RESERVE_BYTES = 16 * MIB  # code that has to stay in memory, allocators' slack,
 class MemoryPlan:
     """Bytes by purpose. chunk: tokens run at once; slots: pages in the cache.
 
-    process: interpreter, libraries and sessions. workspace: what one chunk needs while it is computed.
+    process: interpreter, libraries and sessions. workspace: what computing one chunk needs.
     """
 
     budget: int | None

@@ -1,4 +1,6 @@
-"""The page of one expert: where each tensor lies in it. The compiler writes it, the runtime reads it.
+"""The page of one expert: where each tensor lies in it.
+
+The compiler writes pages, the runtime reads them.
 
 A page is one extent of a `pages.bin`, aligned to 4 KiB. It holds the gate, up and down projections,
 each `[out, in]` row-major: int4 two values per byte (the even element in the low nibble), int8,
@@ -113,7 +115,7 @@ class ExpertKey:
 
 @dataclass(frozen=True)
 class ExpertPage:
-    """Where one expert's page lies. `file` is relative to the bundle; offset and nbytes in bytes."""
+    """Where one expert's page lies: `file` is relative to the bundle; the rest in bytes."""
 
     key: ExpertKey
     file: str

@@ -42,7 +42,9 @@ def stored(page_format: PageFormat, weights: dict[str, np.ndarray]) -> dict[str,
     if page_format.precision == "fp32":
         return {name: matrix.astype(np.float64) for name, matrix in weights.items()}
     if page_format.precision == "fp16":
-        return {name: matrix.astype(np.float16).astype(np.float64) for name, matrix in weights.items()}
+        return {
+            name: matrix.astype(np.float16).astype(np.float64) for name, matrix in weights.items()
+        }
     bits = 4 if page_format.precision == "int4" else 8
     return {
         name: quantize_matrix(matrix, bits, page_format.block_size).dequantized().astype(np.float64)
@@ -69,7 +71,9 @@ def test_every_expert_file_is_the_expert_of_its_page(
     assert all(offset % PAGE_ALIGNMENT == 0 for offset in layer.offsets)
     x = np.random.default_rng(9).normal(size=(5, page_format.hidden_size)).astype(np.float32)
     for expert in range(3):
-        session = onnxruntime.InferenceSession(tmp_path / f"experts/layer_002/expert_{expert:03d}.onnx")
+        session = onnxruntime.InferenceSession(
+            tmp_path / f"experts/layer_002/expert_{expert:03d}.onnx"
+        )
         (y,) = session.run(None, {"x": x})
         expected = ffn(x.astype(np.float64), stored(page_format, weights[expert]))
         assert np.abs(y - expected).max() / np.abs(expected).max() < 2e-6
@@ -107,7 +111,9 @@ def test_the_page_holds_what_the_format_says() -> None:
     places = {place.name: place for place in page_format.tensors()}
     for name in PROJECTIONS:
         place, scales = places[name], places[f"{name}_scales"]
-        packed = np.frombuffer(page, np.uint8, place.nbytes, place.offset).reshape(place.shape[0], -1)
+        packed = np.frombuffer(page, np.uint8, place.nbytes, place.offset).reshape(
+            place.shape[0], -1
+        )
         values = np.empty(place.shape, np.int8)
         values[:, 0::2] = (packed & 15).astype(np.int8)
         values[:, 1::2] = (packed >> 4).astype(np.int8)

@@ -11,9 +11,9 @@ from ...errors import ConfigError
 IRRELEVANT = frozenset(
     """
     _name_or_path architectures attention_dropout auto_map chunk_size_feed_forward dtype
-    hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id model_type output_attentions
-    output_hidden_states output_router_logits pad_token_id problem_type return_dict
-    router_aux_loss_coef torch_dtype transformers_version unsloth_version use_cache
+    hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id model_type
+    output_attentions output_hidden_states output_router_logits pad_token_id problem_type
+    return_dict router_aux_loss_coef torch_dtype transformers_version unsloth_version use_cache
     """.split()
 )
 
