@@ -235,7 +235,7 @@ def run(
         finally:
             if begun:
                 click.echo()
-            if begun and stats:
+            if stats and session.stats.prompt_tokens:
                 print_facts("stats", stat_rows(session.stats), error=True)
 
 

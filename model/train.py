@@ -288,7 +288,9 @@ def main(
     try:
         train(preset, schedule, root or corpus.standard_library(), work, out, save_every)
     except PocketMoEError as error:
-        raise click.ClickException(str(error)) from error
+        failure = click.ClickException(str(error))
+        failure.exit_code = 2
+        raise failure from error
 
 
 if __name__ == "__main__":

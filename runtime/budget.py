@@ -15,6 +15,7 @@ MIB = 1 << 20
 # has to be the resident output to the byte.
 CHUNK = 128
 _SESSION_BYTES = MIB  # a session's graph, names and kernels
+_MARGIN_BYTES = 4 * MIB  # by which a process may start larger the next time
 _RESERVE_BYTES = 16 * MIB  # code that has to stay in memory, allocators' slack, thread stacks
 
 
@@ -100,9 +101,10 @@ def plan_memory(
         return replace(empty, slots=manifest.num_pages)
     smallest = empty.total + fewest * page
     if budget < smallest:
+        named = -(-(smallest + _MARGIN_BYTES) // MIB)
         raise BudgetError(
             f"memory budget {format_size(budget)} is too small for {name} with a context of "
-            f"{context} tokens; the smallest that works is {-(-smallest // MIB)}MiB "
+            f"{context} tokens; the smallest that works is {named}MiB "
             "(a shorter context needs less)"
         )
     slots = (budget - empty.total) // page if page else 0
