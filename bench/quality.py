@@ -96,7 +96,7 @@ def print_table(
 )  # fmt: skip
 @click.option("--tokens", default=16384, show_default=True, type=click.IntRange(2))
 @click.option("--window", default=512, show_default=True, type=click.IntRange(2))
-@click.option("--block", default="32", show_default=True, type=click.Choice(["32", "64", "128"]))
+@click.option("--block", default="64", show_default=True, type=click.Choice(["32", "64", "128"]))
 @click.option("--precision", multiple=True, default=PRECISIONS, help="instead of all")
 def main(
     checkpoint: Path,

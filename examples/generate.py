@@ -1,0 +1,25 @@
+"""Generates text from a bundle within a memory budget, and says what the page cache did.
+
+python examples/generate.py build/demo 'def main(' 128MiB
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pocketmoe
+
+
+def main(bundle: str, prompt: str, memory_budget: str) -> None:
+    with pocketmoe.open(bundle, memory_budget=memory_budget) as session:
+        for text in session.generate(prompt, max_new_tokens=64, temperature=0.8, seed=0):
+            print(text, end="", flush=True)
+        stats = session.stats
+    print(
+        f"\n{stats.new_tokens_per_second:.1f} tokens per second, {stats.hit_rate:.0%} page hits, "
+        f"{stats.cache_slots} of {stats.num_pages} experts in memory"
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
