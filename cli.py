@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -58,6 +59,8 @@ CONTEXT = click.option(
 @click.pass_context
 def main(ctx: click.Context, debug: bool, verbose: bool) -> None:
     """Compile a Mixture-of-Experts model for a device too small for it, and run it there."""
+    # ONNX Runtime 1.32 collects usage data unless told otherwise before it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     start_logging(verbose=verbose)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

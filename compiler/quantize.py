@@ -11,6 +11,8 @@ import numpy as np
 
 # Shares of the largest magnitude of a block that its scale may cover.
 _CLIPS = {4: (1.0, 0.94, 0.88, 0.82), 8: (1.0,)}
+# Below it fp16 has too few bits left: a block so small is as good as zero.
+_SMALLEST_SCALE = 1e-5
 # Elements that fit a core's cache: each step below runs over a tile before the next tile is read.
 _TILE = 1 << 16
 
@@ -73,8 +75,7 @@ def _quantize_tile(blocks: np.ndarray, bits: int, values: np.ndarray, scales: np
     least = np.full(len(blocks), np.inf, np.float32)
     best = np.zeros(len(blocks), np.float16)
     for clip in _CLIPS[bits]:
-        # A scale below fp16's smallest normal number would lose the block to rounding.
-        candidate = np.maximum(largest * (clip / high), 6.2e-5).astype(np.float16)
+        candidate = np.maximum(largest * (clip / high), _SMALLEST_SCALE).astype(np.float16)
         _round_to(blocks, candidate, low, high, rounded)
         np.multiply(rounded, candidate.astype(np.float32)[:, None], out=error)
         np.subtract(error, blocks, out=error)
