@@ -161,3 +161,17 @@ def test_windows_bound_the_memory() -> None:
 
 def test_layers_of_one_window_share_a_span() -> None:
     assert set(KvCache(spec_of(8, None, 8, 4), CONTEXT, 16).spans) == {"w8", "full", "w4"}
+
+
+def test_a_context_of_16384_is_bounded_by_the_windows() -> None:
+    from pocketmoe.model.families import find_family
+    from pocketmoe.model.presets import find_preset
+    from pocketmoe.runtime.kv_cache import kv_bytes
+
+    config = find_preset("80b-a10b")
+    spec = find_family(config).read_config(config)
+    everywhere = find_family(config).read_config({**config, "sliding_window": None})
+    windowed, full = kv_bytes(spec, 16_384, 128), kv_bytes(everywhere, 16_384, 128)
+    # 30 of 40 layers keep 2,175 positions of 16,384.
+    assert full == 40 * 16_384 * 2 * 8 * 128 * 4
+    assert windowed == (10 * 16_384 + 30 * (2047 + 128)) * 2 * 8 * 128 * 4
