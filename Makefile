@@ -5,9 +5,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 # What `make demo` compiles and asks.
-DEMO_PRECISION ?= experts=int4,backbone=int8,head=int8
-DEMO_BUDGET ?= 256MiB
-DEMO_PROMPT ?= def main(
+DEMO_PRECISION ?= fp32
+DEMO_BUDGET ?= 136MiB
+DEMO_PROMPT ?= def main(argv=None):
 DEMO_TOKENS ?= 64
 
 VENV := .venv
