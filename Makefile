@@ -8,11 +8,11 @@ TORCH ?= torch==2.13.0
 DEMO_PRECISION ?= fp32
 DEMO_BUDGET ?= 136MiB
 DEMO_PROMPT ?= def main(argv=None):
-DEMO_TOKENS ?= 64
+DEMO_TOKENS ?= 160
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
 # Through the environment, so that a prompt may hold quotes.
 export DEMO_PROMPT
@@ -44,7 +44,7 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/.compile
 	$(BIN)/pocketmoe compile model/demo --target cpu --precision $(DEMO_PRECISION) --force -o build/demo
-	$(BIN)/pocketmoe run build/demo --prompt "$$DEMO_PROMPT" --max-tokens $(DEMO_TOKENS) --memory-budget $(DEMO_BUDGET) --stats
+	$(BIN)/pocketmoe run build/demo --prompt "$$DEMO_PROMPT" --max-tokens $(DEMO_TOKENS) --temperature 0.7 --seed 2 --memory-budget $(DEMO_BUDGET) --stats
 
 test: $(VENV)/.dev
 	$(BIN)/pytest
