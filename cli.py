@@ -264,8 +264,9 @@ def eval_command(bundle: Path, data: Path, against: Path | None, as_json: bool) 
             raise InputError(f"{data} holds {len(token_ids)} token; give a longer text")
         reference = None
         if against is not None:
-            from .compiler.verify import reference_logits
+            from .compiler.verify import check_same_model, reference_logits
 
+            check_same_model(bundle, session.manifest, against)
             reference = reference_logits(against)
         window = min(session.context, EVAL_WINDOW)
         result = evaluate(session, token_ids, window, reference, progress)

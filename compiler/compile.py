@@ -35,10 +35,11 @@ from ..runtime.bundle import (
     write_manifest,
 )  # fmt: skip
 from ..runtime.pages import PageFormat
+from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
 from .experts import write_expert_layer
 from .precision import check_blocks
-from .segments import SegmentPlan, plan_segments
+from .segments import SegmentPlan, plan_segments, segment_parameters
 from .stamp import stamp_segment
 from .trace import trace_segment
 
@@ -70,11 +71,12 @@ def compile_bundle(
     source = Checkpoint(checkpoint)
     spec, lossy = with_active_experts(source.spec, active_experts)
     check_blocks(spec, precision)
-    with building(out) as root:
+    out = Path(os.path.realpath(out)) if out.is_symlink() else out
+    with building(out, force) as root:
         segments, backbone_bytes = write_backbone(root, source, spec, precision, progress)
         experts = write_experts(root, source, spec, precision, progress)
         dtype = write_embedding(root, source, precision)
-        if source.tokenizer_path.exists():
+        if load_tokenizer(source.tokenizer_path) is not None:
             shutil.copyfile(source.tokenizer_path, root / TOKENIZER)
         manifest = Manifest(
             spec=spec,
@@ -122,7 +124,7 @@ def with_active_experts(spec: ModelSpec, count: int | None) -> tuple[ModelSpec, 
 
 
 @contextmanager
-def building(out: Path) -> Iterator[Path]:
+def building(out: Path, force: bool) -> Iterator[Path]:
     """A directory beside `out` that takes its place at the end, or vanishes.
 
     A termination signal unwinds as Ctrl-C does, so that it leaves nothing behind either.
@@ -144,6 +146,7 @@ def building(out: Path) -> Iterator[Path]:
     try:
         yield root
         root.chmod(0o755)
+        refuse_existing(out, force)  # another compile may have been faster
         if os.path.lexists(out):
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=parent))
             os.replace(out, old / "bundle")
@@ -195,7 +198,10 @@ def write_backbone(
                 progress.advance(array.nbytes)
                 return array
 
-            loaded += stamp_segment(traced, traced_plan, plan, precision, read, root / file)
+            loaded += stamp_segment(
+                traced, traced_plan, plan, precision, segment_parameters(spec, plan), read,
+                root / file,
+            )  # fmt: skip
         segments.append(Segment(file, plan.layers, plan.router_layer))
     return tuple(segments), loaded
 

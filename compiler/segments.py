@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..model.parameters import layer_shapes
 from ..model.spec import LayerSpec, ModelSpec
 
 
@@ -44,6 +45,19 @@ def plan_segments(spec: ModelSpec) -> tuple[SegmentPlan, ...]:
             plans.append(SegmentPlan(len(plans), leaves, tuple(layers), layer))
             leaves, layers = layer, []
     return (*plans, SegmentPlan(len(plans), leaves, tuple(layers), None))
+
+
+def segment_parameters(spec: ModelSpec, plan: SegmentPlan) -> set[str]:
+    """Names of all weights that the segment holds."""
+    names: set[str] = {"norm.weight", "head.weight"} if plan.is_last else set()
+    post_norm = ".ffn_post_norm.weight"
+    if plan.leaves is not None and spec.post_norm:
+        names.add(f"layers.{plan.leaves}{post_norm}")
+    for layer in plan.layers:
+        shapes = layer_shapes(spec, layer)
+        routed = layer == plan.router_layer
+        names |= {name for name in shapes if not (routed and name.endswith(post_norm))}
+    return names
 
 
 def window_kind(window: int | None) -> str:

@@ -58,12 +58,14 @@ def stamp_segment(
     traced_plan: SegmentPlan,
     plan: SegmentPlan,
     precision: Precision,
+    parameters: set[str],
     read: ReadMatrix,
     path: Path,
 ) -> int:
     """Writes the graph of `plan` to `path` and its weights beside it, as `.bin`.
 
-    traced is the trace of a segment of the same kind; read gives a parameter as float32. Returns
+    traced is the trace of a segment of the same kind; parameters are the names of all that it has
+    to hold; read gives a parameter as float32. Returns
     the bytes that the weights take once loaded.
     """
     model = onnx.ModelProto()
@@ -71,12 +73,14 @@ def stamp_segment(
     layers = dict(zip(traced_plan.all_layers(), plan.all_layers(), strict=True))
     data = ExternalData(path.with_suffix(".bin"))
     loaded = 0
+    stamped: set[str] = set()
     graph = model.graph
     rename_layers(graph, layers)
     for initializer in graph.initializer:
         if _LAYER.match(initializer.name) or initializer.name == "norm.weight":
             initializer.CopyFrom(data.add(initializer.name, read(initializer.name)))
             loaded += int(np.prod(initializer.dims)) * 4
+            stamped.add(initializer.name)
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
@@ -91,7 +95,11 @@ def stamp_segment(
         graph.node.extend(lowered)
         graph.initializer.extend(initializers)
         loaded += nbytes
+        stamped.add(name)
     data.close()
+    if stamped != parameters:
+        lost = ", ".join(sorted(stamped ^ parameters))
+        raise RuntimeError(f"the trace of {path.name} does not hold the model's parameters: {lost}")
     opsets = [item for item in model.opset_import if item.domain != LINEAR_DOMAIN]
     if not any(item.domain == "com.microsoft" for item in opsets):
         opsets.append(helper.make_opsetid("com.microsoft", 1))

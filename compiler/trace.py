@@ -96,6 +96,10 @@ class SegmentModule(nn.Module):
             self.head = TracedLinear("head.weight", spec.vocab_size)
         replace_linears(self)
         self.to_empty(device="cpu")
+        # Values that differ: the exporter would merge equal weights into one.
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         hidden = inputs["hidden"]

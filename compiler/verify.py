@@ -14,7 +14,7 @@ from ..errors import BundleError
 from ..model.checkpoint import Checkpoint
 from ..model.module import Decoder, DecoderLayer, KeyValueCache
 from ..model.spec import ModelSpec
-from ..runtime.bundle import read_manifest
+from ..runtime.bundle import Manifest, read_manifest
 from ..runtime.session import open_bundle
 
 _TOKENS = 48
@@ -67,11 +67,7 @@ def compare_with_checkpoint(
         BundleError: the bundle was compiled from another model.
     """
     manifest = read_manifest(bundle)
-    source = Checkpoint(checkpoint).spec
-    if comparable(manifest.spec) != comparable(source):
-        raise BundleError(
-            f"{bundle} was not compiled from {checkpoint}: their specifications differ"
-        )
+    source = check_same_model(bundle, manifest, checkpoint)
     if token_ids is None:
         count = min(_TOKENS, source.max_position_embeddings)
         token_ids = np.random.default_rng(0).integers(source.vocab_size, size=count).tolist()
@@ -92,6 +88,16 @@ def compare_with_checkpoint(
     return [
         difference(name, np.concatenate(found[name]), array) for name, array in expected.items()
     ]
+
+
+def check_same_model(bundle: Path, manifest: Manifest, checkpoint: Path) -> ModelSpec:
+    """The checkpoint's specification; BundleError where the bundle was made of another."""
+    source = Checkpoint(checkpoint).spec
+    if comparable(manifest.spec) != comparable(source):
+        raise BundleError(
+            f"{bundle} was not compiled from {checkpoint}: their specifications differ"
+        )
+    return source
 
 
 def expert_input(layer: int) -> str:

@@ -148,8 +148,16 @@ class Manifest:
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Writes manifest.json beside and renames it."""
     temporary = root / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
+    data = manifest.to_json()
+    data["sha256"] = _own_hash(data)
+    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, root / MANIFEST)
+
+
+def _own_hash(data: dict[str, Any]) -> str:
+    """Of the manifest's own content."""
+    content = {name: value for name, value in data.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def is_bundle(path: Path) -> bool:
@@ -180,6 +188,8 @@ def read_manifest(root: Path) -> Manifest:
             f"{root} has format version {version}, and this pocketmoe reads "
             f"{FORMAT_VERSION}: {remedy}"
         )
+    if data.get("sha256") != _own_hash(data):
+        raise BundleError(f"{path} was changed after it was written; compile the bundle again")
     try:
         manifest = _manifest_from_json(data)
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -243,6 +253,14 @@ def hash_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> s
             digest.update(chunk)
             progress(len(chunk))
     return digest.hexdigest()
+
+
+def check_file(root: Path, manifest: Manifest, name: str) -> None:
+    """Raises BundleError where a file is not what the compiler wrote."""
+    if hash_file(root / name) != manifest.files[name].sha256:
+        raise BundleError(
+            f"{root / name} is damaged: its hash is not the manifest's; compile the bundle again"
+        )
 
 
 def find_damage(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from ..errors import ContextError, InputError
 from .backbone import Backbone
 from .budget import MemoryPlan, plan_memory, read_budget
-from .bundle import TOKENIZER, Manifest, read_manifest
+from .bundle import TOKENIZER, Manifest, check_file, read_manifest
 from .embedding import Embedding
 from .experts import add_experts, load_engines
 from .kv_cache import KvCache
@@ -45,7 +46,7 @@ def open_bundle(
     memory_budget: bytes, or text like "2GiB", for the whole process; None keeps all experts in
     memory. threads: default is all CPUs that the process may use. context: tokens that a session
     can see, by default 4096, or what the model can see if that is less. verify_pages: check the
-    hash of each page when it is first read.
+    backbone's hashes now, and the hash of each page when it is first read.
 
     Raises:
         BundleError, BudgetError, ContextError, InputError: each says what to do.
@@ -107,12 +108,18 @@ class Session:
         self._threads = threads
         self._clock = _Clock()
         self._cache = KvCache(manifest.spec, context, plan.chunk)
+        if verify_pages:
+            for segment in manifest.segments:
+                check_file(root, manifest, segment.file)
+                check_file(root, manifest, segment.file.replace(".onnx", ".bin"))
         self._backbone = Backbone(root, manifest, self._cache, plan.chunk)
         self._engines = load_engines(root, manifest, plan.chunk)
         self._embedding = Embedding(root, manifest)
         self._pager = Pager(root, manifest, plan.slots, verify=verify_pages)
         self._routers = [segment.router_layer for segment in manifest.segments]
         self._closed = False
+        self._busy = threading.Lock()
+        self._turn = 0
         if not self._pager.direct:
             _log.info("%s: pages are read through the page cache (no O_DIRECT here)", root)
 
@@ -132,7 +139,9 @@ class Session:
         return self._cache.position
 
     def reset(self) -> None:
-        """Forgets what it has seen; the page cache stays."""
+        """Forgets what it has seen; the page cache stays. A generation that was under way ends."""
+        self._need_open()
+        self._turn += 1
         self._cache.reset()
 
     def close(self) -> None:
@@ -158,18 +167,28 @@ class Session:
         Raises:
             InputError: no tokens, or ids that the vocabulary does not have.
             ContextError: they do not fit into the context.
-            BundleError: a page cannot be read. What came before this call is still seen.
+            BundleError: a page cannot be read. Whole chunks before it are seen: see `position`.
         """
-        if self._closed:
-            raise InputError("the session is closed; open the bundle again")
+        self._need_open()
+        self._turn += 1
+        return self._forward(token_ids, last_only, observe)
+
+    def _forward(
+        self, token_ids: Sequence[int], last_only: bool, observe: Observer | None = None
+    ) -> np.ndarray:
         ids = self._check(token_ids, self.position)
         rows = 1 if last_only else len(ids)
         logits = np.empty((rows, self.manifest.spec.vocab_size), np.float32)
         chunk = self.plan.chunk
-        for start in range(0, len(ids), chunk):
-            part = ids[start : start + chunk]
-            wanted = logits if last_only else logits[start : start + chunk]
-            self._run_chunk(part, wanted, observe)
+        if not self._busy.acquire(blocking=False):
+            raise InputError("the session is in use by another thread; open one for each thread")
+        try:
+            for start in range(0, len(ids), chunk):
+                part = ids[start : start + chunk]
+                wanted = logits if last_only else logits[start : start + chunk]
+                self._run_chunk(part, wanted, observe)
+        finally:
+            self._busy.release()
         return logits
 
     def encode(self, text: str) -> list[int]:
@@ -194,6 +213,7 @@ class Session:
             ContextError: at once for a prompt longer than the context; at the end of the context,
                 after the text that fitted.
         """
+        self._need_open()
         sampler = Sampler(temperature, top_k, top_p, seed)
         if max_new_tokens < 1:
             raise InputError(f"number of new tokens must be 1 or more, not {max_new_tokens}")
@@ -251,7 +271,8 @@ class Session:
         clock, stops = self._clock, self.manifest.spec.eos_token_ids
         started = time.perf_counter()
         self.reset()
-        logits = self.forward(ids, last_only=True)
+        turn = self._turn
+        logits = self._forward(ids, last_only=True)
         clock.prompt_tokens += len(ids)
         clock.prompt_seconds += time.perf_counter() - started
         token = sampler.sample(logits[0])
@@ -264,7 +285,18 @@ class Session:
                 yield piece
             if left:
                 begun = time.perf_counter()
-                logits = self.forward([token], last_only=True)
+                self._need_open()
+                if self._turn != turn:
+                    raise InputError(
+                        "the session was used for something else during this generation; "
+                        "finish one before the next, or open two sessions"
+                    )
+                if self.position == self.context:
+                    raise ContextError(
+                        f"the context of {self.context} tokens is full; ask for fewer new tokens"
+                        + self._longer_context()
+                    )
+                logits = self._forward([token], last_only=True)
                 token = sampler.sample(logits[0])
                 clock.new_tokens += 1
                 clock.decode_steps += 1
@@ -283,15 +315,21 @@ class Session:
         if outside.size:
             raise InputError(f"token id {outside[0]} is not from 0 to {vocabulary - 1}")
         if position + len(ids) > self.context:
-            longest = self.manifest.spec.max_position_embeddings
-            remedy = "shorten the text"
-            if self.context < longest:
-                remedy += f", or open the bundle with a context of up to {longest}"
             raise ContextError(
                 f"{position + len(ids)} tokens are more than the context of {self.context} tokens; "
-                f"{remedy}"
+                f"shorten the text{self._longer_context()}"
             )
         return ids.astype(np.int64)
+
+    def _longer_context(self) -> str:
+        longest = self.manifest.spec.max_position_embeddings
+        if self.context == longest:
+            return ""
+        return f", or open the bundle with a context of up to {longest}"
+
+    def _need_open(self) -> None:
+        if self._closed:
+            raise InputError("the session is closed; open the bundle again")
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:

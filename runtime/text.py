@@ -23,7 +23,7 @@ def load_tokenizer(path: Path) -> Any:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
-        raise BundleError(f"{path} cannot be read ({error}); compile the bundle again") from error
+        raise BundleError(f"{path} is not a tokenizer ({error}); copy it there again") from error
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

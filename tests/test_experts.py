@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from pocketmoe.compiler.experts import (
@@ -16,7 +15,10 @@ from pocketmoe.compiler.experts import (
     write_expert_layer,
 )
 from pocketmoe.compiler.quantize import quantize_matrix
+from pocketmoe.runtime.ort import load_session, set_up
 from pocketmoe.runtime.pages import PAGE_ALIGNMENT, PROJECTIONS, PageFormat
+
+set_up(threads=2)
 
 FORMATS = [
     PageFormat("int4", 32, 64, 96),
@@ -71,9 +73,8 @@ def test_every_expert_file_is_the_expert_of_its_page(
     assert all(offset % PAGE_ALIGNMENT == 0 for offset in layer.offsets)
     x = np.random.default_rng(9).normal(size=(5, page_format.hidden_size)).astype(np.float32)
     for expert in range(3):
-        session = onnxruntime.InferenceSession(
-            tmp_path / f"experts/layer_002/expert_{expert:03d}.onnx"
-        )
+        path = tmp_path / f"experts/layer_002/expert_{expert:03d}.onnx"
+        session = load_session(path, path)
         (y,) = session.run(None, {"x": x})
         expected = ffn(x.astype(np.float64), stored(page_format, weights[expert]))
         assert np.abs(y - expected).max() / np.abs(expected).max() < 2e-6
@@ -86,7 +87,7 @@ def test_the_engine_graph_computes_the_same_from_the_bytes_of_a_page(
 ) -> None:
     weights = matrices(page_format, 0)
     page = np.frombuffer(build_page(page_format, weights), np.uint8)
-    session = onnxruntime.InferenceSession(engine_graph(page_format).SerializeToString())
+    session = load_session(engine_graph(page_format).SerializeToString(), Path("engine.onnx"))
     x = np.random.default_rng(1).normal(size=(tokens, page_format.hidden_size)).astype(np.float32)
     feeds = {"x": x}
     numpy_types = {

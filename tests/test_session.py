@@ -160,3 +160,44 @@ print(sorted(heavy), seconds)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("[] "), done.stdout
+
+
+def test_a_generation_that_was_disturbed_says_so(tiny_bundle: Path) -> None:
+    with pocketmoe.open(tiny_bundle) as session:
+        first = session.generate("import os", max_new_tokens=40)
+        next(first)
+        list(session.generate("x = 1", max_new_tokens=3))
+        with pytest.raises(InputError, match="something else"):
+            list(first)
+        third = session.generate("import os", max_new_tokens=40)
+        next(third)
+        session.reset()
+        with pytest.raises(InputError, match="something else"):
+            list(third)
+    for call in (session.reset, lambda: session.generate("x"), lambda: session.forward([1])):
+        with pytest.raises(InputError, match="closed"):
+            call()
+
+
+def test_a_full_context_ends_generation_after_the_text_that_fits(tiny_bundle: Path) -> None:
+    with pocketmoe.open(tiny_bundle, context=24) as session:
+        pieces: list[str] = []
+        with pytest.raises(ContextError, match="context of 24 tokens is full"):
+            pieces.extend(session.generate([5, 6, 7], max_new_tokens=400))
+        assert session.position == 24
+        assert pieces
+
+
+def test_damage_outside_the_pages_is_found_at_opening(tiny_bundle: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, broken)
+    path = broken / "backbone/segment_001.bin"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"segment_001\.bin is damaged"):
+        pocketmoe.open(broken)
+    manifest = broken / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"rope_theta": 10000.0', '"rope_theta": 9.0'))
+    with pytest.raises(BundleError, match=r"manifest\.json was changed"):
+        pocketmoe.open(broken)
