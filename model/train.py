@@ -267,6 +267,12 @@ Made by `python -m pocketmoe.model.train --preset {preset} --steps {schedule.ste
 """
 
 
+class Refusal(click.ClickException):
+    """A wrong input, with the exit code that the other commands have."""
+
+    exit_code = 2
+
+
 @click.command(help="Train a preset of the reference family on the Python standard library.")
 @click.option("--preset", default="demo", show_default=True)
 @click.option("--steps", default=1000, show_default=True, type=click.IntRange(1))
@@ -288,9 +294,7 @@ def main(
     try:
         train(preset, schedule, root or corpus.standard_library(), work, out, save_every)
     except PocketMoEError as error:
-        failure = click.ClickException(str(error))
-        failure.exit_code = 2
-        raise failure from error
+        raise Refusal(str(error)) from error
 
 
 if __name__ == "__main__":

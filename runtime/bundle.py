@@ -189,7 +189,7 @@ def read_manifest(root: Path) -> Manifest:
             f"{FORMAT_VERSION}: {remedy}"
         )
     if data.get("sha256") != _own_hash(data):
-        raise BundleError(f"{path} was changed after it was written; compile the bundle again")
+        raise BundleError(f"{path} is damaged (its hash is another); compile the bundle again")
     try:
         manifest = _manifest_from_json(data)
     except (KeyError, TypeError, AttributeError, ConfigError) as error:

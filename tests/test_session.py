@@ -199,5 +199,5 @@ def test_damage_outside_the_pages_is_found_at_opening(tiny_bundle: Path, tmp_pat
         pocketmoe.open(broken)
     manifest = broken / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"rope_theta": 10000.0', '"rope_theta": 9.0'))
-    with pytest.raises(BundleError, match=r"manifest\.json was changed"):
+    with pytest.raises(BundleError, match=r"manifest\.json is damaged"):
         pocketmoe.open(broken)
