@@ -7,8 +7,8 @@ TORCH ?= torch==2.13.0
 # What `make demo` compiles and asks.
 DEMO_PRECISION ?= fp32
 DEMO_BUDGET ?= 136MiB
-DEMO_PROMPT ?= def main(argv=None):
-DEMO_TOKENS ?= 160
+DEMO_PROMPT ?= def read_config(path):
+DEMO_TOKENS ?= 110
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +44,7 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/.compile
 	$(BIN)/pocketmoe compile model/demo --target cpu --precision $(DEMO_PRECISION) --force -o build/demo
-	$(BIN)/pocketmoe run build/demo --prompt "$$DEMO_PROMPT" --max-tokens $(DEMO_TOKENS) --temperature 0.7 --seed 2 --memory-budget $(DEMO_BUDGET) --stats
+	$(BIN)/pocketmoe run build/demo --prompt "$$DEMO_PROMPT" --max-tokens $(DEMO_TOKENS) --temperature 0.6 --top-p 0.9 --seed 3 --memory-budget $(DEMO_BUDGET) --stats
 
 test: $(VENV)/.dev
 	$(BIN)/pytest
