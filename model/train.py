@@ -28,8 +28,9 @@ from ..errors import InputError, PocketMoEError
 from . import corpus
 from .checkpoint import write_checkpoint
 from .families import find_family
-from .module import Decoder, Route, load_balancing_loss
+from .module import Decoder
 from .presets import find_preset
+from .routing import Route, load_balancing_loss
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,23 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..spec import ModelSpec
-from . import mixtral, olmoe, qwen3_moe, reference
+from . import (
+    deepseek_v2,
+    deepseek_v3,
+    ernie4_5_moe,
+    glm4_moe,
+    gpt_oss,
+    granitemoe,
+    llama,
+    mistral,
+    mixtral,
+    olmoe,
+    phimoe,
+    qwen2_moe,
+    qwen3_moe,
+    reference,
+)
+from .names import Location, Place
 
 _NUMBERED = re.compile(r"layers\.(\d+)\.(experts\.(\d+)\.)?")
 
@@ -20,26 +36,64 @@ class Family:
     """How checkpoints of one `model_type` are read.
 
     tensors maps parameter names of `model.parameters`, with `{layer}` and `{expert}` for numbers,
-    to the names in the checkpoint.
+    to the names or places in the checkpoint.
+    predictors: given the config, prefixes of the tensors of layers that predict tokens further
+    ahead (multi-token prediction), which are not used.
+    tiny: a config.json of a model that is made in a moment; variants: named changes to it that
+    switch its features the other way. Both are for tests.
     """
 
     model_type: str
     read_config: Callable[[Mapping[str, Any]], ModelSpec]
-    tensors: Mapping[str, str]
+    tensors: Mapping[str, str | Place]
+    predictors: Callable[[Mapping[str, Any]], tuple[str, ...]]
+    tiny: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]]
 
-    def tensor_name(self, parameter: str) -> str:
-        """The checkpoint's name for a parameter."""
+    def locate(self, parameter: str) -> Location:
+        """Where the checkpoint holds a parameter."""
         match = _NUMBERED.match(parameter)
         if match is None:
-            return self.tensors[parameter]
+            found = self.tensors[parameter]
+            place = Place(found) if isinstance(found, str) else found
+            return Location(place, place.name, None)
         layer, _, expert = match.groups()
         prefix = "layers.{layer}." + ("experts.{expert}." if expert is not None else "")
-        return self.tensors[prefix + parameter[match.end() :]].format(layer=layer, expert=expert)
+        found = self.tensors[prefix + parameter[match.end() :]]
+        place = Place(found) if isinstance(found, str) else found
+        index = int(expert) if place.stacked else None
+        return Location(place, place.name.format(layer=layer, expert=expert), index)
+
+
+def _no_predictors(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return ()
 
 
 FAMILIES = {
-    module.MODEL_TYPE: Family(module.MODEL_TYPE, module.read_config, module.TENSORS)
-    for module in (reference, mixtral, qwen3_moe, olmoe)
+    module.MODEL_TYPE: Family(
+        module.MODEL_TYPE,
+        module.read_config,
+        module.TENSORS,
+        getattr(module, "predictors", _no_predictors),
+        module.TINY,
+        module.VARIANTS,
+    )
+    for module in (
+        reference,
+        mixtral,
+        qwen2_moe,
+        qwen3_moe,
+        olmoe,
+        deepseek_v2,
+        deepseek_v3,
+        phimoe,
+        granitemoe,
+        gpt_oss,
+        ernie4_5_moe,
+        glm4_moe,
+        llama,
+        mistral,
+    )
 }
 
 

@@ -22,6 +22,32 @@ TENSORS = {
 }  # fmt: skip
 
 
+TINY: dict[str, Any] = {
+    "model_type": MODEL_TYPE,
+    "vocab_size": 288,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+    "rope_theta": 1_000_000.0,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "window": {"sliding_window": 8, "head_dim": 32, "num_key_value_heads": 1},
+    "tied": {"tie_word_embeddings": True, "rms_norm_eps": 1e-3, "rope_theta": 500.0},
+    "linear": {"rope_scaling": {"type": "linear", "factor": 4.0}, "num_key_value_heads": 4},
+}
+
+
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config, irrelevant=frozenset({"router_jitter_noise"}))
     reader.require("hidden_act", "silu")
@@ -35,20 +61,21 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
             normalize=True,
         ),
     )
+    head_dim = reader.integer("head_dim", hidden // max(heads, 1))
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden,
         num_attention_heads=heads,
-        num_key_value_heads=reader.integer("num_key_value_heads", heads),
-        head_dim=reader.integer("head_dim", hidden // max(heads, 1)),
+        num_key_value_heads=reader.optional_integer("num_key_value_heads", 8) or heads,
+        head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
-        rope_theta=reader.rope_theta(1_000_000.0),
+        rope=reader.rope(head_dim=head_dim, theta=1_000_000.0),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-5),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         layers=(layer,) * reader.integer("num_hidden_layers"),
-        bos_token_id=reader.optional_integer("bos_token_id"),
-        eos_token_ids=reader.integers("eos_token_id", ()),
+        bos_token_id=reader.optional_integer("bos_token_id", 1),
+        eos_token_ids=reader.integers("eos_token_id", 2),
     )
     reader.finish()
     return spec

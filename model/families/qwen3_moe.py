@@ -8,6 +8,7 @@ from typing import Any
 from ..spec import LayerSpec, ModelSpec, RouterSpec
 from .config import ConfigReader
 from .names import LLAMA_LIKE, ffn_names
+from .qwen2_moe import routed_layers
 
 MODEL_TYPE = "qwen3_moe"
 
@@ -26,10 +27,54 @@ TENSORS = {
 }  # fmt: skip
 
 
+TINY: dict[str, Any] = {
+    "model_type": MODEL_TYPE,
+    "vocab_size": 288,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+    "rope_theta": 1_000_000.0,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dense layers": {
+        "mlp_only_layers": [0, 2],
+        "norm_topk_prob": False,
+        "attention_bias": True,
+        "rms_norm_eps": 1e-4,
+    },
+    "every second": {"decoder_sparse_step": 2, "tie_word_embeddings": True},
+    "window": {"use_sliding_window": True, "sliding_window": 8},
+    "yarn": {
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+}
+
+
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
-    reader.require("attention_bias", False)
+    bias = reader.flag("attention_bias", False)
     heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
     # transformers 5 writes num_local_experts, earlier versions num_experts.
     experts_key = "num_local_experts" if "num_local_experts" in config else "num_experts"
@@ -38,39 +83,34 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         top_k=reader.integer("num_experts_per_tok", 8),
         normalize=reader.flag("norm_topk_prob", False),
     )
-    window = reader.optional_integer("sliding_window")
+    window = reader.optional_integer("sliding_window", 4096)
     if reader.flag("use_sliding_window", False):
         reader.require("max_window_layers", None)
-        if "sliding_window" not in config:
-            raise reader.refusal("sliding_window", "a value, for use_sliding_window is true")
     else:
         reader.take("max_window_layers", None)
         window = None
     dense_width = reader.integer("intermediate_size")
     moe_width = reader.integer("moe_intermediate_size")
-    dense_layers = reader.integers("mlp_only_layers", ())
-    step = reader.integer("decoder_sparse_step", 1)
-    if step < 1:
-        raise reader.refusal("decoder_sparse_step", "at least 1")
     layers = tuple(
-        LayerSpec(window, dense_width)
-        if index in dense_layers or (index + 1) % step
-        else LayerSpec(window, moe_width, router)
-        for index in range(reader.integer("num_hidden_layers"))
+        LayerSpec(window, moe_width, router) if routed else LayerSpec(window, dense_width)
+        for routed in routed_layers(reader, reader.integer("num_hidden_layers"))
     )
+    head_dim = reader.integer("head_dim", hidden // max(heads, 1))
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden,
         num_attention_heads=heads,
-        num_key_value_heads=reader.integer("num_key_value_heads", heads),
-        head_dim=reader.integer("head_dim", hidden // max(heads, 1)),
+        num_key_value_heads=reader.optional_integer("num_key_value_heads", 4) or heads,
+        head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
-        rope_theta=reader.rope_theta(10_000.0),
+        rope=reader.rope(head_dim=head_dim),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         layers=layers,
         qk_norm="head",
+        qkv_bias=bias,
+        o_bias=bias,
         bos_token_id=reader.optional_integer("bos_token_id"),
         eos_token_ids=reader.integers("eos_token_id", ()),
     )

@@ -30,6 +30,47 @@ TENSORS = {
 }  # fmt: skip
 
 
+TINY: dict[str, Any] = {
+    "model_type": MODEL_TYPE,
+    "vocab_size": 288,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "shared_intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "dense_layers": [0],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "qk_norm": True,
+    "attention_gate": True,
+    "post_norm": True,
+    "sliding_window": 8,
+    "full_attention_every": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": True,
+    "rope_theta": 10_000.0,
+    "rms_norm_eps": 1e-6,
+    "eos_token_id": 0,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {
+        "qk_norm": False,
+        "attention_gate": False,
+        "post_norm": False,
+        "dense_layers": [],
+        "shared_intermediate_size": 0,
+        "sliding_window": None,
+        "norm_topk_prob": False,
+    },
+    "untied": {"tie_word_embeddings": False, "full_attention_every": 4, "dense_layers": [1, 2]},
+}
+
+
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     """Keys:
 
@@ -65,15 +106,16 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
             return LayerSpec(layer_window, dense_width)
         return LayerSpec(layer_window, moe_width, router, shared_width)
 
+    head_dim = reader.integer("head_dim")
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
         num_attention_heads=reader.integer("num_attention_heads"),
         num_key_value_heads=reader.integer("num_key_value_heads"),
-        head_dim=reader.integer("head_dim"),
+        head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
-        rope_theta=reader.rope_theta(10_000.0),
+        rope=reader.rope(head_dim=head_dim),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         layers=tuple(layer(index) for index in range(num_layers)),

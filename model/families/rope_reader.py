@@ -1,0 +1,145 @@
+"""RopeSpec of a config: the keys of each kind of scaling, and defaults that depend on others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ...errors import ConfigError
+from ..spec import RopeKind, RopeSpec
+
+if TYPE_CHECKING:
+    from .config import ConfigReader
+
+
+def read_rope(
+    reader: ConfigReader,
+    head_dim: int,
+    theta: float,
+    interleaved: bool,
+    kinds: tuple[RopeKind, ...],
+    partial: float | None,
+    extra: tuple[str, ...],
+) -> RopeSpec:
+    """See `ConfigReader.rope`; defaults are those of transformers' modeling_rope_utils."""
+    section = reader.rope_section()
+    kind_key = "type" if section.take("rope_type", None) is None else "rope_type"
+    kind = section.take(kind_key, "default")
+    if kind not in kinds:
+        raise section.refusal(kind_key, " or ".join(repr(known) for known in kinds))
+    section.require("type", kind)
+    base = _positive(_holder(reader, section, "rope_theta"), "rope_theta", theta)
+    holder = _holder(reader, section, "partial_rotary_factor")
+    share = _positive(holder, "partial_rotary_factor", partial or 1.0)
+    if share > 1.0 or (partial is None and share != 1.0):
+        raise holder.refusal("partial_rotary_factor", "at most 1" if partial else "1.0")
+    rope = RopeSpec(base, int(head_dim * share), interleaved, kind)
+    if kind != "default":
+        rope = _READERS[kind](rope, reader, section)
+    for name in extra:
+        section.take(name, None)
+    section.finish()
+    return rope
+
+
+def _linear(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSpec:
+    return replace(rope, factor=_positive(section, "factor"))
+
+
+def _dynamic(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSpec:
+    if rope.dim < 4:
+        raise ConfigError(
+            f"config.json: dynamic scaling needs at least 4 rotated elements, not {rope.dim}"
+        )
+    length = reader.integer("max_position_embeddings")
+    return replace(rope, factor=_positive(section, "factor"), original_length=length)
+
+
+def _yarn(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSpec:
+    if rope.theta <= 1:
+        raise _holder(reader, section, "rope_theta").refusal("rope_theta", "more than 1")
+    factor = _positive(section, "factor")
+    mscale = section.optional_number("mscale")
+    mscale_all_dim = section.optional_number("mscale_all_dim")
+    if mscale and mscale_all_dim:
+        attention = yarn_scale(factor, mscale) / yarn_scale(factor, mscale_all_dim)
+    else:
+        attention = yarn_scale(factor)
+    return replace(
+        rope,
+        factor=factor,
+        original_length=_original_length(reader, section),
+        attention_factor=_positive(section, "attention_factor", attention),
+        beta_fast=_positive(section, "beta_fast", 32.0),
+        beta_slow=_positive(section, "beta_slow", 1.0),
+        truncate=section.flag("truncate", True),
+    )
+
+
+def _llama3(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSpec:
+    low, high = _positive(section, "low_freq_factor"), _positive(section, "high_freq_factor")
+    if high <= low:
+        raise section.refusal("high_freq_factor", f"more than low_freq_factor ({low})")
+    return replace(
+        rope,
+        factor=_positive(section, "factor"),
+        original_length=_original_length(reader, section),
+        low_freq_factor=low,
+        high_freq_factor=high,
+    )
+
+
+def _longrope(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSpec:
+    original = _original_length(reader, section)
+    factor = _positive(section, "factor", reader.integer("max_position_embeddings") / original)
+    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    attention = _positive(section, "attention_factor", attention)
+    return replace(
+        rope,
+        factor=factor,
+        original_length=original,
+        attention_factor=attention,
+        long_attention_factor=attention,
+        short_factors=section.numbers("short_factor", rope.dim // 2),
+        long_factors=section.numbers("long_factor", rope.dim // 2),
+    )
+
+
+_READERS: dict[RopeKind, Callable[[RopeSpec, ConfigReader, ConfigReader], RopeSpec]] = {
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _longrope,
+}
+
+
+def yarn_scale(factor: float, mscale: float = 1.0) -> float:
+    """How much larger YaRN makes attention's logits at a factor (arXiv:2309.00071, eq. 22)."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _positive(reader: ConfigReader, name: str, default: float | None = None) -> float:
+    value = reader.number(name) if default is None else reader.number(name, default)
+    if value <= 0:
+        raise reader.refusal(name, "a number greater than 0")
+    return value
+
+
+def _original_length(reader: ConfigReader, section: ConfigReader) -> int:
+    name = "original_max_position_embeddings"
+    holder = _holder(reader, section, name)
+    length = holder.integer(name, reader.integer("max_position_embeddings"))
+    if length < 2:
+        raise holder.refusal(name, "at least 2")
+    return length
+
+
+def _holder(reader: ConfigReader, section: ConfigReader, name: str) -> ConfigReader:
+    """Which of the two has a key that may stand in both; the values must agree."""
+    inner, outer = section.take(name, None), reader.take(name, None)
+    if inner is not None and outer is not None and inner != outer:
+        raise section.refusal(name, f"{outer!r}, which stands outside too")
+    return section if outer is None else reader

@@ -1,0 +1,81 @@
+"""Rotary position embeddings: the frequencies of every kind of scaling. Standard library only."""
+
+from __future__ import annotations
+
+import math
+
+from .spec import RopeSpec
+
+
+def frequencies(rope: RopeSpec, length: int) -> tuple[list[float], float]:
+    """Radians per position of each of the dim / 2 pairs, and what cos and sin are multiplied by.
+
+    length: tokens of the sequence, its present chunk included; "dynamic" and "longrope" depend on
+    it. Plain frequencies are theta^(-2i / dim) (RoFormer, arXiv:2104.09864).
+    """
+    if rope.kind == "linear":
+        return [value / rope.factor for value in _plain(rope, rope.theta)], rope.attention_factor
+    if rope.kind == "dynamic":
+        return _plain(rope, _stretched_theta(rope, length)), rope.attention_factor
+    if rope.kind == "yarn":
+        return _yarn(rope), rope.attention_factor
+    if rope.kind == "llama3":
+        return _llama3(rope), rope.attention_factor
+    if rope.kind == "longrope":
+        return _longrope(rope, length)
+    return _plain(rope, rope.theta), rope.attention_factor
+
+
+def _plain(rope: RopeSpec, theta: float) -> list[float]:
+    return [1.0 / theta ** (i / rope.dim) for i in range(0, rope.dim, 2)]
+
+
+def _stretched_theta(rope: RopeSpec, length: int) -> float:
+    """NTK-aware scaling of the base, by how far the sequence goes beyond the original length."""
+    ratio = max(length, rope.original_length) / rope.original_length
+    stretch: float = (rope.factor * ratio - (rope.factor - 1)) ** (rope.dim / (rope.dim - 2))
+    return rope.theta * stretch
+
+
+def _yarn(rope: RopeSpec) -> list[float]:
+    """Fast pairs as they are, slow ones divided by the factor, between them a ramp.
+
+    Source: YaRN, arXiv:2309.00071.
+    """
+
+    def pair_of(rotations: float) -> float:
+        """The pair that turns so many times within the original length."""
+        span = rope.original_length / (rotations * 2 * math.pi)
+        return rope.dim * math.log(span) / (2 * math.log(rope.theta))
+
+    low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    if low == high:
+        high += 0.001
+    mixed = []
+    for pair, plain in enumerate(_plain(rope, rope.theta)):
+        slow = min(max((pair - low) / (high - low), 0.0), 1.0)
+        mixed.append(plain / rope.factor * slow + plain * (1 - slow))
+    return mixed
+
+
+def _llama3(rope: RopeSpec) -> list[float]:
+    """Long waves divided by the factor, short ones as they are (Llama 3.1)."""
+    scaled = []
+    for plain in _plain(rope, rope.theta):
+        turns = rope.original_length * plain / (2 * math.pi)
+        smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        share = min(max(smooth, 0.0), 1.0)
+        scaled.append((1 - share) * plain / rope.factor + share * plain)
+    return scaled
+
+
+def _longrope(rope: RopeSpec, length: int) -> tuple[list[float], float]:
+    """A learned factor for each pair, by the length of the sequence (arXiv:2402.13753)."""
+    is_long = length > rope.original_length
+    factors = rope.long_factors if is_long else rope.short_factors
+    scale = rope.long_attention_factor if is_long else rope.attention_factor
+    plain = _plain(rope, rope.theta)
+    return [value / factor for value, factor in zip(plain, factors, strict=True)], scale

@@ -1,0 +1,288 @@
+"""What a family cannot express is refused by name and value, in one line."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from pocketmoe.errors import ConfigError
+from pocketmoe.model.families import FAMILIES
+
+Config = dict[str, Any]
+
+
+def tiny(family: str, **changes: Any) -> Config:
+    return copy.deepcopy({**FAMILIES[family].tiny, **changes})
+
+
+def refusal(config: Config) -> str:
+    """The one line that the family refuses a config with."""
+    with pytest.raises(ConfigError) as caught:
+        FAMILIES[config["model_type"]].read_config(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def without_rope(family: str) -> Config:
+    rope = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor")
+    return {key: value for key, value in tiny(family).items() if key not in rope}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rope_scaling": {"type": "su"}}, "rope_scaling.type = 'su'"),
+        ({"rope_scaling": {"rope_type": "proportional"}}, "rope_type = 'proportional'"),
+        ({"rope_scaling": {"rope_type": 1}}, "rope_type = 1"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type = ['yarn']"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, "rope_scaling.factor = 2.0"),
+        ({"rope_scaling": "linear"}, "rope_scaling = 'linear'"),
+        ({"rope_parameters": [1]}, "rope_parameters = [1]"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"factor": 2.0}},
+            "rope_scaling = {'type': 'linear', 'factor': 2.0}",
+        ),
+        ({"rope_theta": "big"}, "rope_theta = 'big'"),
+        ({"rope_theta": 0}, "rope_theta = 0"),
+        ({"rope_theta": float("inf")}, "rope_theta = inf"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor = 1.5"),
+        ({"partial_rotary_factor": "half"}, "partial_rotary_factor = 'half'"),
+    ],
+    ids=str,
+)
+def test_rotary_embeddings_that_no_family_has(family: str, changes: Config, named: str) -> None:
+    assert named in refusal({**without_rope(family), **changes})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_part_of_a_head_is_rotated_by_glm_alone(family: str) -> None:
+    config = {**without_rope(family), "partial_rotary_factor": 0.75}
+    if family == "glm4_moe":
+        assert FAMILIES[family].read_config(config).rope.dim == 24
+        odd = {**config, "partial_rotary_factor": 0.35}
+        assert "even number of up to head_dim (32) elements, not 11" in refusal(odd)
+    else:
+        assert "partial_rotary_factor = 0.75" in refusal(config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("hidden_act", "gelu", None),
+        ("hidden_size", "64", None),
+        ("hidden_size", 64.0, None),
+        ("hidden_size", None, "hidden_size is missing"),
+        ("hidden_size", 0, "hidden_size must be greater than 0, not 0"),
+        ("vocab_size", True, None),
+        ("vocab_size", -1, "vocab_size must be greater than 0, not -1"),
+        ("num_hidden_layers", 0, "num_hidden_layers must be at least 1"),
+        ("num_attention_heads", 0, "heads"),
+        ("num_key_value_heads", 3, "num_key_value_heads"),
+        ("max_position_embeddings", 0, "max_position_embeddings"),
+        ("max_position_embeddings", "long", None),
+        ("rms_norm_eps", "small", None),
+        ("rms_norm_eps", 0, "rms_norm_eps must be greater than 0"),
+        ("rms_norm_eps", float("nan"), "rms_norm_eps = nan"),
+        ("tie_word_embeddings", 1, None),
+        ("tie_word_embeddings", "false", None),
+        ("bos_token_id", 1.5, None),
+        ("eos_token_id", "</s>", None),
+        ("eos_token_id", [2, None], None),
+        ("use_parallel_residual", True, None),
+        ("alibi", True, None),
+        ("num_experts_per_tok_scale", 2.0, None),
+        ("text_config", {"hidden_size": 64}, None),
+    ],
+    ids=str,
+)
+def test_what_no_family_expresses(family: str, key: str, value: Any, named: str | None) -> None:
+    config = tiny(family, **{key: value})
+    if key == "num_hidden_layers":
+        for by_layer in ("layer_types", "dense_layers"):
+            config.pop(by_layer, None)
+    assert (named or f"{key} = {value!r}") in refusal(config)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Changes to a family's smallest config, and what the error says."""
+
+    family: str
+    changes: Config
+    named: str = ""
+
+    def __str__(self) -> str:
+        return " ".join([self.family, *(f"{key}={value}" for key, value in self.changes.items())])
+
+    def expected(self) -> str:
+        key, value = next(iter(self.changes.items()))
+        return self.named or f"{key} = {value!r}"
+
+
+def too_many_experts(family: str, key: str, experts: int) -> Refusal:
+    return Refusal(
+        family, {key: experts + 1}, f"experts per token ({experts + 1}) must be between 1"
+    )
+
+
+CASES = (
+    too_many_experts("reference", "num_experts_per_tok", 8),
+    Refusal("reference", {"full_attention_every": 0}),
+    Refusal("reference", {"dense_layers": [9]}),
+    Refusal("reference", {"attention_gate": "yes"}),
+    Refusal("reference", {"attention_bias": True}),
+    Refusal("reference", {"router_bias": True}),
+    Refusal("reference", {"sliding_window": -8}, "sliding window must be at least 1"),
+    too_many_experts("mixtral", "num_experts_per_tok", 6),
+    Refusal("mixtral", {"num_experts_per_tok": 0}, "experts per token (0) must be between 1"),
+    Refusal("mixtral", {"sliding_window": 0}, "sliding window must be at least 1"),
+    Refusal("mixtral", {"sliding_window": "8"}),
+    Refusal("mixtral", {"clip_qkv": 8.0}),
+    Refusal("mixtral", {"attention_bias": True}),
+    Refusal("mixtral", {"norm_topk_prob": False}),
+    Refusal("mixtral", {"layer_types": ["sliding_attention"] * 3}),
+    too_many_experts("qwen2_moe", "num_experts_per_tok", 8),
+    Refusal("qwen2_moe", {"attention_bias": True}),
+    Refusal("qwen2_moe", {"decoder_sparse_step": 0}),
+    Refusal("qwen2_moe", {"mlp_only_layers": ["0"]}),
+    Refusal("qwen2_moe", {"use_sliding_window": 1}),
+    Refusal("qwen2_moe", {"sliding_window": None, "use_sliding_window": True}),
+    Refusal("qwen2_moe", {"layer_types": ["chunked_attention"] * 3}),
+    Refusal("qwen2_moe", {"layer_types": ["full_attention"]}),
+    Refusal("qwen2_moe", {"layer_types": ["sliding_attention"] * 3}),
+    Refusal("qwen2_moe", {"scoring_func": "sigmoid"}),
+    too_many_experts("qwen3_moe", "num_experts_per_tok", 8),
+    Refusal("qwen3_moe", {"decoder_sparse_step": 0}),
+    Refusal("qwen3_moe", {"mlp_only_layers": ["0"]}),
+    Refusal("qwen3_moe", {"max_window_layers": 2, "use_sliding_window": True}),
+    Refusal("qwen3_moe", {"shared_expert_intermediate_size": 8}),
+    Refusal("qwen3_moe", {"attention_bias": "no"}),
+    Refusal("qwen3_moe", {"head_dim": 15}, "even number of up to head_dim (15) elements, not 15"),
+    too_many_experts("olmoe", "num_experts_per_tok", 8),
+    Refusal("olmoe", {"clip_qkv": "8"}),
+    Refusal("olmoe", {"clip_qkv": -1.0}),
+    Refusal("olmoe", {"sliding_window": 8}),
+    Refusal("olmoe", {"attention_bias": 1}),
+    Refusal("phimoe", {"num_experts_per_tok": 3}, "must be 2 for this router, not 3"),
+    Refusal("phimoe", {"lm_head_bias": "yes"}),
+    Refusal(
+        "phimoe",
+        {
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+                "short_mscale": 1.1,
+                "long_mscale": 1.2,
+                "attention_factor": 1.5,
+            }
+        },
+        "rope_scaling.attention_factor = 1.5",
+    ),
+    Refusal("phimoe", {"router_jitter_noise": "some"}),
+    Refusal("phimoe", {"sliding_window": 0}, "sliding window must be at least 1"),
+    Refusal("phimoe", {"norm_topk_prob": True}),
+    too_many_experts("granitemoe", "num_experts_per_tok", 8),
+    Refusal("granitemoe", {"logits_scaling": 0}, "logits_scaling must be greater than 0"),
+    Refusal("granitemoe", {"attention_multiplier": "big"}),
+    Refusal("granitemoe", {"shared_intermediate_size": 64}),
+    Refusal("granitemoe", {"position_embedding_type": "nope"}),
+    too_many_experts("gpt_oss", "num_experts_per_tok", 8),
+    Refusal("gpt_oss", {"experts_per_token": 4}),
+    Refusal("gpt_oss", {"initial_context_length": 4096}),
+    Refusal("gpt_oss", {"layer_types": ["chunked_attention"] * 4}),
+    Refusal("gpt_oss", {"layer_types": ["full_attention"]}),
+    Refusal("gpt_oss", {"sliding_window": None}),
+    Refusal("gpt_oss", {"swiglu_limit": 0}),
+    Refusal("gpt_oss", {"swiglu_alpha": "1.702"}),
+    Refusal("gpt_oss", {"attention_bias": 1}),
+    Refusal("gpt_oss", {"norm_topk_prob": True}),
+    Refusal("llama", {"mlp_bias": 1}),
+    Refusal("llama", {"attention_bias": None, "qkv_bias": True}, "qkv_bias = True"),
+    Refusal("llama", {"sliding_window": 8}),
+    Refusal("llama", {"num_experts": 8}),
+    Refusal("mistral", {"sliding_window": 0}, "sliding window must be at least 1"),
+    Refusal("mistral", {"layer_types": ["sliding_attention"] * 3}),
+    Refusal("mistral", {"attention_bias": True}),
+    Refusal("mistral", {"head_dim": 15}, "even number of up to head_dim (15) elements, not 15"),
+    *(
+        Refusal(family, changes, named)
+        for family, changes, named in (
+            ("deepseek_v2", {"norm_topk_prob": True}, ""),
+            ("deepseek_v2", {"scoring_func": "sigmoid"}, ""),
+            ("deepseek_v2", {"topk_method": "noaux_tc"}, ""),
+            ("deepseek_v2", {"n_group": 4}, ""),
+            ("deepseek_v2", {"topk_group": 2}, ""),
+            ("deepseek_v2", {"mlp_bias": "no"}, ""),
+            ("deepseek_v2", {"rope_interleave": False}, ""),
+            ("deepseek_v3", {"scoring_func": "softmax"}, ""),
+            ("deepseek_v3", {"topk_method": "greedy"}, ""),
+            ("deepseek_v3", {"n_group": 3}, "16 experts in 3 groups, 2 of them chosen"),
+            ("deepseek_v3", {"topk_group": 5}, "16 experts in 4 groups, 5 of them chosen"),
+            ("deepseek_v3", {"n_group": 16}, "experts per token (4) are more than 2 groups of 1"),
+            ("deepseek_v3", {"n_group": 16, "topk_group": 8}, "at least 2 experts, not 1"),
+            ("deepseek_v3", {"mlp_bias": True}, ""),
+            ("deepseek_v3", {"rope_interleave": 1}, ""),
+            ("deepseek_v3", {"num_nextn_predict_layers": -1}, ""),
+            ("deepseek_v3", {"num_mtp_layers": 2}, ""),
+            ("deepseek_v3", {"index_topk": 2048}, ""),
+            ("glm4_moe", {"scoring_func": "softmax"}, ""),
+            ("glm4_moe", {"n_group": 3}, "8 experts in 3 groups"),
+            ("glm4_moe", {"use_qk_norm": 1}, ""),
+            ("glm4_moe", {"num_mtp_layers": "1"}, ""),
+            ("glm4_moe", {"sliding_window": 8}, ""),
+        )
+    ),
+    *(
+        Refusal(family, changes, named)
+        for family in ("deepseek_v2", "deepseek_v3")
+        for changes, named in (
+            ({"head_dim": 48}, ""),
+            ({"qk_head_dim": 64}, ""),
+            ({"num_key_value_heads": 1}, ""),
+            ({"q_lora_rank": 0}, "ranks and head sizes of latent attention must be at least 1"),
+            ({"kv_lora_rank": 0}, "ranks and head sizes of latent attention must be at least 1"),
+            ({"v_head_dim": "32"}, ""),
+            ({"qk_rope_head_dim": 15}, "not 15"),
+            ({"attention_bias": "yes"}, ""),
+        )
+    ),
+    *(
+        Refusal(family, changes, named)
+        for family, experts in (("deepseek_v2", 8), ("deepseek_v3", 16), ("glm4_moe", 8))
+        for changes, named in (
+            ({"num_experts_per_tok": experts + 1}, f"experts per token ({experts + 1})"),
+            ({"n_shared_experts": -1}, ""),
+            ({"n_shared_experts": 1.5}, ""),
+            ({"first_k_dense_replace": -1}, ""),
+            ({"moe_layer_freq": 2}, ""),
+            ({"routed_scaling_factor": "2.5"}, ""),
+        )
+    ),
+    too_many_experts("ernie4_5_moe", "moe_k", 8),
+    Refusal("ernie4_5_moe", {"moe_gate": "expert_choice"}),
+    Refusal("ernie4_5_moe", {"moe_gate_act": "sigmoid"}),
+    Refusal("ernie4_5_moe", {"moe_use_aux_free": False}),
+    Refusal("ernie4_5_moe", {"use_rmsnorm": False}),
+    Refusal("ernie4_5_moe", {"moe_num_experts": [8, 8]}),
+    Refusal("ernie4_5_moe", {"moe_num_shared_experts": -1}),
+    Refusal("ernie4_5_moe", {"moe_layer_interval": 0}),
+    Refusal("ernie4_5_moe", {"moe_layer_start_index": -1}),
+    Refusal("ernie4_5_moe", {"moe_layer_end_index": -2}),
+    Refusal("ernie4_5_moe", {"moe_norm_min": "small"}),
+    Refusal("ernie4_5_moe", {"use_bias": 1}),
+    Refusal("ernie4_5_moe", {"sliding_window": 8}),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_a_family_cannot_express_is_named(case: Refusal) -> None:
+    assert case.expected() in refusal(tiny(case.family, **case.changes))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_refusals_of_its_own(family: str) -> None:
+    assert sum(case.family == family for case in CASES) >= 4
