@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from .compiler.precision import precision_of
 from .errors import ConfigError, InputError
 from .model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, read_json
+from .model.encodings import find_encoding
 from .model.families import find_family
-from .model.parameters import layer_shapes
+from .model.parameters import count_parameters, end_shapes, layer_shapes
 from .model.spec import ModelSpec
-from .runtime.bundle import MANIFEST, Precision, is_bundle, read_manifest
+from .runtime.bundle import CHAT_TEMPLATE, MANIFEST, Precision, is_bundle, read_manifest
 from .runtime.kv_cache import SLACK, capacity
 from .runtime.pages import PRECISIONS, PageFormat
 
@@ -38,10 +40,13 @@ class PrecisionSizes:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """experts and top_k: the distinct values of the MoE layers.
+    """experts and top_k: the distinct values of the MoE layers. paged_layers: those whose FFN lies
+    in pages, routed or not.
 
     kv_bytes_per_token: what one more token takes in the float32 cache of the full-attention
-    layers; kv_window_bytes: what the windowed layers keep at least, however long the text.
+    layers; kv_expanded_bytes_per_token: what it would take with the keys and values of every head,
+    more where the cache holds a latent; kv_window_bytes: what the windowed layers keep at least,
+    however long the text.
     """
 
     family: str
@@ -51,12 +56,14 @@ class ModelFacts:
     layers: int
     moe_layers: int
     dense_layers: int
+    paged_layers: int
     windowed_layers: int
     experts: tuple[int, ...]
     top_k: tuple[int, ...]
     parameters_total: int
     parameters_active: int
     kv_bytes_per_token: int
+    kv_expanded_bytes_per_token: int
     kv_window_bytes: int
     block_size: int
     sizes: tuple[PrecisionSizes, ...]
@@ -64,7 +71,9 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """stored_bytes and dtypes are None where the directory holds a config alone."""
+    """stored_bytes and dtypes are None where the directory holds a config alone. encoding: of
+    quantized weights. skipped: lines about parts of the checkpoint that are not used.
+    """
 
     kind: str
     path: str
@@ -72,6 +81,8 @@ class CheckpointFacts:
     files: int
     stored_bytes: int | None
     dtypes: tuple[str, ...] | None
+    encoding: str | None
+    skipped: tuple[str, ...]
     tokenizer: bool
 
 
@@ -94,6 +105,7 @@ class BundleFacts:
     page_bytes: int
     segments: int
     active_experts: tuple[int, ...]
+    chat_template: bool
     lossy: tuple[str, ...]
     toolchain: dict[str, str]
 
@@ -123,9 +135,20 @@ def _inspect_checkpoint(path: Path) -> CheckpointFacts:
         config = read_json(path / "config.json")
         try:
             model = model_facts(find_family(config).read_config(config), BLOCK_SIZE)
+            encoding = find_encoding(config)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
-        return CheckpointFacts("config", str(path), model, 0, None, None, tokenizer)
+        return CheckpointFacts(
+            kind="config",
+            path=str(path),
+            model=model,
+            files=0,
+            stored_bytes=None,
+            dtypes=None,
+            encoding=encoding.name if encoding is not None else None,
+            skipped=(),
+            tokenizer=tokenizer,
+        )
     checkpoint = Checkpoint(path)
     return CheckpointFacts(
         kind="checkpoint",
@@ -134,6 +157,8 @@ def _inspect_checkpoint(path: Path) -> CheckpointFacts:
         files=len(set(checkpoint.files.values())),
         stored_bytes=checkpoint.stored_bytes(),
         dtypes=tuple(sorted(set(checkpoint.dtypes.values()))),
+        encoding=checkpoint.encoding,
+        skipped=checkpoint.skipped,
         tokenizer=tokenizer,
     )
 
@@ -157,48 +182,63 @@ def _inspect_bundle(path: Path) -> BundleFacts:
         page_bytes=manifest.page_bytes,
         segments=len(manifest.segments),
         active_experts=model.top_k,
+        chat_template=CHAT_TEMPLATE in manifest.files,
         lossy=manifest.lossy,
         toolchain=manifest.toolchain,
     )
 
 
 def model_facts(spec: ModelSpec, block_size: int) -> ModelFacts:
-    count = spec.count_parameters()
-    routers = [layer.router for layer in spec.layers if layer.router is not None]
+    count = count_parameters(spec)
+    routers = [layer.router for layer in spec.layers if layer.router is not None and layer.is_moe]
     windows = [layer.window for layer in spec.layers if layer.window is not None]
-    positions = sum(capacity(window, spec.max_position_embeddings, SLACK) for window in windows)
-    kv_bytes = 2 * spec.num_key_value_heads * spec.head_dim * 4  # key and value, float32
+    positions = sum(capacity(window, spec.max_context, SLACK) for window in windows)
+    full_layers = spec.num_hidden_layers - len(windows)
     return ModelFacts(
         family=spec.family,
-        context=spec.max_position_embeddings,
+        context=spec.max_context,
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
         layers=spec.num_hidden_layers,
         moe_layers=len(routers),
         dense_layers=spec.num_hidden_layers - len(routers),
+        paged_layers=len(spec.paged_layers),
         windowed_layers=len(windows),
         experts=tuple(sorted({router.num_experts for router in routers})),
         top_k=tuple(sorted({router.top_k for router in routers})),
         parameters_total=count.total,
         parameters_active=count.active,
-        kv_bytes_per_token=kv_bytes * (spec.num_hidden_layers - len(windows)),
-        kv_window_bytes=kv_bytes * positions,
+        kv_bytes_per_token=4 * spec.cache_elements * full_layers,
+        kv_expanded_bytes_per_token=4 * spec.expanded_elements * full_layers,
+        kv_window_bytes=4 * spec.cache_elements * positions,
         block_size=block_size,
         sizes=tuple(precision_sizes(spec, precision, block_size) for precision in PRECISIONS),
     )
 
 
 def precision_sizes(spec: ModelSpec, precision: str, block_size: int) -> PrecisionSizes:
-    backbone = 4 * spec.hidden_size
+    whole = Precision(precision, precision, precision, block_size)
+    shapes = {name: shape for name, shape in end_shapes(spec).items() if name != "head.weight"}
     experts = page = 0
     for index, layer in enumerate(spec.layers):
-        for name, shape in layer_shapes(spec, index).items():
-            fp32 = len(shape) == 1 or name.endswith("router.weight")
-            backbone += 4 * prod(shape) if fp32 else _matrix_bytes(shape, precision, block_size)
+        shapes |= layer_shapes(spec, index)
         if layer.router is not None:
-            format_ = PageFormat(precision, block_size, spec.hidden_size, layer.intermediate_size)
-            experts += format_.nbytes * layer.router.num_experts
-            page = max(page, format_.nbytes)
+            page_format = PageFormat(
+                precision,
+                block_size,
+                spec.hidden_size,
+                layer.intermediate_size,
+                bias=spec.expert_bias,
+                activation=spec.activation,
+            )
+            experts += page_format.nbytes * layer.router.num_experts
+            page = max(page, page_format.nbytes)
+    backbone = sum(
+        4 * prod(shape)
+        if len(shape) == 1
+        else _matrix_bytes(shape, precision_of(name, whole), block_size)
+        for name, shape in shapes.items()
+    )
     table = (spec.vocab_size, spec.hidden_size)
     embedding = prod(table) * (4 if precision == "fp32" else 2)
     head = _matrix_bytes(table, precision, block_size)

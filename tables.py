@@ -44,24 +44,26 @@ def fact_rows(facts: CheckpointFacts | BundleFacts) -> list[Row]:
     experts = f"{_several(model.experts)} per MoE layer, {_several(model.top_k)} work on a token"
     rows = [
         ("family", model.family),
-        ("layers", f"{model.layers}: {model.moe_layers} MoE, {model.dense_layers} dense; "
+        ("layers", f"{model.layers}: {model.moe_layers} MoE, {model.dense_layers} dense"
+                   f"{', paged' if model.paged_layers > model.moe_layers else ''}; "
                    f"{model.windowed_layers} with a sliding window"),
         ("experts", experts if model.experts else "none"),
         ("parameters", f"{_short(model.parameters_total)} total, "
                        f"{_short(model.parameters_active)} active"),
         ("sizes", f"hidden {model.hidden_size}, vocabulary {model.vocab_size:,}"),
         ("context", f"{model.context:,} tokens"),
-        ("KV cache", f"{format_size(model.kv_bytes_per_token)} per token"
+        ("KV cache", f"{format_size(model.kv_bytes_per_token)} per token{_latent_part(model)}"
                      f"{_window_part(model.kv_window_bytes)}"),
     ]  # fmt: skip
     if isinstance(facts, BundleFacts):
         return rows + _bundle_rows(facts)
-    tokenizer = ("tokenizer", "yes" if facts.tokenizer else "no tokenizer.json")
+    rows.append(("tokenizer", "yes" if facts.tokenizer else "no tokenizer.json"))
+    rows.append(("encoding", facts.encoding or "none"))
     if facts.stored_bytes is None or facts.dtypes is None:
-        return [*rows, tokenizer, ("weights", "none here: sizes from config.json alone")]
+        return [*rows, ("weights", "none here: sizes from config.json alone")]
     files = f"{facts.files} file{'s' if facts.files > 1 else ''}"
     stored = f"{format_size(facts.stored_bytes)} as {', '.join(facts.dtypes)} in {files}"
-    return [*rows, tokenizer, ("weights", stored)]
+    return [*rows, ("weights", stored), *(("skipped", line) for line in facts.skipped)]
 
 
 def _bundle_rows(facts: BundleFacts) -> list[Row]:
@@ -75,6 +77,7 @@ def _bundle_rows(facts: BundleFacts) -> list[Row]:
         ("pages", f"{facts.pages} of up to {format_size(facts.page_bytes)}, "
                   f"{format_size(facts.expert_bytes)} in all"),
         ("active experts", _several(facts.active_experts) or "none"),
+        ("chat template", "yes" if facts.chat_template else "no"),
         ("lossy choices", ", ".join(facts.lossy) or "none"),
         ("toolchain", ", ".join(f"{name} {value}" for name, value in facts.toolchain.items())),
         ("format version", str(facts.version)),
@@ -103,6 +106,12 @@ def _short(number: int) -> str:
         if number >= scale:
             return f"{number / scale:.1f} {unit}"
     return str(number)
+
+
+def _latent_part(model: ModelFacts) -> str:
+    if model.kv_expanded_bytes_per_token == model.kv_bytes_per_token:
+        return ""
+    return f", a latent; {format_size(model.kv_expanded_bytes_per_token)} with all heads"
 
 
 def _window_part(nbytes: int) -> str:

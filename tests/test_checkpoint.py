@@ -1,18 +1,31 @@
 """Checkpoints in every stored form are read; a damaged one is answered by naming what is wrong."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pocketmoe.errors import CheckpointError, ConfigError
+from pocketmoe.compiler.compile import compile_bundle
+from pocketmoe.errors import CheckpointError, ConfigError, InputError
+from pocketmoe.inspection import inspect_path
 from pocketmoe.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, write_checkpoint
-from pocketmoe.model.parameters import parameter_shapes
+from pocketmoe.model.families import FAMILIES
+from pocketmoe.model.families.names import Location, Place, Rows
+from pocketmoe.model.headers import read_header
+from pocketmoe.model.parameters import expert_prefix, parameter_shapes
+from pocketmoe.model.tensors import Source, TensorReader
+from pocketmoe.runtime.bundle import Precision
+from pocketmoe.sizes import format_size
+from pocketmoe.tables import fact_rows
+from pocketmoe.targets import find_target
 
 SHARDS = 3
 Tensors = dict[str, torch.Tensor]
@@ -239,3 +252,218 @@ def test_a_shard_that_shrinks_after_opening(checkpoint: Path) -> None:
     (checkpoint / SINGLE_FILE).write_bytes(b"")
     with opened.tensors() as reader, pytest.raises(CheckpointError, match=SINGLE_FILE):
         reader.read("norm.weight")
+
+
+def store(place: Place, experts: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """The tensor of a place, of parameters `[experts, out, ...]` and those they share it with."""
+    stored = experts
+    if place.rows in ("even", "odd"):
+        pair = (experts, others) if place.rows == "even" else (others, experts)
+        stored = torch.stack(pair, dim=2).flatten(1, 2)
+    elif place.rows != "all":
+        pair = (experts, others) if place.rows == "first" else (others, experts)
+        stored = torch.cat(pair, dim=1)
+    if place.transposed and stored.dim() == 3:
+        stored = stored.transpose(1, 2)
+    stored = stored if place.stacked else stored[1]
+    return stored[None] if place.leading else stored
+
+
+@pytest.mark.parametrize("rows", get_args(Rows))
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", [(6, 4), (6,)], ids=["matrix", "vector"])
+def test_every_place(
+    rows: Rows, stacked: bool, transposed: bool, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    place = Place("w", stacked, rows, transposed, leading=not stacked)
+    experts, others = torch.randn(2, 3, *shape).to(torch.bfloat16)
+    stored = store(place, experts, others)
+    assert tuple(stored.shape) == place.stored_shape(shape, 3)
+    save_file({"before": torch.zeros(3), "w": stored.contiguous()}, tmp_path / "file")
+    location = Location(place, "w", 1 if stacked else None)
+    source = Source(shape, location, {"": read_header(tmp_path / "file")["w"]})
+    with TensorReader({"w": source}) as reader:
+        assert torch.equal(reader.read("w"), experts[1])
+        assert reader.read("w").is_contiguous()
+        tiles = list(reader.tiles("w", max_bytes=2 * 4 * prod(shape[1:])))
+    assert [len(tile) for tile in tiles] == [2, 2, 2]
+    assert all(tile.dtype == torch.float32 for tile in tiles)
+    assert torch.equal(torch.cat(tiles), experts[1].float())
+
+
+def test_one_expert_of_a_stacked_tensor_is_read_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"w": torch.randn(64, 2 * 8, 4)}, tmp_path / "file")
+    place = Place("w", stacked=True, rows="second")
+    source = Source((8, 4), Location(place, "w", 5), {"": read_header(tmp_path / "file")["w"]})
+    counts, preadv = [], os.preadv
+
+    def counting(descriptor: int, buffers: Any, offset: int) -> int:
+        counts.append(preadv(descriptor, buffers, offset))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "preadv", counting)
+    with TensorReader({"w": source}) as reader:
+        reader.read("w")
+        assert sum(counts) == 8 * 4 * 4
+        next(reader.tiles("w", max_bytes=16))
+    assert sum(counts) == 8 * 4 * 4 + 16
+
+
+def test_reads_from_many_threads(checkpoint: Path) -> None:
+    shard(checkpoint)
+    opened = Checkpoint(checkpoint)
+    names = list(parameter_shapes(opened.spec)) * 5
+    with opened.tensors() as reader:
+        expected = {name: reader.read(name) for name in names}
+    with opened.tensors() as reader, ThreadPoolExecutor(8) as pool:
+        for name, found in zip(names, pool.map(reader.read, names), strict=True):
+            assert torch.equal(found, expected[name])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["layers.0.attention.q_proj.bias", "layers.4.ffn_norm.weight", "layers.0.norm.weight",
+     "layers.1.experts.8.up.weight"],
+)  # fmt: skip
+def test_a_tensor_that_nothing_asks_for(checkpoint: Path, name: str) -> None:
+    change_tensors(checkpoint, lambda tensors: tensors.update({name: torch.zeros(64)}))
+    message = refusal(checkpoint)
+    assert SINGLE_FILE in message
+    assert f"tensor {name} [64] has no place in the model that config.json describes" in message
+
+
+def test_fewer_layers_than_there_are(checkpoint: Path) -> None:
+    change_config(checkpoint, num_hidden_layers=3)
+    assert "tensor layers.3." in refusal(checkpoint)
+
+
+def test_tensors_without_effect(checkpoint: Path) -> None:
+    def add(tensors: Tensors) -> None:
+        tensors["layers.0.attention.rotary_emb.inv_freq"] = torch.zeros(16)
+        tensors["layers.0.attention.masked_bias"] = torch.zeros(())
+        tensors["head.weight"] = tensors["embed.weight"].clone()
+
+    change_tensors(checkpoint, add)
+    opened = Checkpoint(checkpoint)
+    assert opened.skipped == ()
+    assert set(opened.dtypes) == set(parameter_shapes(opened.spec))
+
+
+def test_a_head_that_is_tied_in_the_config_alone(checkpoint: Path) -> None:
+    def untie(tensors: Tensors) -> None:
+        tensors["head.weight"] = tensors["embed.weight"] + 1
+
+    change_tensors(checkpoint, untie)
+    assert "tensor head.weight" in refusal(checkpoint)
+
+
+def test_prediction_layers_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = dict(FAMILIES["deepseek_v3"].tiny)
+    (prefix,) = FAMILIES["deepseek_v3"].predictors(config)
+    path = tmp_path / "checkpoint"
+    spec = FAMILIES["deepseek_v3"].read_config(config)
+    parameters = {
+        name: torch.randn(shape)
+        for name, shape in parameter_shapes(spec).items()
+        if name != "head.weight" or not spec.tie_word_embeddings
+    }
+    write_checkpoint(path, config, parameters, {})
+    extra = {f"{prefix}{name}": torch.zeros(1) for name in ("eh_proj.weight", "enorm.weight")}
+    change_tensors(path, lambda tensors: tensors.update({**extra, "mtp.0.norm": torch.zeros(1)}))
+    lines = (
+        f"multi-token prediction: {prefix.rstrip('.')} (2 tensors)",
+        "multi-token prediction: mtp (1 tensor)",
+    )
+    assert Checkpoint(path).skipped == lines
+    facts = inspect_path(path)
+    assert [row for row in fact_rows(facts) if row[0] == "skipped"] == [
+        ("skipped", line) for line in lines
+    ]
+    precision = Precision("fp32", "fp32", "fp32", 32)
+    with pytest.raises(InputError):  # compiling says it before anything else
+        compile_bundle(
+            path, tmp_path / "out", target=find_target("cpu"), precision=precision,
+            active_experts=99,
+        )  # fmt: skip
+    assert [message.split(": ", 1)[1] for message in caplog.messages] == [
+        f"{line} is not used" for line in lines
+    ]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_hundreds_of_gigabytes_opens(tmp_path: Path) -> None:
+    """Mixtral 8x22B's shapes in 59 files that have their sizes and no blocks on the disk."""
+    config = {
+        **FAMILIES["mixtral"].tiny, "vocab_size": 32768, "hidden_size": 6144,
+        "intermediate_size": 16384, "num_hidden_layers": 56, "num_attention_heads": 48,
+        "num_key_value_heads": 8, "head_dim": 128, "num_local_experts": 8,
+    }  # fmt: skip
+    family = FAMILIES["mixtral"]
+    shapes = parameter_shapes(family.read_config(config))
+    weight_map, total = {}, 0
+    for number in range(59):
+        header, size = {}, 0
+        for parameter in list(shapes)[number::59]:
+            nbytes = 2 * prod(shapes[parameter])
+            header[family.locate(parameter).name] = {
+                "dtype": "BF16", "shape": shapes[parameter], "data_offsets": [size, size + nbytes]
+            }  # fmt: skip
+            size += nbytes
+        text = json.dumps(header).encode()
+        file = tmp_path / f"{number}.safetensors"
+        file.write_bytes(len(text).to_bytes(8, "little") + text)
+        os.truncate(file, 8 + len(text) + size)
+        weight_map |= dict.fromkeys(header, file.name)
+        total += size
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    opened = Checkpoint(tmp_path)
+    assert opened.stored_bytes() == total > 250e9
+    parameter = f"{expert_prefix(55, 7)}.down.weight"
+    with opened.tensors() as reader:
+        tile = next(reader.tiles(parameter))
+    assert tile.nbytes <= 64 << 20
+    assert not tile.any()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [7, {}, {"dtype": "F32", "shape": [2], "data_offsets": [0]},
+     {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]},
+     {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
+     {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
+     {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]},
+     {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_header(checkpoint: Path, entry: object) -> None:
+    text = json.dumps({"norm.weight": entry}).encode()
+    data = len(text).to_bytes(8, "little") + text + bytes(8)
+    (checkpoint / SINGLE_FILE).write_bytes(data)
+    assert f"{SINGLE_FILE} cannot be read" in refusal(checkpoint)
+
+
+def test_what_inspect_says_of_a_latent_and_of_dense_pages(tmp_path: Path) -> None:
+    def rows(family: str) -> dict[str, str]:
+        folder = tmp_path / family
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(dict(FAMILIES[family].tiny)))
+        return dict(fact_rows(inspect_path(folder)))
+
+    spec = FAMILIES["deepseek_v3"].read_config(FAMILIES["deepseek_v3"].tiny)
+    assert spec.mla is not None
+    latent = 4 * spec.num_hidden_layers * spec.mla.latent_dim
+    heads = spec.num_attention_heads * (spec.head_dim + spec.mla.v_head_dim)
+    expanded = 4 * spec.num_hidden_layers * heads
+    said = rows("deepseek_v3")
+    assert said["KV cache"] == (
+        f"{format_size(latent)} per token, a latent; {format_size(expanded)} with all heads"
+    )
+    assert said["encoding"] == "none"
+    said = rows("llama")
+    assert ": 0 MoE, " in said["layers"]
+    assert " dense, paged; " in said["layers"]
+    assert said["experts"] == "none"
