@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,28 @@ def read_prompt(prompt: str) -> str:
     if prompt == "-":
         text = decode_utf8(sys.stdin.buffer.read(), "standard input")
     else:
-        # Python hides the bytes of an argument that it could not decode in lone surrogates.
-        text = decode_utf8(prompt.encode("utf-8", "surrogateescape"), "--prompt")
+        text = decode_argument(prompt, "--prompt")
     if not text:
         raise InputError("the prompt is empty; give at least one character")
     return text
+
+
+def read_turns(cue: Callable[[], None]) -> Iterator[str]:
+    """The lines of standard input that are not blank; on a terminal, `cue` asks for each.
+
+    Raises:
+        InputError: a line is not UTF-8.
+    """
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            cue()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        text = decode_utf8(line, "standard input").rstrip("\r\n")
+        if text.strip():
+            yield text
 
 
 def read_text(path: Path) -> str:
@@ -87,6 +105,12 @@ def read_text(path: Path) -> str:
     if not text:
         raise InputError(f"{path} is empty; give a file with text")
     return text
+
+
+def decode_argument(text: str, option: str) -> str:
+    """The text of an option; raises InputError where it was not UTF-8."""
+    # Python hides the bytes of an argument that it could not decode in lone surrogates.
+    return decode_utf8(text.encode("utf-8", "surrogateescape"), option)
 
 
 def decode_utf8(data: bytes, source: str) -> str:

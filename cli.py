@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from . import __version__
-from .arguments import POSITIVE, SIZE, TARGET, FiniteRange, read_prompt, read_text
+from .arguments import (
+    POSITIVE,
+    SIZE,
+    TARGET,
+    FiniteRange,
+    decode_argument,
+    read_prompt,
+    read_text,
+)
 from .console import (
     ProgressDisplay,
     format_number,
     print_facts,
     print_json,
+    print_pieces,
     print_table,
     start_logging,
 )
@@ -192,7 +201,13 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
 
 @main.command()
 @BUNDLE
-@click.option("--prompt", metavar="TEXT", required=True, help="'-' reads standard input.")
+@click.option("--prompt", metavar="TEXT", help="'-' reads standard input.")
+@click.option(
+    "--chat", is_flag=True,
+    help="Put the prompt into the model's chat template; without --prompt, hold a conversation, "
+    "one line of standard input after the other.",
+)  # fmt: skip
+@click.option("--system", metavar="TEXT", help="With --chat: what to tell the model first.")
 @click.option("--max-tokens", metavar="N", type=POSITIVE, default=256, help="Tokens to generate.")
 @BUDGET
 @CONTEXT
@@ -209,7 +224,9 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
 @click.option("--stats", is_flag=True, help="Print speed, hits and memory to stderr.")
 def run(
     bundle: Path,
-    prompt: str,
+    prompt: str | None,
+    chat: bool,
+    system: str | None,
     max_tokens: int,
     memory_budget: int | None,
     context: int | None,
@@ -220,24 +237,34 @@ def run(
     stats: bool,
 ) -> None:
     """Generate text from a prompt."""
+    if prompt is None and not chat:
+        raise click.UsageError("Missing option '--prompt'.", click.get_current_context())
+    if system is not None and not chat:
+        raise click.UsageError("--system needs --chat", click.get_current_context())
+    from .chat import converse, prepare_chat
+    from .runtime.conversation import Conversation
     from .runtime.session import open_bundle
     from .tables import stat_rows
 
-    text = read_prompt(prompt)
+    text = None if prompt is None else read_prompt(prompt)
+    if system is not None:
+        system = decode_argument(system, "--system")
+    if chat:
+        prepare_chat(bundle)
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "seed": seed,
+    }  # fmt: skip
     with open_bundle(bundle, memory_budget=memory_budget, context=context) as session:
-        pieces = session.generate(
-            text, max_new_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            seed=seed,
-        )  # fmt: skip
-        begun = False
+        conversation = Conversation(session, system=system, **sampling)
         try:
-            for piece in pieces:
-                begun = True
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+            if text is None:
+                converse(conversation)
+            elif chat:
+                print_pieces(conversation.answer(text))
+            else:
+                print_pieces(session.generate(text, **sampling))
         finally:
-            if begun:
-                click.echo()
             if stats and session.stats.prompt_tokens:
                 print_facts("stats", stat_rows(session.stats), error=True)
 

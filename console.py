@@ -42,6 +42,29 @@ def print_interrupted() -> None:
     print("interrupted", file=sys.stderr)
 
 
+def print_pieces(pieces: Iterable[str]) -> None:
+    """Prints text as it is made, and ends its line."""
+    begun = False
+    try:
+        for piece in pieces:
+            begun = True
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    finally:
+        if begun:
+            print(flush=True)
+
+
+def print_cue() -> None:
+    """Asks for a line, on stderr: stdout holds answers alone."""
+    print("> ", end="", file=sys.stderr, flush=True)
+
+
+def end_cue() -> None:
+    """Ends the line of a cue that nobody answered."""
+    print(file=sys.stderr)
+
+
 def print_json(data: object) -> None:
     """Prints dataclasses, mappings and sequences; what JSON cannot say (infinity) becomes null."""
     print(json.dumps(_plain(data), indent=2, allow_nan=False))

@@ -26,13 +26,17 @@ def load_tokenizer(path: Path) -> Any:
         raise BundleError(f"{path} is not a tokenizer ({error}); copy it there again") from error
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of `text`; raises InputError where the text is not valid Unicode."""
+def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of `text`; raises InputError where the text is not valid Unicode.
+
+    Special tokens that the text spells out are always recognized; add_special_tokens: also add
+    those that the tokenizer puts around any text, such as the one that begins it.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"text is not valid UTF-8 at character {error.start}") from error
-    return list(tokenizer.encode(text).ids)
+    return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
 
 class TextStream:

@@ -1,0 +1,60 @@
+"""A conversation with a session: what was said so far, and the next answer."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ContextError
+from .chat import Message
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Conversation:
+    """The messages of one conversation. The whole of it is read again for each answer.
+
+    system: what the system message says; None for no such message. sampling: arguments of
+    `Session.generate`.
+    """
+
+    def __init__(self, session: Session, *, system: str | None = None, **sampling: Any):
+        self._session = session
+        self._sampling = sampling
+        self.messages: list[Message] = []
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
+
+    def answer(self, text: str) -> Generator[str, None, None]:
+        """Says `text` as the user; yields the answer as it is made.
+
+        An answer that is broken off is kept as far as it came. Where nothing came, the text is
+        forgotten with it.
+
+        Raises:
+            ContextError: the conversation does not fit into the context.
+            InputError: the template refuses it, or a sampling argument is wrong.
+        """
+        asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        said, whole = "", False
+        try:
+            for piece in self._session.generate(asked, **self._sampling):
+                said += piece
+                yield piece
+            whole = True
+        except ContextError as error:
+            if len(self.messages) < 2:  # the first text alone does not fit
+                raise
+            raise ContextError(self._full()) from error
+        finally:
+            if said or whole:
+                self.messages = [*asked, {"role": "assistant", "content": said}]
+
+    def _full(self) -> str:
+        context, longest = self._session.context, self._session.manifest.spec.max_context
+        more = f", or use a context of up to {longest}" if context < longest else ""
+        return (
+            f"the conversation does not fit into the context of {context} tokens any more; "
+            f"start a new one{more}"
+        )
