@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,9 +19,10 @@ import onnx
 import torch
 
 from ..errors import InputError
-from ..model.checkpoint import Checkpoint, TensorReader
-from ..model.parameters import layer_shapes
+from ..model.checkpoint import Checkpoint
+from ..model.parameters import end_shapes, layer_shapes
 from ..model.spec import ModelSpec
+from ..model.tensors import TensorReader
 from ..progress import Progress, Silent
 from ..runtime.bundle import (
     EMBEDDING,
@@ -37,14 +39,17 @@ from ..runtime.bundle import (
 from ..runtime.pages import PageFormat
 from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
+from .chat import write_chat_template
 from .experts import write_expert_layer
 from .precision import check_blocks
+from .quantize import ReadTiles
 from .segments import SegmentPlan, plan_segments, segment_parameters
 from .stamp import stamp_segment
-from .trace import trace_segment
+from .trace import check_attention, trace_segment
 
-_ROWS = 4096
 _FP16_LARGEST = 65504.0
+
+_log = logging.getLogger(__name__)
 
 
 def compile_bundle(
@@ -69,10 +74,14 @@ def compile_bundle(
     progress = progress or Silent()
     refuse_existing(out, force)
     source = Checkpoint(checkpoint)
+    for line in source.skipped:
+        _log.warning("%s: %s is not used", checkpoint, line)
     spec, lossy = with_active_experts(source.spec, active_experts)
+    check_attention(spec)
     check_blocks(spec, precision)
     out = Path(os.path.realpath(out)) if out.is_symlink() else out
     with building(out, force) as root:
+        write_chat_template(root, source.path)
         segments, backbone_bytes = write_backbone(root, source, spec, precision, progress)
         experts = write_experts(root, source, spec, precision, progress)
         dtype = write_embedding(root, source, precision)
@@ -108,9 +117,11 @@ def with_active_experts(spec: ModelSpec, count: int | None) -> tuple[ModelSpec, 
     """The spec with fewer experts per token, and what that loses, in words."""
     if count is None:
         return spec, ()
+    if not any(layer.is_moe for layer in spec.layers):
+        raise InputError("--active-experts has no effect: the model has no routed experts")
     layers, changed = [], set()
     for layer in spec.layers:
-        if layer.router is not None:
+        if layer.router is not None and layer.is_moe:
             if not 1 <= count <= layer.router.top_k:
                 raise InputError(
                     f"--active-experts {count} is out of range: the model uses "
@@ -165,14 +176,22 @@ def building(out: Path, force: bool) -> Iterator[Path]:
             signal.signal(signal.SIGTERM, handled)
 
 
-def float32(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.to(torch.float32).numpy()
-
-
 def head_parameter(spec: ModelSpec, parameter: str) -> str:
     """Where a parameter is stored: a tied head is the embedding."""
     tied = spec.tie_word_embeddings and parameter == "head.weight"
     return "embed.weight" if tied else parameter
+
+
+def tile_reader(reader: TensorReader, spec: ModelSpec, advance: Callable[[int], None]) -> ReadTiles:
+    """Parameters as float32 blocks of rows; advance is told the bytes of each."""
+
+    def read(parameter: str) -> Iterator[np.ndarray]:
+        for tile in reader.tiles(head_parameter(spec, parameter)):
+            array = tile.numpy()
+            advance(array.nbytes)
+            yield array
+
+    return read
 
 
 def write_backbone(
@@ -191,25 +210,18 @@ def write_backbone(
             traces[kind] = (trace_segment(spec, plan), plan)
         traced, traced_plan = traces[kind]
         file = f"backbone/segment_{plan.index:03d}.onnx"
-        with source.tensors() as tensors:
-
-            def read(name: str, tensors: TensorReader = tensors) -> np.ndarray:
-                array = float32(tensors.read(head_parameter(spec, name)))
-                progress.advance(array.nbytes)
-                return array
-
+        with source.tensors() as reader:
             loaded += stamp_segment(
-                traced, traced_plan, plan, precision, segment_parameters(spec, plan), read,
-                root / file,
+                traced, traced_plan, plan, precision, segment_parameters(spec, plan),
+                tile_reader(reader, spec, progress.advance), root / file,
             )  # fmt: skip
         segments.append(Segment(file, plan.layers, plan.router_layer))
     return tuple(segments), loaded
 
 
 def backbone_float32_bytes(spec: ModelSpec) -> int:
-    """Everything but the routed experts and the embedding, as it is read: in float32."""
-    shapes: dict[str, tuple[int, ...]] = {"norm.weight": (spec.hidden_size,)}
-    shapes["head.weight"] = (spec.vocab_size, spec.hidden_size)
+    """Everything but pages and the embedding, as it is read: in float32."""
+    shapes = {**end_shapes(spec), "head.weight": (spec.vocab_size, spec.hidden_size)}
     for layer in range(spec.num_hidden_layers):
         shapes |= layer_shapes(spec, layer)
     return sum(4 * math.prod(shape) for shape in shapes.values())
@@ -221,9 +233,14 @@ def write_experts(
     block_size = precision.block_size if precision.experts in ("int4", "int8") else 0
     formats = {
         layer: PageFormat(
-            precision.experts, block_size, spec.hidden_size, spec.layers[layer].intermediate_size
+            precision.experts,
+            block_size,
+            spec.hidden_size,
+            spec.layers[layer].intermediate_size,
+            bias=spec.expert_bias,
+            activation=spec.activation,
         )
-        for layer in spec.moe_layers
+        for layer in spec.paged_layers
     }
     counts = {layer: spec.layers[layer].router.num_experts for layer in formats}  # type: ignore[union-attr]
     progress.stage("experts", sum(formats[layer].nbytes * counts[layer] for layer in formats))
@@ -233,11 +250,8 @@ def write_experts(
     written = []
     try:
         for layer, page_format in formats.items():
-            with source.tensors() as tensors:
-
-                def read(name: str, tensors: TensorReader = tensors) -> np.ndarray:
-                    return float32(tensors.read(name))
-
+            with source.tensors() as reader:
+                read = tile_reader(reader, spec, lambda _: None)
                 written.append(
                     write_expert_layer(
                         root, layer, counts[layer], page_format, read, workers, progress.advance
@@ -250,13 +264,24 @@ def write_experts(
 
 def write_embedding(root: Path, source: Checkpoint, precision: Precision) -> str:
     """Rows in float16, or in float32 where the backbone is, or where float16 would overflow."""
-    with source.tensors() as tensors, (root / EMBEDDING).open("wb") as file:
-        table = tensors.read("embed.weight")
-        largest = max(float(rows.abs().max()) for rows in table.split(_ROWS))
-        wide = precision.backbone == "fp32" or largest > _FP16_LARGEST
-        for rows in table.split(_ROWS):
-            file.write(rows.to(torch.float32 if wide else torch.float16).numpy().tobytes())
-    return "float32" if wide else "float16"
+    path = root / EMBEDDING
+    with source.tensors() as reader:
+        if precision.backbone != "fp32" and write_half_rows(path, reader.tiles("embed.weight")):
+            return "float16"
+        with path.open("wb") as file:
+            for rows in reader.tiles("embed.weight"):
+                file.write(rows.contiguous().numpy().data)
+    return "float32"
+
+
+def write_half_rows(path: Path, tiles: Iterator[torch.Tensor]) -> bool:
+    """Writes float16 rows; False, at the first of them, where a value is too large."""
+    with path.open("wb") as file:
+        for rows in tiles:
+            if float(rows.abs().max()) > _FP16_LARGEST:
+                return False
+            file.write(rows.to(torch.float16).contiguous().numpy().data)
+    return True
 
 
 def hash_files(root: Path, progress: Progress) -> dict[str, FileRecord]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..model.parameters import expert_prefix
+from ..model.spec import Activation
 from ..runtime.bundle import ENGINE, ExpertLayer
 from ..runtime.pages import PROJECTIONS, PageFormat, TensorPlace
-from .quantize import quantize_matrix
-from .stamp import IR_VERSION, ReadMatrix
+from .quantize import ReadTiles, quantize_matrix
+from .stamp import IR_VERSION
 from .trace import OPSET
 
 _ONNX_TYPES = {
@@ -24,6 +26,7 @@ _ONNX_TYPES = {
     "fp16": TensorProto.FLOAT16,
     "fp32": TensorProto.FLOAT,
     "scales": TensorProto.FLOAT16,
+    "bias": TensorProto.FLOAT,
 }
 
 
@@ -32,12 +35,11 @@ def write_expert_layer(
     layer: int,
     num_experts: int,
     page_format: PageFormat,
-    read: ReadMatrix,
+    read: ReadTiles,
     workers: int,
     advance: Callable[[int], None],
 ) -> ExpertLayer:
-    """Writes `experts/layer_NNN/` below root. read gives a parameter as float32 `[out, in]`;
-    advance is told the bytes of each page written."""
+    """Writes `experts/layer_NNN/` below root; advance is told the bytes of each page written."""
     folder = root / "experts" / f"layer_{layer:03d}"
     folder.mkdir(parents=True)
     offsets, hashes, end = [], [], 0
@@ -62,44 +64,57 @@ def write_expert_layer(
 
 
 def build_pages(
-    layer: int, num_experts: int, page_format: PageFormat, read: ReadMatrix, workers: int
+    layer: int, num_experts: int, page_format: PageFormat, read: ReadTiles, workers: int
 ) -> Iterator[bytearray]:
-    """Pages in the order of the experts; a few are quantized at a time."""
+    """Pages in the order of the experts; a few projections are quantized at a time."""
 
-    def build(expert: int) -> bytearray:
-        prefix = expert_prefix(layer, expert)
-        return build_page(page_format, {p: read(f"{prefix}.{p}.weight") for p in PROJECTIONS})
+    def start(expert: int) -> tuple[bytearray, list[Future[None]]]:
+        page, prefix = bytearray(page_format.nbytes), expert_prefix(layer, expert)
+        jobs = [
+            pool.submit(fill_page, page, page_format, name, lambda n: read(f"{prefix}.{n}"))
+            for name in PROJECTIONS
+        ]
+        return page, jobs
 
+    ahead = min(workers, num_experts)
     with ThreadPoolExecutor(workers) as pool:
-        pending = [pool.submit(build, expert) for expert in range(min(workers + 1, num_experts))]
+        pending = deque(start(expert) for expert in range(ahead))
         for expert in range(num_experts):
-            page = pending[expert].result()
-            pending[expert] = None  # type: ignore[call-overload]
-            if len(pending) < num_experts:
-                pending.append(pool.submit(build, len(pending)))
+            page, jobs = pending.popleft()
+            for job in jobs:
+                job.result()
+            if expert + ahead < num_experts:
+                pending.append(start(expert + ahead))
             yield page
 
 
-def build_page(page_format: PageFormat, projections: dict[str, np.ndarray]) -> bytearray:
-    """One page from float32 gate, up and down matrices."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, matrix in projections.items():
+def fill_page(page: bytearray, page_format: PageFormat, name: str, read: ReadTiles) -> None:
+    """Writes one projection into its page. read is asked for `gate.weight`, `gate.bias`, …"""
+    places = {place.name: place for place in page_format.tensors()}
+    row = 0
+    for tile in read(f"{name}.weight"):
         if page_format.quantized:
             bits = 4 if page_format.precision == "int4" else 8
-            quantized = quantize_matrix(matrix, bits, page_format.block_size)
-            arrays[name] = quantized.packed_int4() if bits == 4 else quantized.values
-            arrays[f"{name}_scales"] = quantized.scales
+            quantized = quantize_matrix(tile, bits, page_format.block_size)
+            values = quantized.packed_int4() if bits == 4 else quantized.values
+            _write_rows(page, places[name], row, values)
+            _write_rows(page, places[f"{name}_scales"], row, quantized.scales)
         else:
             dtype = np.float16 if page_format.precision == "fp16" else np.float32
-            arrays[name] = matrix.astype(dtype)
-    page = bytearray(page_format.nbytes)
-    for place in page_format.tensors():
-        page[place.offset : place.offset + place.nbytes] = arrays[place.name].tobytes()
-    return page
+            _write_rows(page, places[name], row, tile.astype(dtype))
+        row += len(tile)
+    if page_format.bias:
+        (bias,) = read(f"{name}.bias")
+        _write_rows(page, places[f"{name}_bias"], 0, bias)
+
+
+def _write_rows(page: bytearray, place: TensorPlace, row: int, rows: np.ndarray) -> None:
+    start = place.offset + row * (place.nbytes // place.shape[0])
+    page[start : start + rows.nbytes] = np.ascontiguousarray(rows).data.cast("B")
 
 
 def expert_graph(page_format: PageFormat) -> onnx.ModelProto:
-    """y = down(silu(gate(x)) · up(x)) in standard ONNX, its weights external to the graph.
+    """y = down(activation(gate(x), up(x))) in standard ONNX, its weights external to the graph.
 
     int4 and int8 weights go through DequantizeLinear with a block size: what ONNX Runtime runs and
     TensorRT parses.
@@ -136,14 +151,15 @@ def point_into_page(
     """A copy of the graph whose weights are those of the page at `page_offset` of pages.bin."""
     model = onnx.ModelProto()
     model.CopyFrom(graph)
-    for tensor, place in zip(model.graph.initializer, page_format.tensors(), strict=True):
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for place in page_format.tensors():
         entries = {
             "location": "pages.bin",
             "offset": page_offset + place.offset,
             "length": place.nbytes,
         }
         for key, value in entries.items():
-            tensor.external_data.add(key=key, value=str(value))
+            tensors[place.name].external_data.add(key=key, value=str(value))
     return model
 
 
@@ -165,7 +181,7 @@ def engine_graph(page_format: PageFormat) -> onnx.ModelProto:
             kind = TensorProto.UINT8 if place.kind == "int4" else kind
             shape = [blocks, per_row]
         inputs.append(helper.make_tensor_value_info(place.name, kind, shape))
-    weights = [place for place in page_format.tensors() if place.kind != "scales"]
+    weights = [place for place in page_format.tensors() if place.name in PROJECTIONS]
     if page_format.precision == "int4":
         return _int4_engine(page_format, weights, inputs)
     for place in weights:
@@ -236,25 +252,44 @@ def _int4_engine(
 
     def project(name: str, prefix: str, out: str) -> None:
         even, pair = [f"{prefix}_diff", f"{name}_even"], [f"{prefix}_odd", f"{name}_pair"]
+        pair += [f"{name}_bias"] if page_format.bias else []
         add(helper.make_node("Gemm", pair, [f"{name}_part"], transB=1))
         add(helper.make_node("Gemm", [*even, f"{name}_part"], [out], transB=1))
 
     halves("x", "x", page_format.hidden_size)
     project("gate", "x", "gate_y")
     project("up", "x", "up_y")
-    nodes += silu_product()
+    nodes += activation_nodes(page_format.activation)
+    initializers.extend(activation_constants(page_format.activation))
     halves("inner", "inner", page_format.intermediate_size)
     project("down", "inner", "y")
     return as_model(page_format, nodes, inputs, initializers)
 
 
-def silu_product() -> list[onnx.NodeProto]:
-    """inner = silu(gate_y) · up_y."""
+def activation_nodes(rule: Activation) -> list[onnx.NodeProto]:
+    """inner = activation(gate_y, up_y); the clamped one reads `activation_constants`."""
+    if rule.kind == "silu":
+        return [
+            helper.make_node("Sigmoid", ["gate_y"], ["gate_sigmoid"]),
+            helper.make_node("Mul", ["gate_y", "gate_sigmoid"], ["gate_silu"]),
+            helper.make_node("Mul", ["gate_silu", "up_y"], ["inner"]),
+        ]
     return [
-        helper.make_node("Sigmoid", ["gate_y"], ["gate_sigmoid"]),
-        helper.make_node("Mul", ["gate_y", "gate_sigmoid"], ["gate_silu"]),
-        helper.make_node("Mul", ["gate_silu", "up_y"], ["inner"]),
+        helper.make_node("Min", ["gate_y", "limit"], ["gate_c"]),
+        helper.make_node("Clip", ["up_y", "minus_limit", "limit"], ["up_c"]),
+        helper.make_node("Mul", ["gate_c", "alpha"], ["gate_alpha"]),
+        helper.make_node("Sigmoid", ["gate_alpha"], ["gate_sigmoid"]),
+        helper.make_node("Mul", ["gate_c", "gate_sigmoid"], ["gate_glu"]),
+        helper.make_node("Add", ["up_c", "one"], ["up_one"]),
+        helper.make_node("Mul", ["gate_glu", "up_one"], ["inner"]),
     ]
+
+
+def activation_constants(rule: Activation) -> list[TensorProto]:
+    if rule.kind == "silu":
+        return []
+    values = {"limit": rule.limit, "minus_limit": -rule.limit, "alpha": rule.alpha, "one": 1.0}
+    return [helper.make_tensor(n, TensorProto.FLOAT, [], [v]) for n, v in values.items()]
 
 
 def ffn_model(
@@ -264,14 +299,20 @@ def ffn_model(
     initializers: list[TensorProto],
 ) -> onnx.ModelProto:
     """The gated FFN over `gate_w`, `up_w` and `down_w`, which `nodes` make."""
+
+    def project(source: str, name: str, out: str) -> onnx.NodeProto:
+        bias = [f"{name}_bias"] if page_format.bias else []
+        return helper.make_node("Gemm", [source, f"{name}_w", *bias], [out], transB=1)
+
     nodes = [
         *nodes,
-        helper.make_node("Gemm", ["x", "gate_w"], ["gate_y"], transB=1),
-        helper.make_node("Gemm", ["x", "up_w"], ["up_y"], transB=1),
-        *silu_product(),
-        helper.make_node("Gemm", ["inner", "down_w"], ["y"], transB=1),
+        project("x", "gate", "gate_y"),
+        project("x", "up", "up_y"),
+        *activation_nodes(page_format.activation),
+        project("inner", "down", "y"),
     ]
-    return as_model(page_format, nodes, inputs, initializers)
+    constants = activation_constants(page_format.activation)
+    return as_model(page_format, nodes, inputs, [*initializers, *constants])
 
 
 def as_model(

@@ -54,20 +54,38 @@ def parse_precision(texts: Sequence[str], block_size: int, target: Target) -> Pr
     return precision
 
 
+def precision_of(parameter: str, precision: Precision) -> str:
+    """What a matrix of the backbone is stored in. Routers and gates of a single row stay in fp32:
+    a wrong expert costs more than their few bytes."""
+    if ".router." in parameter or ".shared_gate." in parameter:
+        return "fp32"
+    return precision.head if parameter == "head.weight" else precision.backbone
+
+
 def check_blocks(spec: ModelSpec, precision: Precision) -> None:
     """Every quantized matrix must be made of whole blocks.
 
     Raises:
         ConfigError: one is not; the message says which blocks would do.
     """
+    quantized = ("int4", "int8")
     widths: dict[str, int] = {}
     for layer in range(spec.num_hidden_layers):
-        if precision.backbone in ("int4", "int8"):
-            shapes = layer_shapes(spec, layer)
-            widths |= {n: s[1] for n, s in shapes.items() if len(s) == 2 and "router" not in n}
-        if precision.experts in ("int4", "int8") and spec.layers[layer].is_moe:
-            widths |= {name: shape[1] for name, shape in expert_shapes(spec, layer, 0).items()}
-    if precision.head in ("int4", "int8"):
+        shapes = layer_shapes(spec, layer)
+        stored = {name: precision_of(name, precision) for name in shapes}
+        if spec.layers[layer].is_paged:
+            experts = expert_shapes(spec, layer, 0)
+            shapes |= experts
+            stored |= dict.fromkeys(experts, precision.experts)
+        widths |= {
+            name: shape[1]
+            for name, shape in shapes.items()
+            if len(shape) == 2 and stored[name] in quantized
+        }
+    if spec.mla is not None and precision.backbone in quantized:
+        # Its nope rows are used the other way round.
+        widths["layers.0.attention.kv_b_proj.weight, transposed,"] = spec.mla.qk_nope_head_dim
+    if precision.head in quantized:
         widths["head.weight"] = spec.hidden_size
     bad = [name for name, width in widths.items() if width % precision.block_size]
     if bad:

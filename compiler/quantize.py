@@ -5,9 +5,13 @@ Calibrated methods (GPTQ, AWQ) are to return the same `QuantizedMatrix`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+# Gives a parameter as float32, in consecutive blocks of rows.
+ReadTiles = Callable[[str], Iterator[np.ndarray]]
 
 # Shares of the largest magnitude of a block that its scale may cover.
 _CLIPS = {4: (1.0, 0.94, 0.88, 0.82), 8: (1.0,)}

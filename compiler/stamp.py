@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
+from ..model.parameters import Shape
 from ..runtime.bundle import Precision
-from .quantize import quantize_matrix
+from .external_data import ExternalData
+from .lower import lower_head_linear, lower_linear, read_whole
+from .quantize import ReadTiles
 from .segments import SegmentPlan
 from .trace import LINEAR, LINEAR_DOMAIN
 
 IR_VERSION = 10
-_INLINE_BYTES = 1024
-_ALIGNMENT = 64
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 _CACHE = re.compile(r"^(past|present)_(key|value)_(\d+)$")
 _LENGTH = re.compile(r"^(seqlens_k|total_length)_(full|w\d+)$")
-
-ReadMatrix = Callable[[str], np.ndarray]
-
-
-class ExternalData:
-    """A weight file beside a graph: tensors one after the other, each aligned to 64 bytes."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = path.open("wb")
-
-    def add(self, name: str, array: np.ndarray) -> TensorProto:
-        """Appends the array; returns an initializer that refers to it."""
-        if array.nbytes < _INLINE_BYTES:
-            return numpy_helper.from_array(array, name)
-        self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
-        tensor = TensorProto(
-            name=name,
-            dims=array.shape,
-            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
-            data_location=TensorProto.EXTERNAL,
-        )
-        place = {"location": self.path.name, "offset": self._file.tell(), "length": array.nbytes}
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=str(value))
-        self._file.write(np.ascontiguousarray(array).data)
-        return tensor
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def stamp_segment(
@@ -58,47 +30,26 @@ def stamp_segment(
     traced_plan: SegmentPlan,
     plan: SegmentPlan,
     precision: Precision,
-    parameters: set[str],
-    read: ReadMatrix,
+    parameters: dict[str, Shape],
+    read: ReadTiles,
     path: Path,
 ) -> int:
     """Writes the graph of `plan` to `path` and its weights beside it, as `.bin`.
 
-    traced is the trace of a segment of the same kind; parameters are the names of all that it has
-    to hold; read gives a parameter as float32. Returns
-    the bytes that the weights take once loaded.
+    traced is the trace of a segment of the same kind; parameters are all that it has to hold.
+    Returns the bytes that the weights take once loaded.
     """
     model = onnx.ModelProto()
     model.CopyFrom(traced)
     layers = dict(zip(traced_plan.all_layers(), plan.all_layers(), strict=True))
+    rename_layers(model.graph, layers)
     data = ExternalData(path.with_suffix(".bin"))
-    loaded = 0
-    stamped: set[str] = set()
-    graph = model.graph
-    rename_layers(graph, layers)
-    for initializer in graph.initializer:
-        if _LAYER.match(initializer.name) or initializer.name == "norm.weight":
-            initializer.CopyFrom(data.add(initializer.name, read(initializer.name)))
-            loaded += int(np.prod(initializer.dims)) * 4
-            stamped.add(initializer.name)
-    nodes = list(graph.node)
-    del graph.node[:]
-    for node in nodes:
-        if node.domain != LINEAR_DOMAIN or node.op_type != LINEAR:
-            graph.node.append(node)
-            continue
-        name = renumbered(node.attribute[0].s.decode(), layers)
-        chosen = precision_of(name, precision)
-        lowered, initializers, nbytes = lower_linear(
-            node, name, read(name), chosen, precision.block_size, data
-        )
-        graph.node.extend(lowered)
-        graph.initializer.extend(initializers)
-        loaded += nbytes
-        stamped.add(name)
-    data.close()
-    if stamped != parameters:
-        lost = ", ".join(sorted(stamped ^ parameters))
+    try:
+        stamped, loaded = stamp_weights(model.graph, layers, precision, parameters, read, data)
+    finally:
+        data.close()
+    if stamped != set(parameters):
+        lost = ", ".join(sorted(stamped ^ set(parameters)))
         raise RuntimeError(f"the trace of {path.name} does not hold the model's parameters: {lost}")
     opsets = [item for item in model.opset_import if item.domain != LINEAR_DOMAIN]
     if not any(item.domain == "com.microsoft" for item in opsets):
@@ -107,56 +58,51 @@ def stamp_segment(
     model.opset_import.extend(opsets)
     model.ir_version = IR_VERSION
     model.producer_name = "pocketmoe"
-    del graph.value_info[:]
+    del model.graph.value_info[:]
     clear_metadata(model)
     onnx.save(model, path)
     onnx.checker.check_model(str(path))
     return loaded
 
 
-def precision_of(parameter: str, precision: Precision) -> str:
-    """Routers stay in fp32: a wrong expert costs more than their few bytes."""
-    if ".router." in parameter:
-        return "fp32"
-    return precision.head if parameter == "head.weight" else precision.backbone
-
-
-def lower_linear(
-    node: onnx.NodeProto,
-    name: str,
-    weight: np.ndarray,
-    precision: str,
-    block_size: int,
+def stamp_weights(
+    graph: onnx.GraphProto,
+    layers: dict[int, int],
+    precision: Precision,
+    parameters: dict[str, Shape],
+    read: ReadTiles,
     data: ExternalData,
-) -> tuple[list[onnx.NodeProto], list[TensorProto], int]:
-    """Nodes and initializers for y = x · weightᵀ, and the bytes they take once loaded."""
-    x, y = node.input[0], node.output[0]
-    rows, columns = weight.shape
-    if precision in ("int4", "int8"):
-        bits = 4 if precision == "int4" else 8
-        quantized = quantize_matrix(weight, bits, block_size)
-        initializers = [
-            data.add(name, quantized.unsigned_blocks()),
-            data.add(f"{name}.scales", quantized.scales.astype(np.float32).reshape(-1)),
-        ]
-        nodes = [
-            helper.make_node(
-                "MatMulNBits", [x, name, f"{name}.scales"], [y], domain="com.microsoft",
-                K=columns, N=rows, bits=bits, block_size=block_size, accuracy_level=4,
-            )
-        ]  # fmt: skip
-        return nodes, initializers, rows * columns * bits // 8 + 4 * quantized.scales.size
-    # ONNX Runtime computes in fp32 on a CPU: what is stored as fp16 is cast when it is loaded.
-    if precision == "fp16":
-        initializers = [data.add(name, weight.astype(np.float16))]
-        nodes = [
-            helper.make_node("Cast", [name], [f"{name}.fp32"], to=TensorProto.FLOAT),
-            helper.make_node("Gemm", [x, f"{name}.fp32"], [y], transB=1),
-        ]
-    else:
-        initializers = [data.add(name, weight)]
-        nodes = [helper.make_node("Gemm", [x, name], [y], transB=1)]
-    return nodes, initializers, rows * columns * 4
+) -> tuple[set[str], int]:
+    """Fills the named initializers and replaces the placeholders; returns the names of the
+    parameters that the graph holds now, and the bytes that they take once loaded."""
+    loaded = 0
+    stamped: set[str] = set()
+    for initializer in graph.initializer:
+        name = initializer.name
+        if name in parameters:
+            shape = parameters[name]
+            initializer.CopyFrom(data.add(name, shape, np.float32, read(name)))
+            loaded += 4 * prod(shape)
+            stamped.add(name)
+    # Both directions of a LatentProjection are made of one weight.
+    read_latent = lru_cache(maxsize=1)(lambda name: read_whole(read, name))
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.domain != LINEAR_DOMAIN:
+            graph.node.append(node)
+            continue
+        names = {a.name: renumbered(a.s.decode(), layers) for a in node.attribute if a.s}
+        weight, bias = names["parameter"], names.get("bias")
+        if node.op_type == LINEAR:
+            lowered = lower_linear(node, weight, bias, parameters[weight], precision, read, data)
+        else:
+            lowered = lower_head_linear(node, weight, read_latent(weight), precision, data)
+        graph.node.extend(lowered.nodes)
+        graph.initializer.extend(lowered.initializers)
+        loaded += lowered.nbytes
+        stamped.update({weight} if bias is None else {weight, bias})
+    return stamped, loaded
 
 
 def renumbered(name: str, layers: dict[int, int]) -> str:

@@ -1,7 +1,8 @@
 """Traces backbone segments with torch.onnx.export. Weights are left out: see stamp.py.
 
-Each linear projection becomes a placeholder node `pocketmoe::Linear` that carries the parameter's
-name; stamping replaces it with the operators and weights of the precision that was asked for.
+Each linear projection becomes a placeholder node, `pocketmoe::Linear` or `pocketmoe::HeadLinear`,
+that carries its parameters' names; stamping replaces it with the operators and weights of the
+precision that was asked for.
 """
 
 from __future__ import annotations
@@ -16,29 +17,66 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ..model.module import DecoderLayer, RMSNorm
+from ..errors import ConfigError
+from ..model.attention import LatentProjection
+from ..model.module import DecoderLayer, make_norm
 from ..model.spec import ModelSpec
 from .segments import SegmentPlan, window_kind
 
 OPSET = 21
-LINEAR_DOMAIN, LINEAR = "pocketmoe", "Linear"
+LINEAR_DOMAIN, LINEAR, HEAD_LINEAR = "pocketmoe", "Linear", "HeadLinear"
+INTO_LATENT, OUT_OF_LATENT = "into_latent", "out_of_latent"
+_HEAD_MULTIPLE = 8
 _EXAMPLE_TOKENS, _EXAMPLE_CAPACITY = 3, 7
 
 
 class TracedLinear(nn.Module):
     """Stands for a projection in a trace; holds no weight."""
 
-    def __init__(self, name: str, out_features: int):
+    def __init__(self, name: str, out_features: int, bias: bool):
         super().__init__()
-        self.name, self.out_features = name, out_features
+        self.out_features = out_features
+        self.attributes = {"parameter": f"{name}.weight"}
+        if bias:
+            self.attributes["bias"] = f"{name}.bias"
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic(
             f"{LINEAR_DOMAIN}::{LINEAR}",
             (x,),
-            attrs={"parameter": self.name},
+            attrs=self.attributes,
             dtype=x.dtype,
             shape=(*x.shape[:-1], self.out_features),
+            version=1,
+        )
+
+
+class TracedLatentProjection(nn.Module):
+    """Stands for a LatentProjection: a matrix of its own for each head, in either direction."""
+
+    def __init__(self, name: str, traced: LatentProjection):
+        super().__init__()
+        self.name, self.heads = f"{name}.weight", traced.heads
+        self.nope, self.value, self.rank = traced.nope, traced.value, traced.rank
+
+    def into_latent(self, q: Tensor) -> Tensor:
+        return self._project(q, INTO_LATENT, self.rank)
+
+    def out_of_latent(self, x: Tensor) -> Tensor:
+        return self._project(x, OUT_OF_LATENT, self.value)
+
+    def _project(self, x: Tensor, direction: str, out_features: int) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f"{LINEAR_DOMAIN}::{HEAD_LINEAR}",
+            (x,),
+            attrs={
+                "parameter": self.name,
+                "direction": direction,
+                "heads": self.heads,
+                "nope": self.nope,
+            },
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], out_features),
             version=1,
         )
 
@@ -46,34 +84,49 @@ class TracedLinear(nn.Module):
 class TracedAttention:
     """com.microsoft::GroupQueryAttention over caches that are read and written in place."""
 
-    def __init__(self, spec: ModelSpec, caches: dict[str, Tensor]):
-        self.spec, self.caches = spec, caches
+    def __init__(self, caches: dict[str, Tensor]):
+        self.caches = caches
         self.presents: dict[str, Tensor] = {}
 
-    def __call__(self, layer: int, window: int | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(
+        self,
+        layer: int,
+        window: int | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        sinks: Tensor | None,
+    ) -> Tensor:
         kind = window_kind(window)
         past_key = self.caches[f"past_key_{layer}"]
         past_value = self.caches[f"past_value_{layer}"]
         attributes: dict[str, Any] = {
-            "num_heads": self.spec.num_attention_heads,
-            "kv_num_heads": self.spec.num_key_value_heads,
+            "num_heads": q.shape[-2],
+            "kv_num_heads": k.shape[-2],
             "do_rotary": 0,
+            "scale": scale,
         }
         if window is not None:
             attributes["local_window_size"] = window
         flat = [x.flatten(-2).unsqueeze(0) for x in (q, k, v)]
+        inputs: list[Tensor | None] = [
+            *flat, past_key, past_value, self.caches[f"seqlens_k_{kind}"],
+            self.caches[f"total_length_{kind}"],
+        ]  # fmt: skip
+        if sinks is not None:  # behind cos_cache, sin_cache, position_ids and attention_bias
+            inputs += [None, None, None, None, sinks]
         out, key, value = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            (*flat, past_key, past_value, self.caches[f"seqlens_k_{kind}"],
-             self.caches[f"total_length_{kind}"]),
+            inputs,
             attrs=attributes,
             dtypes=(q.dtype, k.dtype, v.dtype),
             shapes=(flat[0].shape, past_key.shape, past_value.shape),
             version=1,
-        )  # fmt: skip
+        )
         self.presents[f"present_key_{layer}"] = key
         self.presents[f"present_value_{layer}"] = value
-        return out.squeeze(0).unflatten(-1, (-1, self.spec.head_dim))
+        return out.squeeze(0).unflatten(-1, q.shape[-2:])
 
 
 class SegmentModule(nn.Module):
@@ -89,11 +142,11 @@ class SegmentModule(nn.Module):
         if plan.leaves is not None:
             keep_only_post_norm(built[str(plan.leaves)])
         for layer in plan.layers:
-            if spec.layers[layer].is_moe:
+            if spec.layers[layer].is_paged:
                 del built[str(layer)].experts
         if plan.is_last:
-            self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-            self.head = TracedLinear("head.weight", spec.vocab_size)
+            self.norm = make_norm(spec)
+            self.head = TracedLinear("head", spec.vocab_size, spec.head_bias)
         replace_linears(self)
         self.to_empty(device="cpu")
         # Values that differ: the exporter would merge equal weights into one.
@@ -103,7 +156,9 @@ class SegmentModule(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         hidden = inputs["hidden"]
-        core = TracedAttention(self.spec, inputs)
+        core = TracedAttention(inputs)
+        if self.plan.is_first and self.spec.embedding_multiplier != 1.0:
+            hidden = hidden * self.spec.embedding_multiplier
         if self.plan.leaves is not None:
             hidden = self._layer(self.plan.leaves).leave_ffn(hidden, inputs["moe_out"])
         outputs: dict[str, Tensor] = {}
@@ -125,12 +180,24 @@ class SegmentModule(nn.Module):
             if always is not None:
                 outputs["moe_base"] = always
         if self.plan.is_last:
-            outputs["logits"] = self.head(self.norm(hidden[inputs["rows"]]))
+            logits = self.head(self.norm(hidden[inputs["rows"]]))
+            outputs["logits"] = logits / self.spec.logits_scaling
         outputs |= core.presents
         return tuple(outputs[name] for name in output_names(self.spec, self.plan))
 
     def _layer(self, index: int) -> DecoderLayer:
         return cast(DecoderLayer, self.layers[str(index)])
+
+
+def check_attention(spec: ModelSpec) -> None:
+    """Raises ConfigError for heads that GroupQueryAttention does not take."""
+    for _, size in spec.cache_shapes:
+        if size % _HEAD_MULTIPLE:
+            what = "head_dim" if spec.mla is None else "kv_lora_rank + qk_rope_head_dim"
+            raise ConfigError(
+                f"{what} is {size}; attention runs on heads of a multiple of {_HEAD_MULTIPLE} "
+                "elements, so this model cannot be compiled"
+            )
 
 
 def output_names(spec: ModelSpec, plan: SegmentPlan) -> list[str]:
@@ -148,13 +215,17 @@ def keep_only_post_norm(layer: DecoderLayer) -> None:
     for name in list(dict(layer.named_children())):
         if name != "ffn_post_norm":
             delattr(layer, name)
+    layer.router_correction = None
 
 
 def replace_linears(module: nn.Module, prefix: str = "") -> None:
     for name, child in list(module.named_children()):
         path = f"{prefix}{name}"
         if isinstance(child, nn.Linear):
-            setattr(module, name, TracedLinear(f"{path}.weight", child.out_features))
+            traced = TracedLinear(path, child.out_features, child.bias is not None)
+            setattr(module, name, traced)
+        elif isinstance(child, LatentProjection):
+            setattr(module, name, TracedLatentProjection(path, child))
         else:
             replace_linears(child, f"{path}.")
 
@@ -162,7 +233,8 @@ def replace_linears(module: nn.Module, prefix: str = "") -> None:
 def example_inputs(spec: ModelSpec, plan: SegmentPlan) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Example tensors and their dynamic dimensions."""
     tokens = torch.export.Dim("tokens", min=1)
-    count, half = _EXAMPLE_TOKENS, spec.head_dim // 2
+    count, half = _EXAMPLE_TOKENS, spec.rope.dim // 2
+    (heads, size), *_ = spec.cache_shapes
     inputs = {"hidden": torch.zeros(count, spec.hidden_size)}
     dynamic: dict[str, Any] = {"hidden": {0: tokens}}
     if plan.leaves is not None:
@@ -175,7 +247,7 @@ def example_inputs(spec: ModelSpec, plan: SegmentPlan) -> tuple[dict[str, Tensor
         inputs[f"total_length_{kind}"] = torch.tensor(count, dtype=torch.int32)
         dynamic |= {f"seqlens_k_{kind}": {}, f"total_length_{kind}": {}}
         capacity = torch.export.Dim(f"capacity_{kind}", min=1)
-        shape = (1, spec.num_key_value_heads, _EXAMPLE_CAPACITY + number, spec.head_dim)
+        shape = (1, heads, _EXAMPLE_CAPACITY + number, size)
         for layer in plan.layers:
             if window_kind(spec.layers[layer].window) == kind:
                 for name in (f"past_key_{layer}", f"past_value_{layer}"):
@@ -187,7 +259,7 @@ def example_inputs(spec: ModelSpec, plan: SegmentPlan) -> tuple[dict[str, Tensor
 
 
 def trace_segment(spec: ModelSpec, plan: SegmentPlan) -> onnx.ModelProto:
-    """The segment's graph: placeholders for projections, norm weights as named inputs to stamp."""
+    """The segment's graph: placeholders for projections, other weights as named initializers."""
     module = SegmentModule(spec, plan).eval()
     inputs, dynamic = example_inputs(spec, plan)
     with torch.no_grad(), quiet_exporter():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from ..errors import BundleError
+from ..model.attention import KeyValueCache
 from ..model.checkpoint import Checkpoint
-from ..model.module import Decoder, DecoderLayer, KeyValueCache
+from ..model.module import Decoder, DecoderLayer
 from ..model.spec import ModelSpec
 from ..runtime.bundle import Manifest, read_manifest
 from ..runtime.session import open_bundle
@@ -60,7 +61,7 @@ def compare_with_checkpoint(
 ) -> list[Difference]:
     """Runs the same tokens through both, the second half of them token by token.
 
-    Compares the input of each MoE layer's experts, and the logits. Without token_ids it draws
+    Compares the input of each paged layer's experts, and the logits. Without token_ids it draws
     them at random, from a fixed seed.
 
     Raises:
@@ -69,7 +70,7 @@ def compare_with_checkpoint(
     manifest = read_manifest(bundle)
     source = check_same_model(bundle, manifest, checkpoint)
     if token_ids is None:
-        count = min(_TOKENS, source.max_position_embeddings)
+        count = min(_TOKENS, source.max_context)
         token_ids = np.random.default_rng(0).integers(source.vocab_size, size=count).tolist()
     cut = (len(token_ids) + 1) // 2
     chunks = [list(token_ids[:cut]), *([token] for token in token_ids[cut:])]
@@ -104,20 +105,20 @@ def expert_input(layer: int) -> str:
     return f"layer {layer} expert input"
 
 
-def comparable(spec: ModelSpec) -> ModelSpec:
+def comparable(spec: ModelSpec) -> dict[str, Any]:
     """The spec without the number of active experts, which a bundle may lower."""
-    layers = tuple(
-        replace(layer, router=replace(layer.router, top_k=1)) if layer.router else layer
-        for layer in spec.layers
-    )
-    return replace(spec, layers=layers)
+    data = spec.to_json()
+    for layer in data["layers"]:
+        if layer["router"] is not None:
+            del layer["router"]["top_k"]
+    return data
 
 
 def run_decoder(model: Decoder, chunks: list[list[int]]) -> dict[str, np.ndarray]:
     """Expert inputs and logits of the PyTorch module over all chunks, by name."""
-    names = [*(expert_input(index) for index in model.spec.moe_layers), "logits"]
+    names = [*(expert_input(index) for index in model.spec.paged_layers), "logits"]
     seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for index in model.spec.moe_layers:
+    for index in model.spec.paged_layers:
 
         def record(_: object, __: object, x: torch.Tensor, name: str = expert_input(index)) -> None:
             seen[name].append(x[0].numpy())

@@ -7,26 +7,39 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BundleError
-from ..model.spec import ModelSpec
+from ..model.rope import frequencies
+from ..model.spec import RopeSpec
 from .bundle import Manifest
 from .kv_cache import KvCache
 from .ort import Binding, load_session
 
+_BY_LENGTH = ("dynamic", "longrope")  # whose frequencies depend on the length of the sequence
+
 
 class RopeTable:
-    """cos and sin, float32 `[chunk, head_dim / 2]`, of the positions of a chunk."""
+    """cos and sin, float32 `[chunk, dim / 2]`, of the positions of a chunk."""
 
-    def __init__(self, spec: ModelSpec, chunk: int):
-        exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-        self._scale = (np.float64(spec.rope_theta) ** exponents).astype(np.float32)
-        self.cos = np.empty((chunk, spec.head_dim // 2), np.float32)
+    def __init__(self, rope: RopeSpec, chunk: int):
+        self._rope = rope
+        self._length = -1
+        self._set_frequencies(0)
+        self.cos = np.empty((chunk, rope.dim // 2), np.float32)
         self.sin = np.empty_like(self.cos)
 
-    def fill(self, start: int, tokens: int) -> None:
+    def fill(self, start: int, tokens: int, length: int) -> None:
+        """length: tokens of the sequence at the end of what is being run, later chunks included."""
+        if self._rope.kind in _BY_LENGTH and length != self._length:
+            self._set_frequencies(length)
         positions = np.arange(start, start + tokens, dtype=np.float32)
-        angles = positions[:, None] / self._scale
-        np.cos(angles, out=self.cos[:tokens])
-        np.sin(angles, out=self.sin[:tokens])
+        angles = positions[:, None] * self._frequencies
+        for part, function in ((self.cos, np.cos), (self.sin, np.sin)):
+            function(angles, out=part[:tokens])
+            part[:tokens] *= self._scale
+
+    def _set_frequencies(self, length: int) -> None:
+        values, scale = frequencies(self._rope, length)
+        self._frequencies, self._scale = np.array(values, np.float32), np.float32(scale)
+        self._length = length
 
 
 class Backbone:
@@ -39,7 +52,7 @@ class Backbone:
     def __init__(self, root: Path, manifest: Manifest, cache: KvCache, chunk: int):
         spec = manifest.spec
         self._cache = cache
-        self._rope = RopeTable(spec, chunk)
+        self._rope = RopeTable(spec.rope, chunk)
         shape = (chunk, spec.hidden_size)
         self._hidden = [np.zeros(shape, np.float32) for _ in range(2)]
         self._moe = [np.zeros(shape, np.float32) for _ in range(2)]
@@ -64,14 +77,15 @@ class Backbone:
     def __len__(self) -> int:
         return len(self._segments)
 
-    def begin(self, tokens: int) -> np.ndarray:
-        """Starts a chunk; returns where its embedding rows go, float32 `[tokens, H]`."""
+    def begin(self, tokens: int, length: int) -> np.ndarray:
+        """Starts a chunk of a call after which `length` tokens will have been seen; returns where
+        its embedding rows go, float32 `[tokens, H]`."""
         self._cache.begin(tokens)
-        self._rope.fill(self._cache.position, tokens)
+        self._rope.fill(self._cache.position, tokens, length)
         return self._hidden[0][:tokens]
 
     def run(self, index: int, tokens: int) -> dict[str, np.ndarray]:
-        """Runs a segment that ends in a router; returns its outputs, valid until the next run.
+        """Runs a segment that ends before pages; returns its outputs, valid until the next run.
 
         `moe_base` is always there (zeros where the layer has no shared expert): what experts add
         to it, the next segment reads.

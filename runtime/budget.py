@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import BudgetError, InputError
+from ..model.spec import ModelSpec
 from ..sizes import format_size, parse_size
 from .bundle import Manifest
 from .kv_cache import capacity, kv_bytes
@@ -16,6 +17,7 @@ MIB = 1 << 20
 CHUNK = 128
 _SESSION_BYTES = MIB  # a session's graph, names and kernels
 _MARGIN_BYTES = 4 * MIB  # by which a process may start larger the next time
+_FFN_ACTIVATIONS = 3  # gate, its activation, up
 _RESERVE_BYTES = 16 * MIB  # code that has to stay in memory, allocators' slack, thread stacks
 
 
@@ -55,22 +57,35 @@ def workspace_bytes(manifest: Manifest, context: int, chunk: int) -> int:
     Logits count once: those of a whole prompt are memory of the caller who asks for them.
     """
     spec = manifest.spec
-    heads, head_dim = spec.num_attention_heads, spec.head_dim
-    projected = (3 * heads + 4 * spec.num_key_value_heads) * head_dim
+    projected = attention_elements(spec)
     attention = feed_forward = experts = 0
     for layer in spec.layers:
-        scores = heads * capacity(layer.window, context, chunk)
+        scores = spec.num_attention_heads * capacity(layer.window, context, chunk)
         attention = max(attention, chunk * (scores + projected) * 4)
-        width = max(layer.shared_intermediate_size, 0 if layer.is_moe else layer.intermediate_size)
-        feed_forward = max(feed_forward, chunk * width * 3 * 4)
+        dense = 0 if layer.is_paged else layer.intermediate_size
+        width = max(layer.shared_intermediate_size, dense)
+        feed_forward = max(feed_forward, chunk * width * _FFN_ACTIVATIONS * 4)
     for page in manifest.experts:
-        parameters = 3 * page.format.hidden_size * page.format.intermediate_size
-        unpacked = 0 if page.format.precision == "fp32" else parameters * 4
-        activations = chunk * (3 * page.format.intermediate_size + page.format.hidden_size) * 4
-        experts = max(experts, unpacked + activations)
+        # A projection in fp32, and the next while the last is not given back yet.
+        projections = 2 * page.format.hidden_size * page.format.intermediate_size
+        unpacked = 0 if page.format.precision == "fp32" else projections * 4
+        width = _FFN_ACTIVATIONS * page.format.intermediate_size + 2 * page.format.hidden_size
+        experts = max(experts, unpacked + chunk * width * 4)
     logits = 2 * spec.vocab_size * 4
     streams = 12 * chunk * spec.hidden_size * 4
     return streams + logits + max(attention, feed_forward, experts)
+
+
+def attention_elements(spec: ModelSpec) -> int:
+    """Elements of one token between the projections of a layer's attention."""
+    heads, head_dim = spec.num_attention_heads, spec.head_dim
+    if spec.mla is None:
+        gate = heads * head_dim if spec.attention_gate else 0
+        return (3 * heads + 4 * spec.num_key_value_heads) * head_dim + 2 * gate
+    # Each head's query, and its parts; the query in the space of the latent, by head, joined, with
+    # its rotated part and in the order that attention wants; the latent found, and the value of it.
+    latent = spec.mla.latent_dim
+    return heads * (2 * head_dim + 5 * latent + 2 * spec.mla.v_head_dim) + 4 * latent
 
 
 def plan_memory(

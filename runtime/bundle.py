@@ -2,8 +2,9 @@
 
 manifest.json                  this file's `Manifest`
 tokenizer.json
+chat.json                      the chat template and its special tokens, where there is one
 backbone/embedding.bin         one row per token
-backbone/segment_000.onnx …    from one router to the next; the last one ends in the logits
+backbone/segment_000.onnx …    from one paged layer to the next; the last one ends in the logits
 backbone/segment_000.bin …     their weights
 experts/layer_000/pages.bin    one page per expert (see pages.py)
 experts/layer_000/expert_000.onnx …   each expert as a standard ONNX graph over its page
@@ -24,9 +25,10 @@ from ..errors import BundleError, ConfigError
 from ..model.spec import ModelSpec, spec_from_json
 from .pages import ExpertKey, ExpertPage, PageFormat, page_format_from_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat.json"
 EMBEDDING = "backbone/embedding.bin"
 ENGINE = "engine.onnx"
 _CHUNK = 1 << 20
@@ -46,7 +48,7 @@ class Precision:
 class Segment:
     """One backbone graph.
 
-    layers: the decoder layers whose attention it runs. router_layer: the MoE layer whose routing
+    layers: the decoder layers whose attention it runs. router_layer: the paged layer whose routing
     it ends with; None for the last segment, which ends in the logits.
     """
 
@@ -57,7 +59,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """The pages of one MoE layer: page e starts at `offsets[e]` of `file`."""
+    """The pages of one layer: page e starts at `offsets[e]` of `file`."""
 
     layer: int
     file: str

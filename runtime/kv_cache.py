@@ -26,7 +26,7 @@ def capacity(window: int | None, context: int, chunk: int) -> int:
 def kv_bytes(spec: ModelSpec, context: int, chunk: int) -> int:
     """Bytes of all buffers."""
     positions = sum(capacity(layer.window, context, chunk) for layer in spec.layers)
-    return positions * 2 * spec.num_key_value_heads * spec.head_dim * 4
+    return positions * spec.cache_elements * 4
 
 
 class Span:
@@ -46,6 +46,9 @@ class Span:
 class KvCache:
     """keys[l] and values[l]: float32 `[1, kv_heads, capacity_l, head_dim]`, one for each layer.
 
+    With MLA both are one buffer, `[1, 1, capacity_l, latent]`, into which attention writes the same
+    latent as key and as value.
+
     A chunk is `begin`, then attention of every layer, then `commit`; without the commit, the next
     chunk overwrites it.
     """
@@ -54,15 +57,19 @@ class KvCache:
         self.context = context
         self.position = 0
         self.spans: dict[str, Span] = {}
-        self.keys: list[np.ndarray] = []
-        self.values: list[np.ndarray] = []
+        self._buffers: list[list[np.ndarray]] = []
         self._kinds = [kind_of(layer.window) for layer in spec.layers]
         for layer in spec.layers:
             length = capacity(layer.window, context, chunk)
             self.spans.setdefault(kind_of(layer.window), Span(layer.window, length))
-            shape = (1, spec.num_key_value_heads, length, spec.head_dim)
-            self.keys.append(np.zeros(shape, np.float32))
-            self.values.append(np.zeros(shape, np.float32))
+            self._buffers.append(
+                [
+                    np.zeros((1, heads, length, size), np.float32)
+                    for heads, size in spec.cache_shapes
+                ]
+            )
+        self.keys = [buffers[0] for buffers in self._buffers]
+        self.values = [buffers[-1] for buffers in self._buffers]
 
     def begin(self, tokens: int) -> None:
         """Makes room for `tokens` more, at most the chunk that the cache was made for."""
@@ -88,6 +95,6 @@ class KvCache:
         keep = min(span.window - 1, span.past)
         for layer, its_kind in enumerate(self._kinds):
             if its_kind == kind:
-                for buffer in (self.keys[layer], self.values[layer]):
+                for buffer in self._buffers[layer]:
                     buffer[:, :, :keep] = buffer[:, :, span.past - keep : span.past]
         span.past = keep

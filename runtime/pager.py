@@ -77,7 +77,7 @@ class Pager:
         self.slots = min(slots, len(self._pages))
         size = align(manifest.page_bytes, PAGE_ALIGNMENT)
         self._slab = mmap.mmap(
-            -1, max(1, self.slots) * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            -1, max(1, self.slots * size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         )
         slab = np.frombuffer(self._slab, np.uint8)
         self._free = [slab[i * size : (i + 1) * size] for i in reversed(range(self.slots))]

@@ -4,16 +4,19 @@ The compiler writes pages, the runtime reads them.
 
 A page is one extent of a `pages.bin`, aligned to 4 KiB. It holds the gate, up and down projections,
 each `[out, in]` row-major: int4 two values per byte (the even element in the low nibble), int8,
-fp16 or fp32; quantized ones are followed by their fp16 block scales `[out, in / block_size]`.
+fp16 or fp32; quantized ones are followed by their fp16 block scales `[out, in / block_size]`, and
+those with a bias by it, fp32 `[out]`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from ..errors import BundleError
+from ..model.spec import SILU, Activation
 
 PAGE_ALIGNMENT = 4096
 TENSOR_ALIGNMENT = 64
@@ -28,47 +31,53 @@ def align(nbytes: int, to: int) -> int:
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """A tensor within a page. `kind` is the precision, or "scales" (fp16)."""
+    """A tensor within a page. `kind` is the precision, "scales" (fp16) or "bias" (fp32)."""
 
     name: str
     kind: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     offset: int
     nbytes: int
 
 
 @dataclass(frozen=True)
 class PageFormat:
-    """The layout of every page of a layer. block_size is 0 where nothing is quantized."""
+    """The layout of every page of a layer, and what its expert computes:
+    down(activation(gate(x), up(x))). block_size is 0 where nothing is quantized.
+    """
 
     precision: str
     block_size: int
     hidden_size: int
     intermediate_size: int
+    bias: bool = False
+    activation: Activation = SILU
 
     @property
     def quantized(self) -> bool:
         return self.precision in ("int4", "int8")
 
     def tensors(self) -> tuple[TensorPlace, ...]:
-        """In the order of their offsets: gate, its scales, up, its scales, down, its scales."""
+        """In the order of their offsets: gate, its scales, its bias; up and down likewise."""
         places: list[TensorPlace] = []
         end = 0
 
-        def place(name: str, kind: str, rows: int, columns: int, bits: int) -> None:
+        def place(name: str, kind: str, shape: tuple[int, ...], bits: int) -> None:
             nonlocal end
             offset = align(end, TENSOR_ALIGNMENT)
-            nbytes = rows * columns * bits // 8
-            places.append(TensorPlace(name, kind, (rows, columns), offset, nbytes))
+            nbytes = prod(shape) * bits // 8
+            places.append(TensorPlace(name, kind, shape, offset, nbytes))
             end = offset + nbytes
 
         for name in PROJECTIONS:
             rows, columns = self.intermediate_size, self.hidden_size
             if name == "down":
                 rows, columns = columns, rows
-            place(name, self.precision, rows, columns, _BITS[self.precision])
+            place(name, self.precision, (rows, columns), _BITS[self.precision])
             if self.quantized:
-                place(f"{name}_scales", "scales", rows, columns // self.block_size, 16)
+                place(f"{name}_scales", "scales", (rows, columns // self.block_size), 16)
+            if self.bias:
+                place(f"{name}_bias", "bias", (rows,), 32)
         return tuple(places)
 
     @property
@@ -78,12 +87,7 @@ class PageFormat:
         return align(last.offset + last.nbytes, PAGE_ALIGNMENT)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "precision": self.precision,
-            "block_size": self.block_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-        }
+        return asdict(self)
 
 
 def page_format_from_json(data: Mapping[str, Any]) -> PageFormat:
@@ -93,12 +97,12 @@ def page_format_from_json(data: Mapping[str, Any]) -> PageFormat:
         BundleError: a field is missing or has a value that no page has.
     """
     try:
-        page_format = PageFormat(**data)
+        page_format = PageFormat(**{**data, "activation": Activation(**data["activation"])})
         sizes = (page_format.hidden_size, page_format.intermediate_size)
         valid = page_format.precision in PRECISIONS and all(size > 0 for size in sizes)
         if page_format.quantized:
             valid = valid and page_format.block_size in (32, 64, 128)
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise BundleError(f"not a page format: {error}") from error
     if not valid:
         raise BundleError(f"not a page format: {dict(data)}")

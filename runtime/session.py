@@ -6,11 +6,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ..errors import ContextError, InputError
 from .backbone import Backbone
 from .budget import MemoryPlan, plan_memory, read_budget
 from .bundle import TOKENIZER, Manifest, check_file, read_manifest
+from .chat import Message, load_chat_template
 from .embedding import Embedding
 from .experts import add_experts, load_engines
 from .kv_cache import KvCache
@@ -58,7 +59,7 @@ def open_bundle(
     elif threads < 1:
         raise InputError(f"threads must be 1 or more, not {threads}")
     manifest = read_manifest(root)
-    longest = manifest.spec.max_position_embeddings
+    longest = manifest.spec.max_context
     if context is None:
         context = min(longest, DEFAULT_CONTEXT)
     elif not 1 <= context <= longest:
@@ -89,6 +90,7 @@ class Session:
     """Runs a bundle; `open_bundle` makes it. Not for use by several threads at once.
 
     position: tokens seen so far, of at most `context`. tokenizer: a tokenizers.Tokenizer, or None.
+    chat_template: a ChatTemplate, or None where the bundle has none.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Session:
         self.manifest = manifest
         self.context = context
         self.tokenizer = tokenizer
+        self.chat_template = load_chat_template(root, manifest)
         self.plan = plan
         self._threads = threads
         self._clock = _Clock()
@@ -179,14 +182,14 @@ class Session:
         ids = self._check(token_ids, self.position)
         rows = 1 if last_only else len(ids)
         logits = np.empty((rows, self.manifest.spec.vocab_size), np.float32)
-        chunk = self.plan.chunk
+        chunk, length = self.plan.chunk, self.position + len(ids)
         if not self._busy.acquire(blocking=False):
             raise InputError("the session is in use by another thread; open one for each thread")
         try:
             for start in range(0, len(ids), chunk):
                 part = ids[start : start + chunk]
                 wanted = logits if last_only else logits[start : start + chunk]
-                self._run_chunk(part, wanted, observe)
+                self._run_chunk(part, wanted, length, observe)
         finally:
             self._busy.release()
         return logits
@@ -194,9 +197,23 @@ class Session:
     def encode(self, text: str) -> list[int]:
         return encode(self._need_tokenizer(), text)
 
+    def encode_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+        """Token ids of a conversation and of the start of an answer, by the chat template.
+
+        messages: `{"role": ..., "content": ...}` each. variables: what the template knows besides,
+        such as `enable_thinking`.
+
+        Raises:
+            InputError: the bundle has no chat template, or it refuses the conversation.
+        """
+        if self.chat_template is None:
+            raise InputError("the bundle has no chat template; give text instead of messages")
+        text = self.chat_template.render(messages, **variables)
+        return encode(self._need_tokenizer(), text, add_special_tokens=False)
+
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Sequence[Message],
         *,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
@@ -206,6 +223,7 @@ class Session:
     ) -> Iterator[str]:
         """Continues `prompt` from an empty context; yields text as it is made.
 
+        prompt: text, token ids, or the messages of a conversation, which is answered.
         It ends at an end-of-sequence token, or after max_new_tokens.
 
         Raises:
@@ -218,8 +236,7 @@ class Session:
         if max_new_tokens < 1:
             raise InputError(f"number of new tokens must be 1 or more, not {max_new_tokens}")
         stream = TextStream(self._need_tokenizer())
-        token_ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        ids = self._check(token_ids, position=0)
+        ids = self._check(self._encode_prompt(prompt), position=0)
         return self._generate(ids.tolist(), sampler, stream, max_new_tokens)
 
     @property
@@ -243,9 +260,11 @@ class Session:
             peak_rss_bytes=process_memory("VmHWM"),
         )
 
-    def _run_chunk(self, ids: np.ndarray, logits: np.ndarray, observe: Observer | None) -> None:
+    def _run_chunk(
+        self, ids: np.ndarray, logits: np.ndarray, length: int, observe: Observer | None
+    ) -> None:
         backbone, tokens = self._backbone, len(ids)
-        self._embedding.read(ids, backbone.begin(tokens))
+        self._embedding.read(ids, backbone.begin(tokens, length))
         for index, layer in enumerate(self._routers):
             if layer is None:
                 backbone.run_last(tokens, logits)
@@ -304,6 +323,13 @@ class Session:
         if piece := stream.finish():
             yield piece
 
+    def _encode_prompt(self, prompt: str | Sequence[int] | Sequence[Message]) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        if len(prompt) and isinstance(prompt[0], Mapping):
+            return self.encode_chat(cast("Sequence[Message]", prompt))
+        return cast("Sequence[int]", prompt)
+
     def _check(self, token_ids: Sequence[int], position: int) -> np.ndarray:
         ids = np.asarray(token_ids)
         if ids.size == 0:
@@ -322,7 +348,7 @@ class Session:
         return ids.astype(np.int64)
 
     def _longer_context(self) -> str:
-        longest = self.manifest.spec.max_position_embeddings
+        longest = self.manifest.spec.max_context
         if self.context == longest:
             return ""
         return f", or open the bundle with a context of up to {longest}"

@@ -17,7 +17,7 @@ from pocketmoe.errors import InputError
 from pocketmoe.model.presets import find_preset
 
 COMMAND = (sys.executable, "-m", "pocketmoe")
-HEAVY = "torch onnx onnxruntime onnxscript safetensors transformers tokenizers numpy rich"
+HEAVY = "torch onnx onnxruntime onnxscript safetensors transformers tokenizers numpy rich jinja2"
 
 
 def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
@@ -149,11 +149,12 @@ class TestInspect:
     def test_a_path_with_a_line_break(self, tmp_path: Path) -> None:
         refused(call("inspect", tmp_path / "a\nb\x1b[31m"), "a b\\x1b[31m")
 
-    def test_without_safetensors(
+    def test_without_torch_and_safetensors(
         self, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(sys.modules, "safetensors", None)
-        refused(call("inspect", tiny_checkpoint), 'pip install "pocketmoe[compile]"')
+        for name in ("torch", "safetensors"):
+            monkeypatch.setitem(sys.modules, name, None)
+        assert "one expert page" in call("inspect", tiny_checkpoint).stdout
 
 
 class TestErrors:

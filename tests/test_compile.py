@@ -50,7 +50,7 @@ def test_every_graph_passes_the_checker(tiny_bundle: Path) -> None:
     graphs = sorted(tiny_bundle.rglob("*.onnx"))
     spec = read_manifest(tiny_bundle).spec
     experts = sum(rule.router.num_experts for rule in spec.layers if rule.router)
-    assert len(graphs) == len(plan_segments(spec)) + experts + len(spec.moe_layers)
+    assert len(graphs) == len(plan_segments(spec)) + experts + len(spec.paged_layers)
     for path in graphs:
         onnx.checker.check_model(str(path))
 

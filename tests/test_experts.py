@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pocketmoe.compiler.experts import (
-    build_page,
+    build_pages,
     engine_graph,
     expert_graph,
     point_into_page,
     write_expert_layer,
 )
 from pocketmoe.compiler.quantize import quantize_matrix
+from pocketmoe.model.spec import Activation
 from pocketmoe.runtime.ort import load_session, set_up
 from pocketmoe.runtime.pages import PAGE_ALIGNMENT, PROJECTIONS, PageFormat
 
 set_up(threads=2)
 
+CLAMPED = Activation("clamped", alpha=1.702, limit=1.5)
 FORMATS = [
     PageFormat("int4", 32, 64, 96),
     PageFormat("int4", 64, 128, 192),
@@ -28,15 +31,41 @@ FORMATS = [
     PageFormat("int8", 128, 128, 256),
     PageFormat("fp16", 0, 40, 24),
     PageFormat("fp32", 0, 40, 24),
+    PageFormat("int4", 32, 64, 96, bias=True, activation=CLAMPED),
+    PageFormat("int8", 32, 64, 96, bias=True, activation=CLAMPED),
+    PageFormat("fp16", 0, 40, 24, bias=True),
+    PageFormat("fp32", 0, 40, 24, activation=CLAMPED),
 ]
-TYPES = {"int4": (22, 2), "int8": (3, 1), "fp16": (10, 1), "fp32": (1, 1), "scales": (10, 1)}
+
+
+def name_format(page_format: PageFormat) -> str:
+    bias = "-bias" if page_format.bias else ""
+    return f"{page_format.precision}-{page_format.block_size}-{page_format.activation.kind}{bias}"
 
 
 def matrices(page_format: PageFormat, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     hidden, inner = page_format.hidden_size, page_format.intermediate_size
-    shapes = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)
+    }  # fmt: skip
+    if page_format.bias:
+        shapes |= {f"{name}_bias": shape[:1] for name, shape in shapes.items()}
     return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def build_page(page_format: PageFormat, weights: dict[str, np.ndarray]) -> bytearray:
+    (page,) = build_pages(0, 1, page_format, lambda name: tiles(weights, name), 1)
+    return page
+
+
+def tiles(weights: dict[str, np.ndarray], name: str) -> Iterator[np.ndarray]:
+    """A parameter of an expert in uneven blocks of rows; a bias in one."""
+    projection, part = name.split(".")[-2:]
+    if part == "bias":
+        yield weights[f"{projection}_bias"]
+        return
+    yield from np.split(weights[projection], [10, 17])
 
 
 def stored(page_format: PageFormat, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -45,29 +74,38 @@ def stored(page_format: PageFormat, weights: dict[str, np.ndarray]) -> dict[str,
         return {name: matrix.astype(np.float64) for name, matrix in weights.items()}
     if page_format.precision == "fp16":
         return {
-            name: matrix.astype(np.float16).astype(np.float64) for name, matrix in weights.items()
+            name: matrix.astype(np.float16 if matrix.ndim == 2 else np.float32).astype(np.float64)
+            for name, matrix in weights.items()
         }
     bits = 4 if page_format.precision == "int4" else 8
     return {
-        name: quantize_matrix(matrix, bits, page_format.block_size).dequantized().astype(np.float64)
+        name: matrix.astype(np.float64)
+        if matrix.ndim == 1
+        else quantize_matrix(matrix, bits, page_format.block_size).dequantized().astype(np.float64)
         for name, matrix in weights.items()
     }
 
 
-def ffn(x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
-    gate, up = x @ weights["gate"].T, x @ weights["up"].T
-    return (gate / (1 + np.exp(-gate)) * up) @ weights["down"].T
+def ffn(page_format: PageFormat, x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
+    def project(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ weights[name].T + weights.get(f"{name}_bias", 0.0)
+
+    gate, up = project(x, "gate"), project(x, "up")
+    rule = page_format.activation
+    if rule.kind == "silu":
+        return project(gate / (1 + np.exp(-gate)) * up, "down")
+    gate, up = np.minimum(gate, rule.limit), np.clip(up, -rule.limit, rule.limit)
+    return project(gate / (1 + np.exp(-rule.alpha * gate)) * (up + 1), "down")
 
 
-@pytest.mark.parametrize("page_format", FORMATS, ids=lambda f: f"{f.precision}-{f.block_size}")
+@pytest.mark.parametrize("page_format", FORMATS, ids=name_format)
 def test_every_expert_file_is_the_expert_of_its_page(
     page_format: PageFormat, tmp_path: Path
 ) -> None:
     weights = {expert: matrices(page_format, expert) for expert in range(3)}
 
-    def read(name: str) -> np.ndarray:
-        _, _, _, expert, projection, _ = name.split(".")
-        return weights[int(expert)][projection]
+    def read(name: str) -> Iterator[np.ndarray]:
+        return tiles(weights[int(name.split(".")[3])], name)
 
     layer = write_expert_layer(tmp_path, 2, 3, page_format, read, 2, lambda _: None)
     assert all(offset % PAGE_ALIGNMENT == 0 for offset in layer.offsets)
@@ -76,12 +114,12 @@ def test_every_expert_file_is_the_expert_of_its_page(
         path = tmp_path / f"experts/layer_002/expert_{expert:03d}.onnx"
         session = load_session(path, path)
         (y,) = session.run(None, {"x": x})
-        expected = ffn(x.astype(np.float64), stored(page_format, weights[expert]))
+        expected = ffn(page_format, x.astype(np.float64), stored(page_format, weights[expert]))
         assert np.abs(y - expected).max() / np.abs(expected).max() < 2e-6
 
 
 @pytest.mark.parametrize("tokens", [1, 7])
-@pytest.mark.parametrize("page_format", FORMATS, ids=lambda f: f"{f.precision}-{f.block_size}")
+@pytest.mark.parametrize("page_format", FORMATS, ids=name_format)
 def test_the_engine_graph_computes_the_same_from_the_bytes_of_a_page(
     page_format: PageFormat, tokens: int
 ) -> None:
@@ -100,7 +138,7 @@ def test_the_engine_graph_computes_the_same_from_the_bytes_of_a_page(
         raw = page[place.offset : place.offset + place.nbytes]
         feeds[place.name] = raw.view(numpy_types[item.type]).reshape(item.shape)
     (y,) = session.run(None, feeds)
-    expected = ffn(x.astype(np.float64), stored(page_format, weights))
+    expected = ffn(page_format, x.astype(np.float64), stored(page_format, weights))
     assert np.abs(y - expected).max() / np.abs(expected).max() < 5e-6
 
 

@@ -25,7 +25,7 @@ NEVER_IMPORTS = {
 }
 # What the runtime may know of a model. The packages themselves count, as importing a file of
 # theirs runs their __init__.py.
-RUNTIME_MAY_KNOW = ("model.spec", "model.families")
+RUNTIME_MAY_KNOW = ("model.spec", "model.rope", "model.families")
 NOT_IN_THE_BASE_INSTALL = {"torch", "onnx", "onnxscript", "safetensors", "transformers"}
 MAY_PRINT = ("cli", "console")
 

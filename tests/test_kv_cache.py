@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pocketmoe.model.spec import LayerSpec, ModelSpec
+from pocketmoe.model.spec import LayerSpec, MlaSpec, ModelSpec, RopeSpec
 from pocketmoe.runtime.kv_cache import SLACK, KvCache, capacity, kind_of, kv_bytes
 from pocketmoe.runtime.ort import Binding, load_session, set_up
 
@@ -18,14 +18,15 @@ HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
 CONTEXT = 400
 
 
-def spec_of(*windows: int | None) -> ModelSpec:
+def spec_of(*windows: int | None, mla: MlaSpec | None = None) -> ModelSpec:
     layers = tuple(LayerSpec(window=window, intermediate_size=8) for window in windows)
+    rope = RopeSpec(1e4, HEAD_DIM)
     return ModelSpec(
-        "reference", 8, 64, HEADS, KV_HEADS, HEAD_DIM, CONTEXT, 1e4, 1e-5, True, layers
+        "reference", 8, 64, HEADS, KV_HEADS, HEAD_DIM, CONTEXT, rope, 1e-5, True, layers, mla
     )
 
 
-def attention_graph(window: int | None) -> bytes:
+def attention_graph(window: int | None, kv_heads: int, head_dim: int) -> bytes:
     """GroupQueryAttention alone."""
     helper, kind = onnx.helper, onnx.TensorProto
     node = helper.make_node(
@@ -34,26 +35,27 @@ def attention_graph(window: int | None) -> bytes:
         ["y", "present_key", "present_value"],
         domain="com.microsoft",
         num_heads=HEADS,
-        kv_num_heads=KV_HEADS,
+        kv_num_heads=kv_heads,
         do_rotary=0,
+        scale=HEAD_DIM**-0.5,
         local_window_size=-1 if window is None else window,
     )
 
     def value(name: str, *shape: int | str, of: int = kind.FLOAT) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, of, shape)
 
-    cache = (1, KV_HEADS, "C", HEAD_DIM)
+    cache = (1, kv_heads, "C", head_dim)
     inputs = [
-        value("q", 1, "T", HEADS * HEAD_DIM),
-        value("k", 1, "T", KV_HEADS * HEAD_DIM),
-        value("v", 1, "T", KV_HEADS * HEAD_DIM),
+        value("q", 1, "T", HEADS * head_dim),
+        value("k", 1, "T", kv_heads * head_dim),
+        value("v", 1, "T", kv_heads * head_dim),
         value("past_key", *cache),
         value("past_value", *cache),
         value("seqlens_k", 1, of=kind.INT32),
         value("total_length", 1, of=kind.INT32),
     ]
     outputs = [
-        value("y", 1, "T", HEADS * HEAD_DIM),
+        value("y", 1, "T", HEADS * head_dim),
         value("present_key", *cache),
         value("present_value", *cache),
     ]
@@ -64,7 +66,7 @@ def attention_graph(window: int | None) -> bytes:
 
 def full_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int | None) -> np.ndarray:
     """q `[T, heads, d]`, k and v `[T, kv_heads, d]` → `[T, heads · d]`, in float64."""
-    k, v = (np.repeat(x, HEADS // KV_HEADS, axis=1).astype(np.float64) for x in (k, v))
+    k, v = (np.repeat(x, HEADS // k.shape[1], axis=1).astype(np.float64) for x in (k, v))
     scores = np.einsum("thd,shd->hts", q, k) / np.sqrt(HEAD_DIM)
     distance = np.arange(len(q))[:, None] - np.arange(len(q))[None, :]
     seen = (distance >= 0) & (distance < (window or len(q)))
@@ -78,7 +80,9 @@ def run_through(
     cache: KvCache, layer: int, window: int | None, chunks: list[int]
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     set_up(2)
-    binding = Binding(load_session(attention_graph(window), Path("attention")))
+    _, kv_heads, _, head_dim = cache.keys[layer].shape
+    graph = attention_graph(window, kv_heads, head_dim)
+    binding = Binding(load_session(graph, Path("attention")))
     span = cache.spans[kind_of(window)]
     for name, array in (("key", cache.keys[layer]), ("value", cache.values[layer])):
         binding.input(f"past_{name}", array)
@@ -87,7 +91,7 @@ def run_through(
     binding.input("total_length", span.total_length)
 
     def run(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        out = np.empty((len(q), HEADS * HEAD_DIM), np.float32)
+        out = np.empty((len(q), HEADS * head_dim), np.float32)
         start = 0
         for tokens in chunks:
             cache.begin(tokens)
@@ -127,6 +131,23 @@ def test_chunked_attention_is_full_attention(window: int | None, chunk: int) -> 
         assert cache.keys[1].shape[2] == window - 1 + max(chunk, SLACK)
 
 
+@pytest.mark.parametrize("window", [None, 1, 16])
+@pytest.mark.parametrize("latent", [576, 96, 40])
+def test_a_latent_is_key_and_value_in_one_buffer(window: int | None, latent: int) -> None:
+    chunks = [90, 7, 90, *[1] * 100]
+    cache = KvCache(spec_of(window, mla=MlaSpec(None, latent - 8, 8, 8, 8)), CONTEXT, 90)
+    assert cache.keys[0] is cache.values[0]
+    random = np.random.default_rng(0)
+    q = random.standard_normal((sum(chunks), HEADS, latent)).astype(np.float32)
+    q *= (HEAD_DIM / latent) ** 0.5
+    k = random.standard_normal((sum(chunks), 1, latent)).astype(np.float32)
+    out = run_through(cache, 0, window, chunks)(q, k, k)
+    np.testing.assert_allclose(out, full_attention(q, k, k, window), atol=3e-6)
+    last = window or sum(chunks)
+    stored = cache.keys[0][0, 0, : next(iter(cache.spans.values())).past]
+    np.testing.assert_array_equal(stored[-last:], k[-last:, 0])
+
+
 def test_reset_and_an_abandoned_chunk_leave_no_trace() -> None:
     window, chunks = 16, [30] * 8
     cache = KvCache(spec_of(window), CONTEXT, 30)
@@ -157,6 +178,11 @@ def test_windows_bound_the_memory() -> None:
     assert kv_bytes(spec, long, 256) == (long + 2 * 383) * per_position
     cache = KvCache(spec, long, 256)
     assert sum(x.nbytes for x in (*cache.keys, *cache.values)) == kv_bytes(spec, long, 256)
+
+
+def test_a_latent_is_counted_once() -> None:
+    mla = MlaSpec(None, 512, 128, 64, 128)
+    assert kv_bytes(spec_of(None, None, mla=mla), 1000, 128) == 2 * 1000 * 576 * 4
 
 
 def test_layers_of_one_window_share_a_span() -> None:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pocketmoe.errors import BundleError
-from pocketmoe.model.spec import LayerSpec, ModelSpec, RouterSpec
+from pocketmoe.model.spec import LayerSpec, ModelSpec, RopeSpec, RouterSpec
 from pocketmoe.runtime import pager as pager_module
 from pocketmoe.runtime.bundle import ExpertLayer, Manifest, Precision
 from pocketmoe.runtime.pager import Pager
@@ -42,7 +42,8 @@ def write_pages(root: Path) -> Manifest:
         hashes = tuple(hashlib.sha256(page).hexdigest() for page in pages)
         layers.append(ExpertLayer(layer, file, page_format, offsets, hashes))
     rule = LayerSpec(window=None, intermediate_size=96, router=RouterSpec(EXPERTS, 2, True))
-    spec = ModelSpec("reference", 8, 64, 2, 1, 32, 64, 1e4, 1e-5, True, (rule,) * LAYERS)
+    rope = RopeSpec(1e4, 32)
+    spec = ModelSpec("reference", 8, 64, 2, 1, 32, 64, rope, 1e-5, True, (rule,) * LAYERS)
     precision = Precision("int4", "int8", "int8", 32)
     return Manifest(spec, "cpu", precision, "float16", (), tuple(layers), 0, {})
 

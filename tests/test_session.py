@@ -142,7 +142,7 @@ def test_a_newer_bundle_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     newer = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, newer)
     manifest = newer / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1,', '"version": 2,', 1))
+    manifest.write_text(manifest.read_text().replace('"version": 2,', '"version": 3,', 1))
     with pytest.raises(BundleError, match="update pocketmoe"):
         pocketmoe.open(newer)
 
@@ -198,6 +198,6 @@ def test_damage_outside_the_pages_is_found_at_opening(tiny_bundle: Path, tmp_pat
     with pytest.raises(BundleError, match=r"segment_001\.bin is damaged"):
         pocketmoe.open(broken)
     manifest = broken / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"rope_theta": 10000.0', '"rope_theta": 9.0'))
+    manifest.write_text(manifest.read_text().replace('"theta": 10000.0', '"theta": 9.0'))
     with pytest.raises(BundleError, match=r"manifest\.json is damaged"):
         pocketmoe.open(broken)

@@ -1,0 +1,56 @@
+"""The weight file beside a graph, written tensor by tensor and row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+_INLINE_BYTES = 1024
+_ALIGNMENT = 64
+
+
+class ExternalData:
+    """Tensors one after the other, each aligned to 64 bytes; small ones stay in the graph."""
+
+    def __init__(self, path: Path):
+        self._name = path.name
+        self._file = path.open("wb")
+
+    def add(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: type[np.generic],
+        parts: Iterable[np.ndarray],
+    ) -> TensorProto:
+        """Appends a tensor, given as parts that follow each other along its first axis; returns an
+        initializer that refers to it."""
+        kind = np.dtype(dtype)
+        nbytes = prod(shape) * kind.itemsize
+        arrays = (np.ascontiguousarray(part, kind) for part in parts)
+        if nbytes < _INLINE_BYTES:
+            whole = np.concatenate([array.reshape(-1) for array in arrays])
+            return numpy_helper.from_array(whole.reshape(shape), name)
+        self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
+        offset = self._file.tell()
+        for array in arrays:
+            self._file.write(array.data)
+        if self._file.tell() - offset != nbytes:
+            raise RuntimeError(f"{name} is not as long as its shape {list(shape)}")
+        tensor = TensorProto(
+            name=name,
+            dims=shape,
+            data_type=helper.np_dtype_to_tensor_dtype(kind),
+            data_location=TensorProto.EXTERNAL,
+        )
+        place = {"location": self._name, "offset": offset, "length": nbytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+    def close(self) -> None:
+        self._file.close()
