@@ -16,6 +16,10 @@ from .quantize import ReadTiles, quantize_matrix
 from .trace import INTO_LATENT
 
 _BITS = {"int4": 4, "int8": 8}
+# What ONNX Runtime holds of each block of a MatMulNBits, beside the values: its scale as stored and
+# as packed, and a sum.
+_BLOCK_BYTES = 12
+_NODE_BYTES = 12 << 10  # of one MatMulNBits beside its weights; it counts where there are hundreds
 
 
 @dataclass
@@ -100,6 +104,7 @@ def lower_head_linear(
                 _BITS[chosen], precision.block_size, iter([matrix]), data,
             )  # fmt: skip
         lowered.nodes.append(helper.make_node("Concat", products, [y], axis=1))
+        lowered.nbytes += heads * _NODE_BYTES
         return lowered
     shape = (heads, columns, rows)
     stored = _add_float(lowered, name, shape, chosen, iter([matrices.transpose(0, 2, 1)]), data)
@@ -144,7 +149,7 @@ def _add_quantized(
             K=columns, N=rows, bits=bits, block_size=block_size, accuracy_level=4,
         )
     )  # fmt: skip
-    lowered.nbytes += rows * columns * bits // 8 + 4 * rows * blocks
+    lowered.nbytes += rows * columns * bits // 8 + _BLOCK_BYTES * rows * blocks
 
 
 def _add_float(

@@ -36,7 +36,7 @@ class TracedLinear(nn.Module):
     def __init__(self, name: str, out_features: int, bias: bool):
         super().__init__()
         self.out_features = out_features
-        self.attributes = {"parameter": f"{name}.weight"}
+        self.attributes: dict[str, Any] = {"parameter": f"{name}.weight"}
         if bias:
             self.attributes["bias"] = f"{name}.bias"
 

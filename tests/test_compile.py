@@ -8,19 +8,23 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import torch
 
-from pocketmoe.compiler.compile import compile_bundle, with_active_experts
+from pocketmoe.compiler.compile import compile_bundle, with_active_experts, write_embedding
 from pocketmoe.compiler.precision import DEFAULT, check_blocks, parse_precision
 from pocketmoe.compiler.segments import plan_segments
 from pocketmoe.compiler.verify import compare_with_checkpoint
 from pocketmoe.errors import BundleError, ConfigError, InputError, TargetError
 from pocketmoe.model.checkpoint import Checkpoint
-from pocketmoe.runtime.bundle import find_damage, read_manifest
+from pocketmoe.model.spec import RouterSpec
+from pocketmoe.runtime.bundle import EMBEDDING, find_damage, read_manifest
 from pocketmoe.targets.devices import find_target
 
 CPU = find_target("cpu")
@@ -152,6 +156,30 @@ def test_active_experts_must_be_within_the_model(tiny_checkpoint: Path) -> None:
     with pytest.raises(InputError, match="1 to 2"):
         with_active_experts(spec, 3)
     assert with_active_experts(spec, 2) == (spec, ())
+    always = RouterSpec(1, 1, scoring="always")
+    dense = replace(spec, layers=tuple(replace(layer, router=always) for layer in spec.layers))
+    with pytest.raises(InputError, match="no routed experts"):
+        with_active_experts(dense, 1)
+
+
+def test_embeddings_that_overflow_fp16_are_written_again_in_fp32(tmp_path: Path) -> None:
+    (tmp_path / "backbone").mkdir()
+    table = np.ones((6, 4), np.float32)
+    table[4, 2] = 1e5
+
+    class Source:
+        def tensors(self) -> nullcontext[Source]:
+            return nullcontext(self)
+
+        def tiles(self, parameter: str) -> tuple[torch.Tensor, ...]:
+            return torch.from_numpy(table).split(3)
+
+    path = tmp_path / EMBEDDING
+    assert write_embedding(tmp_path, Source(), DEFAULT) == "float32"  # type: ignore[arg-type]
+    assert np.array_equal(np.fromfile(path, np.float32).reshape(6, 4), table)
+    table[4, 2] = 3
+    assert write_embedding(tmp_path, Source(), DEFAULT) == "float16"  # type: ignore[arg-type]
+    assert np.array_equal(np.fromfile(path, np.float16).reshape(6, 4), table)
 
 
 DEFAULT32 = replace(DEFAULT, block_size=32)

@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {"tie_word_embeddings": True, "head_dim": 32},
     "biased": {"attention_bias": True, "mlp_bias": True},
     "dynamic": {
-        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        "rope_scaling": {"type": "dynamic", "factor": 4.0},
         "max_position_embeddings": 32,
     },
     "yarn": {

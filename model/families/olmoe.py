@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "biased": {"attention_bias": True, "norm_topk_prob": True},
     "tied": {
         "tie_word_embeddings": True,
-        "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
         "max_position_embeddings": 32,
     },
 }
