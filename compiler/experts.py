@@ -104,7 +104,7 @@ def fill_page(page: bytearray, page_format: PageFormat, name: str, read: ReadTil
             _write_rows(page, places[name], row, tile.astype(dtype))
         row += len(tile)
     if page_format.bias:
-        (bias,) = read(f"{name}.bias")
+        bias = np.concatenate(list(read(f"{name}.bias")))
         _write_rows(page, places[f"{name}_bias"], 0, bias)
 
 
