@@ -8,13 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pocketmoe.compiler.experts import (
-    build_pages,
-    engine_graph,
-    expert_graph,
-    point_into_page,
-    write_expert_layer,
-)
+from pocketmoe.compiler.expert_graphs import engine_graph, expert_graph, point_into_page
+from pocketmoe.compiler.experts import build_pages, write_expert_layer
 from pocketmoe.compiler.quantize import quantize_matrix
 from pocketmoe.model.spec import Activation
 from pocketmoe.runtime.ort import load_session, set_up
