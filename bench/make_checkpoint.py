@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from pocketmoe.bench.byte_tokenizer import byte_tokenizer
 from pocketmoe.bench.shapes import SHAPES, with_layers
-from pocketmoe.bench.stored_tensors import StoredTensor, Weights, stored_tensors
+from pocketmoe.bench.stored_tensors import PlannedTensor, Weights, stored_tensors
 from pocketmoe.errors import PocketMoEError
 from pocketmoe.model.checkpoint import INDEX_FILE
 
 SHARD_BYTES = 4_250_000_000  # makes 163 of DeepSeek-V3, as published
 
 
-def split(tensors: list[StoredTensor], limit: int) -> Iterator[list[StoredTensor]]:
+def split(tensors: list[PlannedTensor], limit: int) -> Iterator[list[PlannedTensor]]:
     """Consecutive shards of at most `limit` bytes."""
-    shard: list[StoredTensor] = []
+    shard: list[PlannedTensor] = []
     filled = 0
     for tensor in tensors:
         if shard and filled + tensor.nbytes > limit:
@@ -43,7 +43,7 @@ def split(tensors: list[StoredTensor], limit: int) -> Iterator[list[StoredTensor
 
 
 def write_shard(
-    path: Path, tensors: list[StoredTensor], weights: Weights | None, progress: Any
+    path: Path, tensors: list[PlannedTensor], weights: Weights | None, progress: Any
 ) -> None:
     """One safetensors file, tensor by tensor; a hollow one without weights."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -67,15 +67,6 @@ def write_shard(
                 weights.write(file, tensor)
                 progress.update(tensor.nbytes)
     os.replace(temporary, path)
-
-
-def byte_tokenizer() -> Tokenizer:
-    """One token per byte; any text can be encoded with any vocabulary of 256 or more."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
 
 
 def make_checkpoint(

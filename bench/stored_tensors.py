@@ -25,7 +25,7 @@ Fill = Literal["weights", "ones", "scales"]
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class PlannedTensor:
     """dtype: as safetensors writes it. scales: of a quantized tensor."""
 
     name: str
@@ -38,7 +38,7 @@ class StoredTensor:
         return DTYPE_BYTES[self.dtype] * prod(self.shape)
 
 
-def stored_tensors(config: dict[str, Any]) -> list[StoredTensor]:
+def stored_tensors(config: dict[str, Any]) -> list[PlannedTensor]:
     """Every tensor of the checkpoint, those of its prediction layers included.
 
     Raises:
@@ -49,14 +49,14 @@ def stored_tensors(config: dict[str, Any]) -> list[StoredTensor]:
     predictors = range(used, used + config.get("num_nextn_predict_layers", 0))
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
     spec = family.read_config({**plain, "num_hidden_layers": predictors.stop})
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, PlannedTensor] = {}
     for parameter, shape in parameter_shapes(spec).items():
         location = family.locate(parameter)
         if location.name in tensors:
             continue
         match = _LAYER.match(parameter)
         router = spec.layers[int(match[1])].router if match else None
-        stored = StoredTensor(
+        stored = PlannedTensor(
             location.name,
             "F32" if parameter.endswith("router_correction") else "BF16",
             location.place.stored_shape(shape, router.num_experts if router else 0),
@@ -82,7 +82,7 @@ def quantization(config: dict[str, Any]) -> str | None:
     return method
 
 
-def _encode(tensor: StoredTensor, parameter: str, method: str | None) -> Iterator[StoredTensor]:
+def _encode(tensor: PlannedTensor, parameter: str, method: str | None) -> Iterator[PlannedTensor]:
     """The tensors that hold one of 2 dimensions, or 3 where experts are stacked.
 
     fp8 (DeepSeek-V3's README_WEIGHTS.md): `[out, in]` in E4M3, and a factor for each 128 × 128.
@@ -94,23 +94,23 @@ def _encode(tensor: StoredTensor, parameter: str, method: str | None) -> Iterato
         rows, columns = tensor.shape
         yield replace(tensor, dtype="F8_E4M3")
         factors = (-(-rows // 128), -(-columns // 128))
-        yield StoredTensor(tensor.name + "_scale_inv", "F32", factors, "scales")
+        yield PlannedTensor(tensor.name + "_scale_inv", "F32", factors, "scales")
     elif method == "mxfp4" and len(tensor.shape) == 3:
         experts, columns, rows = tensor.shape
         blocks = (experts, rows, columns // 32)
-        yield StoredTensor(tensor.name + "_blocks", "U8", (*blocks, 16))
-        yield StoredTensor(tensor.name + "_scales", "U8", blocks, "scales")
+        yield PlannedTensor(tensor.name + "_blocks", "U8", (*blocks, 16))
+        yield PlannedTensor(tensor.name + "_scales", "U8", blocks, "scales")
     else:
         yield tensor
 
 
-def _predictor(prefix: str, vocab_size: int, hidden_size: int) -> Iterator[StoredTensor]:
+def _predictor(prefix: str, vocab_size: int, hidden_size: int) -> Iterator[PlannedTensor]:
     """What a prediction layer of DeepSeek-V3 and GLM-4.5 has beside a decoder layer's tensors."""
     for name in ("enorm", "hnorm", "shared_head.norm"):
-        yield StoredTensor(f"{prefix}.{name}.weight", "BF16", (hidden_size,), "ones")
+        yield PlannedTensor(f"{prefix}.{name}.weight", "BF16", (hidden_size,), "ones")
     for name in ("embed_tokens", "shared_head.head"):
-        yield StoredTensor(f"{prefix}.{name}.weight", "BF16", (vocab_size, hidden_size))
-    yield StoredTensor(f"{prefix}.eh_proj.weight", "BF16", (hidden_size, 2 * hidden_size))
+        yield PlannedTensor(f"{prefix}.{name}.weight", "BF16", (vocab_size, hidden_size))
+    yield PlannedTensor(f"{prefix}.eh_proj.weight", "BF16", (hidden_size, 2 * hidden_size))
 
 
 class Weights:
@@ -140,7 +140,7 @@ class Weights:
             ("U8", "scales"): [self._random.integers(119, 121, NUMBERS, np.uint8).data],
         }
 
-    def write(self, file: BinaryIO, tensor: StoredTensor) -> None:
+    def write(self, file: BinaryIO, tensor: PlannedTensor) -> None:
         blocks = self._blocks[tensor.dtype, tensor.fill]
         block = blocks[int(self._random.integers(len(blocks)))]
         size = DTYPE_BYTES[tensor.dtype]
