@@ -1,4 +1,4 @@
-"""Types of the command line's arguments, and the text that comes in through them."""
+"""Arguments of the command line: types, options of several commands, the text that comes in."""
 
 from __future__ import annotations
 
@@ -60,6 +60,27 @@ class FiniteRange(click.FloatRange):
 SIZE = SizeType()
 TARGET = TargetType()
 POSITIVE = click.IntRange(min=1)
+
+BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+AGAINST = click.option(
+    "--against",
+    metavar="CHECKPOINT",
+    type=click.Path(path_type=Path),
+    help="Compare with the checkpoint in float32.",
+)
+BUDGET = click.option(
+    "--memory-budget",
+    metavar="SIZE",
+    type=SIZE,
+    help="Memory for the whole process, such as 512MiB.  [default: no limit]",
+)
+CONTEXT = click.option(
+    "--context",
+    metavar="N",
+    type=POSITIVE,
+    help="Tokens that it can see.  [default: the model's, at most 4096]",
+)
 
 
 def read_prompt(prompt: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,19 @@ import click
 
 from . import __version__
 from .arguments import (
+    AGAINST,
+    BUDGET,
+    BUNDLE,
+    CONTEXT,
+    JSON,
     POSITIVE,
-    SIZE,
     TARGET,
     FiniteRange,
     decode_argument,
     read_prompt,
-    read_text,
 )
 from .console import (
     ProgressDisplay,
-    format_number,
     print_facts,
     print_json,
     print_pieces,
@@ -28,32 +31,9 @@ from .console import (
     start_logging,
 )
 from .entry import CommandLine
-from .errors import BundleError, InputError
+from .errors import BundleError
 from .sizes import format_size
 from .targets import TARGETS, Target, find_target
-
-EVAL_WINDOW = 512  # tokens that share one context in `eval`
-
-BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-AGAINST = click.option(
-    "--against",
-    metavar="CHECKPOINT",
-    type=click.Path(path_type=Path),
-    help="Compare with the checkpoint in float32.",
-)
-BUDGET = click.option(
-    "--memory-budget",
-    metavar="SIZE",
-    type=SIZE,
-    help="Memory for the whole process, such as 512MiB.  [default: no limit]",
-)
-CONTEXT = click.option(
-    "--context",
-    metavar="N",
-    type=POSITIVE,
-    help="Tokens that it can see.  [default: the model's, at most 4096]",
-)
 
 
 @click.group(
@@ -179,15 +159,10 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
             progress.stage(f"compare with {against}", 0)
             differences = compare_with_checkpoint(bundle, against)
     if as_json:
-        print_json(
-            {
-                "bundle": str(bundle),
-                "files": len(manifest.files),
-                "bytes": manifest.total_bytes,
-                "damaged": damaged,
-                "differences": differences,
-            }
-        )
+        print_json({
+            "bundle": str(bundle), "files": len(manifest.files), "bytes": manifest.total_bytes,
+            "damaged": damaged, "differences": differences,
+        })  # fmt: skip
     if damaged:
         raise BundleError(f"{bundle} is damaged: {', '.join(damaged)}; compile the bundle again")
     if as_json:
@@ -197,6 +172,9 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
     if differences is not None:
         rows = [(d.where, f"{d.relative:.2e}", f"{d.maximum:.2e}") for d in differences]
         print_table(f"difference from {against}", ["", "relative", "largest"], rows)
+        wrong = [d.where for d in differences if not math.isfinite(d.relative)]
+        if wrong:
+            raise BundleError(f"{bundle} computes numbers that are not finite: {wrong[0]}")
 
 
 @main.command()
@@ -281,31 +259,15 @@ def eval_command(bundle: Path, data: Path, against: Path | None, as_json: bool) 
 
     Perplexity; with --against, the KL divergence and top-1 agreement too.
     """
-    from .runtime.evaluate import evaluate
-    from .runtime.session import open_bundle
+    from .evaluation import run_evaluation
+    from .tables import evaluation_rows
 
-    text = read_text(data)
-    with open_bundle(bundle) as session, ProgressDisplay("tokens") as progress:
-        token_ids = session.encode(text)
-        if len(token_ids) < 2:
-            raise InputError(f"{data} holds {len(token_ids)} token; give a longer text")
-        reference = None
-        if against is not None:
-            from .compiler.verify import check_same_model, reference_logits
-
-            check_same_model(bundle, session.manifest, against)
-            reference = reference_logits(against)
-        window = min(session.context, EVAL_WINDOW)
-        result = evaluate(session, token_ids, window, reference, progress)
+    with ProgressDisplay("tokens") as progress:
+        result = run_evaluation(bundle, data, against, progress)
     if as_json:
-        print_json({"bundle": str(bundle), "data": str(data), "window": window, **vars(result)})
+        print_json({"bundle": str(bundle), "data": str(data), **vars(result)})
         return
-    rows = [
-        (name.replace("_", " "), format_number(value))
-        for name, value in {"window": window, **vars(result)}.items()
-        if value is not None
-    ]
-    print_facts(f"{bundle} on {data}", rows)
+    print_facts(f"{bundle} on {data}", evaluation_rows(result))
 
 
 @main.command()

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from .progress import Progress
 from .sizes import format_size
@@ -252,10 +252,3 @@ class _Lines:
 
     def _amount(self, number: int) -> str:
         return format_size(number) if self._unit == "bytes" else f"{number} {self._unit}"
-
-
-def format_number(value: Any) -> str:
-    """A count with thousands separated, or a fraction with four significant digits."""
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else "none"
-    return f"{value:,}"

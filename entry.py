@@ -80,6 +80,21 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
         if isinstance(error, OSError):
             _silence_stdout()
         raise click.exceptions.Exit(FAILED) from None
+    except Exception as error:
+        if not _began_with_an_interrupt(error):
+            raise
+        print_interrupted()
+        raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _began_with_an_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C led to it: a library that is interrupted while it is imported may fail in
+    ways of its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _message(error: PocketMoEError | OSError | ModuleNotFoundError) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from .inspection import BundleFacts, CheckpointFacts, ModelFacts
@@ -9,6 +10,7 @@ from .sizes import format_size
 
 if TYPE_CHECKING:
     from .benchmark import Benchmark
+    from .runtime.evaluate import Evaluation
     from .runtime.stats import Stats
     from .targets import Target
 
@@ -154,6 +156,22 @@ def stat_rows(stats: Stats) -> list[Row]:
         ("threads", str(stats.threads)),
         ("peak memory", _memory(stats.peak_rss_bytes, stats.budget_bytes)),
     ]  # fmt: skip
+
+
+def evaluation_rows(result: Evaluation) -> list[Row]:
+    """Names and values of what `eval` measured."""
+    return [
+        (name.replace("_", " "), _number(value))
+        for name, value in vars(result).items()
+        if value is not None
+    ]
+
+
+def _number(value: float) -> str:
+    """A count with thousands separated, or a fraction with four significant digits."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if math.isfinite(value) else "none"
 
 
 def _reached(result: Benchmark) -> float:

@@ -6,10 +6,7 @@ import logging
 import math
 import os
 import shutil
-import signal
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 
-from ..errors import InputError
+from ..errors import BundleError, CheckpointError, InputError
 from ..model.checkpoint import Checkpoint
 from ..model.parameters import end_shapes, layer_shapes
 from ..model.spec import ModelSpec
@@ -33,14 +30,14 @@ from ..runtime.bundle import (
     Precision,
     Segment,
     hash_file,
-    is_bundle,
     write_manifest,
 )  # fmt: skip
 from ..runtime.pages import PageFormat
 from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
 from .chat import write_chat_template
-from .experts import write_expert_layer
+from .experts import choose_workers, write_expert_layer
+from .output import building, refuse_existing
 from .precision import check_blocks
 from .quantize import ReadTiles
 from .segments import SegmentPlan, plan_segments, segment_parameters
@@ -76,17 +73,19 @@ def compile_bundle(
     source = Checkpoint(checkpoint)
     for line in source.skipped:
         _log.warning("%s: %s is not used", checkpoint, line)
+    source.check_leftovers()
     spec, lossy = with_active_experts(source.spec, active_experts)
     check_attention(spec)
     check_blocks(spec, precision)
+    tokenizer = find_tokenizer(source)
     out = Path(os.path.realpath(out)) if out.is_symlink() else out
     with building(out, force) as root:
         write_chat_template(root, source.path)
         segments, backbone_bytes = write_backbone(root, source, spec, precision, progress)
         experts = write_experts(root, source, spec, precision, progress)
         dtype = write_embedding(root, source, precision)
-        if load_tokenizer(source.tokenizer_path) is not None:
-            shutil.copyfile(source.tokenizer_path, root / TOKENIZER)
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, root / TOKENIZER)
         manifest = Manifest(
             spec=spec,
             target=target.name,
@@ -101,16 +100,6 @@ def compile_bundle(
         manifest = replace(manifest, files=hash_files(root, progress))
         write_manifest(root, manifest)
     return manifest
-
-
-def refuse_existing(out: Path, force: bool) -> None:
-    """Raises InputError where compiling would overwrite something that is not to be replaced."""
-    if not os.path.lexists(out):
-        return
-    if not force:
-        raise InputError(f"{out} exists; choose another -o, or replace it with --force")
-    if not (is_bundle(out) or (out.is_dir() and not any(out.iterdir()))):
-        raise InputError(f"{out} exists and is not a bundle, so --force does not replace it")
 
 
 def with_active_experts(spec: ModelSpec, count: int | None) -> tuple[ModelSpec, tuple[str, ...]]:
@@ -134,46 +123,23 @@ def with_active_experts(spec: ModelSpec, count: int | None) -> tuple[ModelSpec, 
     return replace(spec, layers=tuple(layers)), tuple(sorted(changed))
 
 
-@contextmanager
-def building(out: Path, force: bool) -> Iterator[Path]:
-    """A directory beside `out` that takes its place at the end, or vanishes.
+def find_tokenizer(source: Checkpoint) -> Path | None:
+    """The checkpoint's tokenizer.json, which was tried; None, with a warning, where it has none.
 
-    A termination signal unwinds as Ctrl-C does, so that it leaves nothing behind either.
+    Raises:
+        CheckpointError: it cannot be read.
     """
-    parent = out.absolute().parent
+    path = source.tokenizer_path
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        root = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent))
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {parent} ({error.strerror}); choose another -o"
+        if load_tokenizer(path) is not None:
+            return path
+    except BundleError as error:
+        raise CheckpointError(
+            f"{path} is not a tokenizer ({error.__cause__}); copy it there again, or remove it "
+            "for a bundle that runs token ids alone"
         ) from error
-    handled = signal.getsignal(signal.SIGTERM)
-    try:
-        if handled == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not the main thread, which alone receives signals
-        handled = None
-    try:
-        yield root
-        root.chmod(0o755)
-        refuse_existing(out, force)  # another compile may have been faster
-        if os.path.lexists(out):
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=parent))
-            os.replace(out, old / "bundle")
-            try:
-                os.replace(root, out)
-            except BaseException:
-                os.replace(old / "bundle", out)
-                raise
-            finally:
-                shutil.rmtree(old)
-        else:
-            os.replace(root, out)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-        if handled is not None:
-            signal.signal(signal.SIGTERM, handled)
+    _log.warning("%s has no %s: the bundle will run token ids alone", source.path, path.name)
+    return None
 
 
 def head_parameter(spec: ModelSpec, parameter: str) -> str:
@@ -244,7 +210,7 @@ def write_experts(
     }
     counts = {layer: spec.layers[layer].router.num_experts for layer in formats}  # type: ignore[union-attr]
     progress.stage("experts", sum(formats[layer].nbytes * counts[layer] for layer in formats))
-    workers = os.cpu_count() or 1
+    workers = choose_workers(formats.values(), encoded=source.encoding is not None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     written = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,10 +13,24 @@ import numpy as np
 import onnx
 
 from ..model.parameters import expert_prefix
+from ..model.tensors import TILE_BYTES
 from ..runtime.bundle import ENGINE, ExpertLayer
 from ..runtime.pages import PROJECTIONS, PageFormat, TensorPlace
 from .expert_graphs import engine_graph, expert_graph, point_into_page
 from .quantize import ReadTiles, quantize_matrix
+
+_MATRIX_BYTES = 1 << 30  # float32 matrices that are quantized at one time
+
+
+def choose_workers(formats: Iterable[PageFormat], *, encoded: bool) -> int:
+    """Threads that fill pages: one for each CPU that the process may use, as far as the matrices
+    that they hold take no more than 1 GiB together.
+
+    encoded: the checkpoint's matrices are decoded whole; others are read in tiles.
+    """
+    elements = max((form.hidden_size * form.intermediate_size for form in formats), default=1)
+    held = 4 * elements if encoded else min(4 * elements, TILE_BYTES)
+    return max(1, min(len(os.sched_getaffinity(0)), _MATRIX_BYTES // held))
 
 
 def write_expert_layer(
@@ -54,7 +69,7 @@ def write_expert_layer(
 def build_pages(
     layer: int, num_experts: int, page_format: PageFormat, read: ReadTiles, workers: int
 ) -> Iterator[bytearray]:
-    """Pages in the order of the experts; a few projections are quantized at a time."""
+    """Pages in the order of the experts; `workers` projections are quantized at a time."""
 
     def start(expert: int) -> tuple[bytearray, list[Future[None]]]:
         page, prefix = bytearray(page_format.nbytes), expert_prefix(layer, expert)
@@ -64,7 +79,7 @@ def build_pages(
         ]
         return page, jobs
 
-    ahead = min(workers, num_experts)
+    ahead = min(workers // len(PROJECTIONS) + 2, num_experts)  # no worker waits for the next page
     with ThreadPoolExecutor(workers) as pool:
         pending = deque(start(expert) for expert in range(ahead))
         for expert in range(num_experts):

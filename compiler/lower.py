@@ -11,9 +11,9 @@ from onnx import TensorProto, helper
 
 from ..runtime.bundle import Precision
 from .external_data import ExternalData
+from .placeholders import INTO_LATENT
 from .precision import precision_of
 from .quantize import ReadTiles, quantize_matrix
-from .trace import INTO_LATENT
 
 _BITS = {"int4": 4, "int8": 8}
 # What ONNX Runtime holds of each block of a MatMulNBits, beside the values: its scale as stored and

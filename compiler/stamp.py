@@ -15,9 +15,9 @@ from ..model.parameters import Shape
 from ..runtime.bundle import Precision
 from .external_data import ExternalData
 from .lower import lower_head_linear, lower_linear, read_whole
+from .placeholders import LINEAR, LINEAR_DOMAIN
 from .quantize import ReadTiles
 from .segments import SegmentPlan
-from .trace import LINEAR, LINEAR_DOMAIN
 
 IR_VERSION = 10
 _LAYER = re.compile(r"\blayers\.(\d+)\.")

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .rope import frequencies
-from .spec import MlaSpec, ModelSpec, RopeSpec
+from .rope import RopeSpec, frequencies
+from .spec import MlaSpec, ModelSpec
 
 RopeTable = tuple[Tensor, Tensor]
 

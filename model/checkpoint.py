@@ -1,4 +1,4 @@
-"""A checkpoint directory: what is in it, held against its config; and writing one.
+"""A checkpoint directory: what is in it, held against its config.
 
 A checkpoint is `config.json`, one `model.safetensors` or the shards that
 `model.safetensors.index.json` lists, and usually `tokenizer.json`.
@@ -7,31 +7,25 @@ A checkpoint is `config.json`, one `model.safetensors` or the shards that
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from .encodings import find_encoding
 from .encodings.encoding import Encoding
 from .families import Family, find_family
-from .families.names import Place
-from .headers import StoredTensor, read_header
+from .headers import StoredTensor, is_copy, is_zero, read_header
 from .parameters import Shape, parameter_shapes
 from .spec import ModelSpec
 from .tensors import Source, TensorReader
 
-if TYPE_CHECKING:
-    import torch
-
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = ("F32", "F16", "BF16")
-
-_SAMPLE = 1 << 16  # bytes
 
 # Buffers that old checkpoints hold, made from the config alone.
 _BUFFERS = ("rotary_emb.inv_freq", "masked_bias")
@@ -62,7 +56,9 @@ class Checkpoint:
         self.config = read_json(self.path / "config.json")
         try:
             self.family: Family = find_family(self.config)
-            self.spec: ModelSpec = self.family.read_config(_with_generation_config(self))
+            self.spec: ModelSpec = self._with_generation_config(
+                self.family.read_config(self.config)
+            )
             self._encoding: Encoding | None = find_encoding(self.config)
         except ConfigError as error:
             raise ConfigError(f"{self.path}: {error}") from error
@@ -78,6 +74,7 @@ class Checkpoint:
             else str(self.encoding)
             for parameter, source in self._sources.items()
         }
+        self._unproven: list[str] = []
         self.skipped = self._check_rest()
 
     @property
@@ -93,9 +90,40 @@ class Checkpoint:
         """Size of the parameters as they are stored."""
         return sum(self._headers[name].nbytes for name in self._used)
 
+    def check_leftovers(self) -> None:
+        """Reads the tensors that are left out as they are said to change nothing: those which
+        repeat the embedding, and biases of zero.
+
+        Raises:
+            CheckpointError: one of them is neither, so that the model would miss it.
+        """
+        embedding = self._headers[self.family.locate("embed.weight").name]
+        for name in self._unproven:
+            tensor = self._headers[name]
+            if not (is_copy(tensor, embedding) if name == self._tied_head else is_zero(tensor)):
+                raise self._no_place(name)
+
+    def _with_generation_config(self, spec: ModelSpec) -> ModelSpec:
+        """generation_config.json has the last word on what ends the text."""
+        path = self.path / "generation_config.json"
+        if not path.exists():
+            return spec
+        value = read_json(path).get("eos_token_id")
+        if value is None:
+            return spec
+        ids = value if isinstance(value, list) else [value]
+        if not all(type(item) is int for item in ids):
+            raise ConfigError(
+                f"{path.name}: eos_token_id = {value!r} is not supported: expected an integer or a "
+                "list of integers"
+            )
+        return replace(spec, eos_token_ids=tuple(ids))
+
     def _listed_files(self) -> dict[str, str]:
         """Tensor name → file name by the index; `{"": file}` where there is no index."""
         index_path, single = self.path / INDEX_FILE, self.path / SINGLE_FILE
+        if single.exists():  # as transformers does where there are both
+            return {"": SINGLE_FILE}
         if index_path.exists():
             weight_map = read_json(index_path).get("weight_map")
             if not isinstance(weight_map, dict) or not all(
@@ -103,8 +131,6 @@ class Checkpoint:
             ):
                 raise CheckpointError(f"{index_path}: weight_map is missing or names other folders")
             return weight_map
-        if single.exists():
-            return {"": SINGLE_FILE}
         raise CheckpointError(
             f"{self.path} has neither {SINGLE_FILE} nor {INDEX_FILE}; "
             "pocketmoe reads safetensors checkpoints"
@@ -186,64 +212,45 @@ class Checkpoint:
             elif match is not None:
                 skipped[match.group()] += 1
             elif not self._is_without_effect(name):
-                raise CheckpointError(
-                    f"{self._headers[name].file}: tensor {name} {list(self._headers[name].shape)} "
-                    "has no place in the model that config.json describes; a key of config.json is "
-                    "missing or wrong, or the family has a part that pocketmoe does not know"
-                )
+                raise self._no_place(name)
         return tuple(
             f"multi-token prediction: {prefix} ({count} tensor{'s' if count > 1 else ''})"
             for prefix, count in sorted(skipped.items())
         )
 
     def _is_without_effect(self, name: str) -> bool:
+        """Going by names and headers; `check_leftovers` reads what that does not settle."""
         if name.endswith(_BUFFERS):
             return True
-        if self.spec.tie_word_embeddings and name == self.family.locate("head.weight").name:
+        if name == self._tied_head:
+            tensor = self._headers[name]
             embedding = self._headers[self.family.locate("embed.weight").name]
-            return _is_copy(self._headers[name], embedding)
+            self._unproven.append(name)
+            return (tensor.shape, tensor.dtype) == (embedding.shape, embedding.dtype)
         module, _, last = name.rpartition(".")
         if self._encoding is None:
             return False
         if last in self._encoding.extras:
             return True
         # Older packers of GPTQ give each matrix a bias, zero where the model has none.
-        return (
-            last == "bias" and f"{module}.qweight" in self._used and _is_zero(self._headers[name])
+        if last != "bias" or f"{module}.qweight" not in self._used:
+            return False
+        self._unproven.append(name)
+        return True
+
+    @property
+    def _tied_head(self) -> str | None:
+        """Name that the head would have if it were not tied to the embedding; None if it is not."""
+        tied = self.spec.tie_word_embeddings
+        return self.family.locate("head.weight").name if tied else None
+
+    def _no_place(self, name: str) -> CheckpointError:
+        tensor = self._headers[name]
+        return CheckpointError(
+            f"{tensor.file}: tensor {name} {list(tensor.shape)} has no place in the model that "
+            "config.json describes; a key of config.json is missing or wrong, or the family has a "
+            "part that pocketmoe does not know"
         )
-
-
-def _is_copy(tensor: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two tensors are the same, going by their first and last bytes."""
-    if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
-        return False
-    last = max(tensor.nbytes - _SAMPLE, 0)
-    return all(_bytes(tensor, start) == _bytes(other, start) for start in (0, last))
-
-
-def _is_zero(tensor: StoredTensor) -> bool:
-    return not any(any(_bytes(tensor, start)) for start in range(0, tensor.nbytes, _SAMPLE))
-
-
-def _bytes(tensor: StoredTensor, start: int) -> bytes:
-    """Up to so many bytes of a tensor from `start` on."""
-    with tensor.file.open("rb") as stream:
-        stream.seek(tensor.offset + start)
-        return stream.read(min(_SAMPLE, tensor.nbytes - start))
-
-
-def _with_generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The config, with the end-of-text ids of generation_config.json, which has the last word."""
-    path = checkpoint.path / "generation_config.json"
-    if not path.exists():
-        return checkpoint.config
-    generation = read_json(path)
-    ids = {
-        key: generation[key]
-        for key in ("eos_token_id", "bos_token_id")
-        if generation.get(key) is not None
-    }
-    return {**checkpoint.config, **ids}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -261,31 +268,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return data
-
-
-def write_checkpoint(
-    path: Path,
-    config: Mapping[str, Any],
-    parameters: Mapping[str, torch.Tensor],
-    texts: Mapping[str, str],
-) -> None:
-    """Writes config.json, model.safetensors and `texts` (file name → content) into a directory.
-
-    Raises:
-        ConfigError: the family does not hold each parameter in a tensor of its own.
-    """
-    from safetensors.torch import save
-
-    family = find_family(config)
-    for place in (family.locate(name).place for name in parameters):
-        if place != Place(place.name):
-            raise ConfigError(f"checkpoints of family {family.model_type} can only be read")
-    path.mkdir(parents=True, exist_ok=True)
-    weights = path / (SINGLE_FILE + ".tmp")
-    tensors = {family.locate(name).name: tensor.contiguous() for name, tensor in parameters.items()}
-    weights.write_bytes(save(tensors, metadata={"format": "pt"}))
-    os.replace(weights, path / SINGLE_FILE)
-    for name, text in {"config.json": json.dumps(dict(config), indent=2) + "\n", **texts}.items():
-        temporary = path / (name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path / name)

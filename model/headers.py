@@ -1,4 +1,5 @@
-"""Headers of safetensors files: which tensors a file holds, and where. Standard library only.
+"""Headers of safetensors files: which tensors a file holds, and where; and comparing tensors byte
+by byte. Standard library only.
 
 A file is 8 bytes of header length (little-endian), the header in JSON, and the data; offsets count
 from the data's start (https://github.com/huggingface/safetensors#format).
@@ -14,6 +15,8 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .parameters import Shape
+
+_PIECE = 1 << 22  # bytes
 
 # Bytes of an element, of the types that checkpoints are made of.
 DTYPE_BYTES = {
@@ -50,10 +53,14 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         if not isinstance(entries, dict):
             raise ValueError("its header is not a JSON object")
         entries.pop("__metadata__", None)
-        return {
+        tensors = {
             name: _stored_tensor(file, name, entry, 8 + length, size)
             for name, entry in entries.items()
         }
+        end = max((t.offset + t.nbytes for t in tensors.values()), default=8 + length)
+        if end != size:
+            raise ValueError(f"its tensors end at byte {end} of {size}")
+        return tensors
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file} cannot be read ({error}); it may be truncated: download it again"
@@ -76,3 +83,36 @@ def _stored_tensor(file: Path, name: str, entry: Any, data: int, size: int) -> S
     if data + end > size:
         raise ValueError(f"tensor {name} ends at byte {data + end} of {size}")
     return StoredTensor(name, file, dtype, shape, data + begin, end - begin)
+
+
+def is_copy(tensor: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors are the same, byte for byte.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    if (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+        return False
+    starts = range(0, tensor.nbytes, _PIECE)
+    return all(_read_bytes(tensor, start) == _read_bytes(other, start) for start in starts)
+
+
+def is_zero(tensor: StoredTensor) -> bool:
+    """Whether all elements are zero.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    return not any(any(_read_bytes(tensor, start)) for start in range(0, tensor.nbytes, _PIECE))
+
+
+def _read_bytes(tensor: StoredTensor, start: int) -> bytes:
+    """Up to so many bytes of a tensor from `start` on."""
+    try:
+        with tensor.file.open("rb") as stream:
+            stream.seek(tensor.offset + start)
+            return stream.read(min(_PIECE, tensor.nbytes - start))
+    except OSError as error:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name} cannot be read ({error})"
+        ) from error

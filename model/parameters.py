@@ -6,11 +6,36 @@ that its checkpoints use.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
-from .spec import MlaSpec, ModelSpec, ParameterCount
+from .spec import MlaSpec, ModelSpec
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters. `head` is 0 where it is tied to the embedding.
+
+    experts: what lies in pages. active_experts: the part of it that one token uses.
+    """
+
+    embedding: int
+    backbone: int
+    head: int
+    experts: int
+    active_experts: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.backbone + self.head + self.experts
+
+    @property
+    def active(self) -> int:
+        """Parameters that take part in one token, an untied embedding table left out."""
+        head = self.head or self.embedding
+        return self.backbone + head + self.active_experts
 
 
 def linear_shapes(name: str, out_size: int, in_size: int, bias: bool) -> dict[str, Shape]:

@@ -1,10 +1,42 @@
-"""Rotary position embeddings: the frequencies of every kind of scaling. Standard library only."""
+"""RopeSpec, and the frequencies of every kind of scaling. Standard library only."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
-from .spec import RopeSpec
+RopeKind = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """What rotary position embeddings depend on.
+
+    dim: rotated elements of a head, the first ones (the last ones with MLA). interleaved: element
+    2i is paired with 2i + 1, else i with i + dim / 2.
+    original_length: positions that the model was trained with before scaling; for "dynamic" those
+    without scaling. attention_factor: cos and sin are multiplied by it.
+    beta_fast, beta_slow, truncate: YaRN. low_freq_factor, high_freq_factor: llama3.
+    short_factors, long_factors `[dim / 2]`, long_attention_factor: LongRoPE, the long ones for
+    sequences of more than original_length.
+    """
+
+    theta: float
+    dim: int
+    interleaved: bool = False
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_length: int = 0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    long_attention_factor: float = 1.0
 
 
 def frequencies(rope: RopeSpec, length: int) -> tuple[list[float], float]:

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..errors import ConfigError
+from .rope import RopeSpec
 
 QkNorm = Literal["none", "head", "full"]
 Norm = Literal["rms", "layer"]
 Scoring = Literal["softmax", "sigmoid", "sparsemixer", "always"]
 GroupScore = Literal["max", "top2"]
-RopeKind = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
 
 
 @dataclass(frozen=True)
@@ -88,36 +88,6 @@ class LayerSpec:
     @property
     def is_moe(self) -> bool:
         return self.router is not None and self.router.scoring != "always"
-
-
-@dataclass(frozen=True)
-class RopeSpec:
-    """Rotary position embeddings; `model.rope` has the formulas.
-
-    dim: rotated elements of a head, the first ones (the last ones with MLA). interleaved: element
-    2i is paired with 2i + 1, else i with i + dim / 2.
-    original_length: positions that the model was trained with before scaling; for "dynamic" those
-    without scaling. attention_factor: cos and sin are multiplied by it.
-    beta_fast, beta_slow, truncate: YaRN. low_freq_factor, high_freq_factor: llama3.
-    short_factors, long_factors `[dim / 2]`, long_attention_factor: LongRoPE, the long ones for
-    sequences of more than original_length.
-    """
-
-    theta: float
-    dim: int
-    interleaved: bool = False
-    kind: RopeKind = "default"
-    factor: float = 1.0
-    original_length: int = 0
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    short_factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
-    long_attention_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -207,7 +177,6 @@ class ModelSpec:
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logits_scaling: float = 1.0
-    bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -291,30 +260,6 @@ class ModelSpec:
 
 def _sizes(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in items if isinstance(value, int)}
-
-
-@dataclass(frozen=True)
-class ParameterCount:
-    """Numbers of parameters. `head` is 0 where it is tied to the embedding.
-
-    experts: what lies in pages. active_experts: the part of it that one token uses.
-    """
-
-    embedding: int
-    backbone: int
-    head: int
-    experts: int
-    active_experts: int
-
-    @property
-    def total(self) -> int:
-        return self.embedding + self.backbone + self.head + self.experts
-
-    @property
-    def active(self) -> int:
-        """Parameters that take part in one token, an untied embedding table left out."""
-        head = self.head or self.embedding
-        return self.backbone + head + self.active_experts
 
 
 def spec_from_json(data: dict[str, Any]) -> ModelSpec:

@@ -76,7 +76,7 @@ class TensorReader:
         """
         source = self._sources[parameter]
         if source.matrix is not None:
-            return _select_rows(self._decode(source, source.matrix), source).contiguous()
+            return self._decode(source, source.matrix)
         if _is_transposed(source):
             rows = 1 if source.location.place.rows == "all" else 2
             stored = (source.shape[1], rows * source.shape[0])
@@ -88,6 +88,10 @@ class TensorReader:
         least one row).
 
         A plain one is never whole in memory, unless it is stored transposed.
+
+        Raises:
+            CheckpointError: its file cannot be read, or it holds numbers that are not finite, which
+                quantizing would hide.
         """
         import torch
 
@@ -101,7 +105,13 @@ class TensorReader:
                 block = self._read_rows(source, start, count)
             else:
                 block = whole[start : start + count]
-            yield block.to(torch.float32)
+            block = block.to(torch.float32)
+            if not all(bool(torch.isfinite(end)) for end in torch.aminmax(block)):
+                raise CheckpointError(
+                    f"tensor {source.location.name} holds NaN or infinite values; "
+                    "download the checkpoint again"
+                )
+            yield block
 
     def _read_rows(self, source: Source, start: int, count: int) -> torch.Tensor:
         """`count` rows of a parameter that is stored plainly and not transposed."""
@@ -127,7 +137,10 @@ class TensorReader:
             for part, tensor in source.tensors.items()
             for shape in (matrix.parts[part].shape,)
         }
-        return matrix.decode(tensors)
+        if matrix.by_row:
+            chosen = {part: _select_rows(tensor, source) for part, tensor in tensors.items()}
+            return matrix.decode(chosen).contiguous()
+        return _select_rows(matrix.decode(tensors), source).contiguous()
 
     def _read_elements(self, tensor: StoredTensor, begin: int, shape: Shape) -> torch.Tensor:
         """Consecutive elements of a tensor, as a tensor of `shape`."""
@@ -161,7 +174,7 @@ def _is_transposed(source: Source) -> bool:
 
 
 def _select_rows(matrix: torch.Tensor, source: Source) -> torch.Tensor:
-    """The rows that belong to the parameter, of a matrix `[out, in]` that may hold two."""
+    """The rows that belong to the parameter, of `[out, ...]` that may hold those of two."""
     rows, half = source.location.place.rows, source.shape[0]
     if rows == "all":
         return matrix

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, PocketMoEError
 from . import corpus
-from .checkpoint import write_checkpoint
+from .checkpoint_writer import write_checkpoint
 from .families import find_family
 from .module import Decoder
 from .presets import find_preset

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BundleError
-from ..model.rope import frequencies
-from ..model.spec import RopeSpec
+from ..model.rope import RopeSpec, frequencies
 from .bundle import Manifest
 from .kv_cache import KvCache
 from .ort import Binding, load_session

@@ -15,12 +15,14 @@ from .session import Session
 
 @dataclass(frozen=True)
 class Evaluation:
-    """tokens: number scored. kl_*: KL(reference || bundle) in nats, over tokens.
+    """window: tokens that share one context. tokens: number scored. kl_*: KL(reference || bundle)
+    in nats, over tokens.
 
     top1_agreement: share of tokens where both find the same one most likely. What needs a
     reference is None without one.
     """
 
+    window: int
     tokens: int
     perplexity: float
     kl_mean: float | None = None
@@ -84,9 +86,10 @@ def evaluate(
     loss = np.concatenate(losses)
     perplexity = math.exp(loss.mean())
     if reference is None:
-        return Evaluation(len(loss), perplexity)
+        return Evaluation(window, len(loss), perplexity)
     divergence = np.concatenate(divergences)
     return Evaluation(
+        window=window,
         tokens=len(loss),
         perplexity=perplexity,
         kl_mean=float(divergence.mean()),

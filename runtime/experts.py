@@ -23,7 +23,8 @@ _ELEMENTS: dict[str, Any] = {
 
 
 class ExpertEngine(Protocol):
-    """Computes one expert from its page: down(silu(gate(x)) · up(x))."""
+    """Computes one expert from its page: down(activation(gate(x), up(x))), each projection with
+    its bias where the page has one."""
 
     def run(self, page: np.ndarray, x: np.ndarray) -> np.ndarray:
         """page: uint8, as in pages.py; x: float32 `[T, hidden_size]` → float32 `[T, hidden_size]`.

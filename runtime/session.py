@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +17,16 @@ from .backbone import Backbone
 from .budget import MemoryPlan, plan_memory, read_budget
 from .bundle import TOKENIZER, Manifest, check_file, read_manifest
 from .chat import Message, load_chat_template
+from .context import check_tokens
 from .embedding import Embedding
 from .experts import add_experts, load_engines
+from .generation import Clock, encode_chat, encode_text, start_generation
 from .kv_cache import KvCache
 from .ort import set_up
 from .pager import Pager
 from .sampling import Sampler
 from .stats import Stats, process_memory
-from .text import TextStream, encode, load_tokenizer
+from .text import load_tokenizer
 
 DEFAULT_CONTEXT = 4096
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def open_bundle(
     memory_budget: bytes, or text like "2GiB", for the whole process; None keeps all experts in
     memory. threads: default is all CPUs that the process may use. context: tokens that a session
     can see, by default 4096, or what the model can see if that is less. verify_pages: check the
-    backbone's hashes now, and the hash of each page when it is first read.
+    hashes of graphs and backbone now, and the hash of each page when it is first read.
 
     Raises:
         BundleError, BudgetError, ContextError, InputError: each says what to do.
@@ -76,21 +76,12 @@ def open_bundle(
     return Session(root, manifest, plan, tokenizer, context, threads, verify_pages)
 
 
-@dataclass
-class _Clock:
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
-    new_tokens: int = 0
-    decode_steps: int = 0
-    decode_seconds: float = 0.0
-    time_to_first_token: float | None = None
-
-
 class Session:
     """Runs a bundle; `open_bundle` makes it. Not for use by several threads at once.
 
-    position: tokens seen so far, of at most `context`. tokenizer: a tokenizers.Tokenizer, or None.
-    chat_template: a ChatTemplate, or None where the bundle has none.
+    position: tokens seen so far, of at most `context`. turn: the number of calls that have changed
+    what it has seen. tokenizer: a tokenizers.Tokenizer, or None. chat_template: a ChatTemplate, or
+    None where the bundle has none.
     """
 
     def __init__(
@@ -108,13 +99,16 @@ class Session:
         self.tokenizer = tokenizer
         self.chat_template = load_chat_template(root, manifest)
         self.plan = plan
+        self.turn = 0
         self._threads = threads
-        self._clock = _Clock()
+        self._clock = Clock()
         self._cache = KvCache(manifest.spec, context, plan.chunk)
         if verify_pages:
             for segment in manifest.segments:
                 check_file(root, manifest, segment.file)
                 check_file(root, manifest, segment.file.replace(".onnx", ".bin"))
+            for layer in manifest.experts:
+                check_file(root, manifest, layer.engine)
         self._backbone = Backbone(root, manifest, self._cache, plan.chunk)
         self._engines = load_engines(root, manifest, plan.chunk)
         self._embedding = Embedding(root, manifest)
@@ -122,7 +116,6 @@ class Session:
         self._routers = [segment.router_layer for segment in manifest.segments]
         self._closed = False
         self._busy = threading.Lock()
-        self._turn = 0
         if not self._pager.direct:
             _log.info("%s: pages are read through the page cache (no O_DIRECT here)", root)
 
@@ -139,12 +132,13 @@ class Session:
 
     @property
     def position(self) -> int:
+        self._need_open()
         return self._cache.position
 
     def reset(self) -> None:
         """Forgets what it has seen; the page cache stays. A generation that was under way ends."""
         self._need_open()
-        self._turn += 1
+        self.turn += 1
         self._cache.reset()
 
     def close(self) -> None:
@@ -173,15 +167,11 @@ class Session:
             BundleError: a page cannot be read. Whole chunks before it are seen: see `position`.
         """
         self._need_open()
-        self._turn += 1
-        return self._forward(token_ids, last_only, observe)
-
-    def _forward(
-        self, token_ids: Sequence[int], last_only: bool, observe: Observer | None = None
-    ) -> np.ndarray:
-        ids = self._check(token_ids, self.position)
+        self.turn += 1
+        spec = self.manifest.spec
+        ids = check_tokens(token_ids, spec, position=self.position, context=self.context)
         rows = 1 if last_only else len(ids)
-        logits = np.empty((rows, self.manifest.spec.vocab_size), np.float32)
+        logits = np.empty((rows, spec.vocab_size), np.float32)
         chunk, length = self.plan.chunk, self.position + len(ids)
         if not self._busy.acquire(blocking=False):
             raise InputError("the session is in use by another thread; open one for each thread")
@@ -195,7 +185,7 @@ class Session:
         return logits
 
     def encode(self, text: str) -> list[int]:
-        return encode(self._need_tokenizer(), text)
+        return encode_text(self, text)
 
     def encode_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """Token ids of a conversation and of the start of an answer, by the chat template.
@@ -206,10 +196,7 @@ class Session:
         Raises:
             InputError: the bundle has no chat template, or it refuses the conversation.
         """
-        if self.chat_template is None:
-            raise InputError("the bundle has no chat template; give text instead of messages")
-        text = self.chat_template.render(messages, **variables)
-        return encode(self._need_tokenizer(), text, add_special_tokens=False)
+        return encode_chat(self, messages, variables)
 
     def generate(
         self,
@@ -233,11 +220,7 @@ class Session:
         """
         self._need_open()
         sampler = Sampler(temperature, top_k, top_p, seed)
-        if max_new_tokens < 1:
-            raise InputError(f"number of new tokens must be 1 or more, not {max_new_tokens}")
-        stream = TextStream(self._need_tokenizer())
-        ids = self._check(self._encode_prompt(prompt), position=0)
-        return self._generate(ids.tolist(), sampler, stream, max_new_tokens)
+        return start_generation(self, prompt, sampler, max_new_tokens, self._clock)
 
     @property
     def stats(self) -> Stats:
@@ -284,80 +267,6 @@ class Session:
             )
         self._cache.commit(tokens)
 
-    def _generate(
-        self, ids: list[int], sampler: Sampler, stream: TextStream, max_new_tokens: int
-    ) -> Iterator[str]:
-        clock, stops = self._clock, self.manifest.spec.eos_token_ids
-        started = time.perf_counter()
-        self.reset()
-        turn = self._turn
-        logits = self._forward(ids, last_only=True)
-        clock.prompt_tokens += len(ids)
-        clock.prompt_seconds += time.perf_counter() - started
-        token = sampler.sample(logits[0])
-        clock.time_to_first_token = time.perf_counter() - started
-        clock.new_tokens += 1
-        for left in reversed(range(max_new_tokens)):
-            if token in stops:
-                break
-            if piece := stream.push(token):
-                yield piece
-            if left:
-                begun = time.perf_counter()
-                self._need_open()
-                if self._turn != turn:
-                    raise InputError(
-                        "the session was used for something else during this generation; "
-                        "finish one before the next, or open two sessions"
-                    )
-                if self.position == self.context:
-                    raise ContextError(
-                        f"the context of {self.context} tokens is full; ask for fewer new tokens"
-                        + self._longer_context()
-                    )
-                logits = self._forward([token], last_only=True)
-                token = sampler.sample(logits[0])
-                clock.new_tokens += 1
-                clock.decode_steps += 1
-                clock.decode_seconds += time.perf_counter() - begun
-        if piece := stream.finish():
-            yield piece
-
-    def _encode_prompt(self, prompt: str | Sequence[int] | Sequence[Message]) -> Sequence[int]:
-        if isinstance(prompt, str):
-            return self.encode(prompt)
-        if len(prompt) and isinstance(prompt[0], Mapping):
-            return self.encode_chat(cast("Sequence[Message]", prompt))
-        return cast("Sequence[int]", prompt)
-
-    def _check(self, token_ids: Sequence[int], position: int) -> np.ndarray:
-        ids = np.asarray(token_ids)
-        if ids.size == 0:
-            raise InputError("the prompt is empty; give at least one token")
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise InputError("token ids must be a flat sequence of whole numbers")
-        vocabulary = self.manifest.spec.vocab_size
-        outside = ids[(ids < 0) | (ids >= vocabulary)]
-        if outside.size:
-            raise InputError(f"token id {outside[0]} is not from 0 to {vocabulary - 1}")
-        if position + len(ids) > self.context:
-            raise ContextError(
-                f"{position + len(ids)} tokens are more than the context of {self.context} tokens; "
-                f"shorten the text{self._longer_context()}"
-            )
-        return ids.astype(np.int64)
-
-    def _longer_context(self) -> str:
-        longest = self.manifest.spec.max_context
-        if self.context == longest:
-            return ""
-        return f", or open the bundle with a context of up to {longest}"
-
     def _need_open(self) -> None:
         if self._closed:
             raise InputError("the session is closed; open the bundle again")
-
-    def _need_tokenizer(self) -> Any:
-        if self.tokenizer is None:
-            raise InputError("the bundle has no tokenizer; give token ids to forward() instead")
-        return self.tokenizer

@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `tiny` preset with random weights, wide enough that routing is uneven."""
-    from pocketmoe.model.checkpoint import write_checkpoint
+    from pocketmoe.model.checkpoint_writer import write_checkpoint
     from pocketmoe.model.corpus import train_tokenizer
     from pocketmoe.model.families import find_family
     from pocketmoe.model.module import Decoder

@@ -15,7 +15,8 @@ from pocketmoe.model.attention import (
     rope_table,
     rotate,
 )
-from pocketmoe.model.spec import LayerSpec, MlaSpec, ModelSpec, RopeSpec
+from pocketmoe.model.rope import RopeSpec
+from pocketmoe.model.spec import LayerSpec, MlaSpec, ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +16,11 @@ from safetensors.torch import load_file, save_file
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.errors import CheckpointError, ConfigError, InputError
 from pocketmoe.inspection import inspect_path
-from pocketmoe.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, write_checkpoint
+from pocketmoe.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from pocketmoe.model.checkpoint_writer import write_checkpoint
 from pocketmoe.model.families import FAMILIES
-from pocketmoe.model.families.names import Location, Place, Rows
-from pocketmoe.model.headers import read_header
 from pocketmoe.model.parameters import expert_prefix, parameter_shapes
-from pocketmoe.model.tensors import Source, TensorReader
 from pocketmoe.runtime.bundle import Precision
-from pocketmoe.sizes import format_size
 from pocketmoe.tables import fact_rows
 from pocketmoe.targets import find_target
 
@@ -125,6 +122,13 @@ def test_what_is_written_is_read(checkpoint: Path, tmp_path: Path) -> None:
 def test_generation_config_ends_the_text(checkpoint: Path) -> None:
     (checkpoint / "generation_config.json").write_text('{"eos_token_id": [3, 4], "top_p": 0.9}')
     assert Checkpoint(checkpoint).spec.eos_token_ids == (3, 4)
+
+
+@pytest.mark.parametrize("value", ["2", 1.5, True, [2, None], {"id": 2}], ids=str)
+def test_a_generation_config_with_other_ids(checkpoint: Path, value: object) -> None:
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    message = refusal(checkpoint)
+    assert f": generation_config.json: eos_token_id = {value!r} is not supported" in message
 
 
 def test_no_directory(tmp_path: Path) -> None:
@@ -254,64 +258,6 @@ def test_a_shard_that_shrinks_after_opening(checkpoint: Path) -> None:
         reader.read("norm.weight")
 
 
-def store(place: Place, experts: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """The tensor of a place, of parameters `[experts, out, ...]` and those they share it with."""
-    stored = experts
-    if place.rows in ("even", "odd"):
-        pair = (experts, others) if place.rows == "even" else (others, experts)
-        stored = torch.stack(pair, dim=2).flatten(1, 2)
-    elif place.rows != "all":
-        pair = (experts, others) if place.rows == "first" else (others, experts)
-        stored = torch.cat(pair, dim=1)
-    if place.transposed and stored.dim() == 3:
-        stored = stored.transpose(1, 2)
-    stored = stored if place.stacked else stored[1]
-    return stored[None] if place.leading else stored
-
-
-@pytest.mark.parametrize("rows", get_args(Rows))
-@pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("shape", [(6, 4), (6,)], ids=["matrix", "vector"])
-def test_every_place(
-    rows: Rows, stacked: bool, transposed: bool, shape: tuple[int, ...], tmp_path: Path
-) -> None:
-    place = Place("w", stacked, rows, transposed, leading=not stacked)
-    experts, others = torch.randn(2, 3, *shape).to(torch.bfloat16)
-    stored = store(place, experts, others)
-    assert tuple(stored.shape) == place.stored_shape(shape, 3)
-    save_file({"before": torch.zeros(3), "w": stored.contiguous()}, tmp_path / "file")
-    location = Location(place, "w", 1 if stacked else None)
-    source = Source(shape, location, {"": read_header(tmp_path / "file")["w"]})
-    with TensorReader({"w": source}) as reader:
-        assert torch.equal(reader.read("w"), experts[1])
-        assert reader.read("w").is_contiguous()
-        tiles = list(reader.tiles("w", max_bytes=2 * 4 * prod(shape[1:])))
-    assert [len(tile) for tile in tiles] == [2, 2, 2]
-    assert all(tile.dtype == torch.float32 for tile in tiles)
-    assert torch.equal(torch.cat(tiles), experts[1].float())
-
-
-def test_one_expert_of_a_stacked_tensor_is_read_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_file({"w": torch.randn(64, 2 * 8, 4)}, tmp_path / "file")
-    place = Place("w", stacked=True, rows="second")
-    source = Source((8, 4), Location(place, "w", 5), {"": read_header(tmp_path / "file")["w"]})
-    counts, preadv = [], os.preadv
-
-    def counting(descriptor: int, buffers: Any, offset: int) -> int:
-        counts.append(preadv(descriptor, buffers, offset))
-        return counts[-1]
-
-    monkeypatch.setattr(os, "preadv", counting)
-    with TensorReader({"w": source}) as reader:
-        reader.read("w")
-        assert sum(counts) == 8 * 4 * 4
-        next(reader.tiles("w", max_bytes=16))
-    assert sum(counts) == 8 * 4 * 4 + 16
-
-
 def test_reads_from_many_threads(checkpoint: Path) -> None:
     shard(checkpoint)
     opened = Checkpoint(checkpoint)
@@ -348,6 +294,7 @@ def test_tensors_without_effect(checkpoint: Path) -> None:
 
     change_tensors(checkpoint, add)
     opened = Checkpoint(checkpoint)
+    opened.check_leftovers()
     assert opened.skipped == ()
     assert set(opened.dtypes) == set(parameter_shapes(opened.spec))
 
@@ -357,6 +304,18 @@ def test_a_head_that_is_tied_in_the_config_alone(checkpoint: Path) -> None:
         tensors["head.weight"] = tensors["embed.weight"] + 1
 
     change_tensors(checkpoint, untie)
+    message = "tensor head.weight .* has no place in the model"
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(checkpoint).check_leftovers()
+    with pytest.raises(CheckpointError, match=message):
+        compile_bundle(
+            checkpoint, checkpoint.parent / "out", target=find_target("cpu"),
+            precision=Precision("fp32", "fp32", "fp32", 32),
+        )  # fmt: skip
+
+
+def test_a_head_of_another_shape_than_the_embedding_it_is_tied_to(checkpoint: Path) -> None:
+    change_tensors(checkpoint, lambda t: t.update({"head.weight": t["embed.weight"][1:].clone()}))
     assert "tensor head.weight" in refusal(checkpoint)
 
 
@@ -444,26 +403,3 @@ def test_a_damaged_header(checkpoint: Path, entry: object) -> None:
     data = len(text).to_bytes(8, "little") + text + bytes(8)
     (checkpoint / SINGLE_FILE).write_bytes(data)
     assert f"{SINGLE_FILE} cannot be read" in refusal(checkpoint)
-
-
-def test_what_inspect_says_of_a_latent_and_of_dense_pages(tmp_path: Path) -> None:
-    def rows(family: str) -> dict[str, str]:
-        folder = tmp_path / family
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(dict(FAMILIES[family].tiny)))
-        return dict(fact_rows(inspect_path(folder)))
-
-    spec = FAMILIES["deepseek_v3"].read_config(FAMILIES["deepseek_v3"].tiny)
-    assert spec.mla is not None
-    latent = 4 * spec.num_hidden_layers * spec.mla.latent_dim
-    heads = spec.num_attention_heads * (spec.head_dim + spec.mla.v_head_dim)
-    expanded = 4 * spec.num_hidden_layers * heads
-    said = rows("deepseek_v3")
-    assert said["KV cache"] == (
-        f"{format_size(latent)} per token, a latent; {format_size(expanded)} with all heads"
-    )
-    assert said["encoding"] == "none"
-    said = rows("llama")
-    assert ": 0 MoE, " in said["layers"]
-    assert " dense, paged; " in said["layers"]
-    assert said["experts"] == "none"

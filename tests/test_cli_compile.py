@@ -100,6 +100,10 @@ def test_bad_options(
         (lambda path: os.truncate(path / "model.safetensors", 90_000), ["truncated"]),
         (lambda path: os.truncate(path / "model.safetensors", 4), ["truncated"]),
         (lambda path: shard(path), ["model-2.safetensors is missing"]),
+        (
+            lambda path: (path / "tokenizer.json").write_text("{}"),
+            ["checkpoint/tokenizer.json is not a tokenizer", "copy it there again, or remove it"],
+        ),
     ],
 )
 def test_bad_checkpoints(

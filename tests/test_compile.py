@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from pocketmoe.errors import BundleError, ConfigError, InputError, TargetError
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.model.spec import RouterSpec
 from pocketmoe.runtime.bundle import EMBEDDING, find_damage, read_manifest
+from pocketmoe.runtime.session import open_bundle
 from pocketmoe.targets.devices import find_target
 
 CPU = find_target("cpu")
@@ -48,6 +51,22 @@ def test_less_precision_stays_near(
     compile_bundle(tiny_checkpoint, out, target=CPU, precision=precision)
     first = compare_with_checkpoint(out, tiny_checkpoint)[0]
     assert 1e-7 < first.relative < limit
+
+
+def test_a_bundle_without_a_tokenizer_runs_token_ids(
+    tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    (checkpoint / "tokenizer.json").unlink()
+    compile_bundle(checkpoint, tmp_path / "bundle", target=CPU, precision=DEFAULT32)
+    assert [r.message for r in caplog.records if r.levelno >= logging.WARNING] == [
+        f"{checkpoint} has no tokenizer.json: the bundle will run token ids alone"
+    ]
+    with open_bundle(tmp_path / "bundle") as session:
+        assert session.forward([1, 2, 3]).shape == (3, 384)
+        with pytest.raises(InputError, match="no tokenizer"):
+            session.generate("x")
 
 
 def test_every_graph_passes_the_checker(tiny_bundle: Path) -> None:

@@ -11,7 +11,8 @@ import transformers
 
 from pocketmoe.errors import ConfigError
 from pocketmoe.model.families import FAMILIES
-from pocketmoe.model.families.config import ALL_KINDS, IRRELEVANT
+from pocketmoe.model.families.common_keys import IRRELEVANT
+from pocketmoe.model.families.config import ALL_KINDS
 from pocketmoe.model.spec import ModelSpec
 
 Config = dict[str, Any]
@@ -114,6 +115,35 @@ def test_keys_that_transformers_does_not_read_are_listed(family: str) -> None:
         assert read(tiny(family, **{key: 3})) == read(tiny(family))
 
 
+# What transformers 4 wrote of PretrainedConfig where the whole of it was asked for.
+WHOLE_DUMP = """{
+    "return_dict": true, "output_hidden_states": false, "output_attentions": false,
+    "torchscript": false, "torch_dtype": null, "use_bfloat16": false, "tf_legacy_loss": false,
+    "pruned_heads": {}, "is_encoder_decoder": false, "is_decoder": false,
+    "cross_attention_hidden_size": null, "add_cross_attention": false,
+    "tie_encoder_decoder": false, "max_length": 20, "min_length": 0, "do_sample": false,
+    "early_stopping": false, "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0,
+    "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0,
+    "length_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": null, "num_return_sequences": 1, "chunk_size_feed_forward": 0,
+    "output_scores": false, "return_dict_in_generate": false, "forced_bos_token_id": null,
+    "forced_eos_token_id": null, "remove_invalid_values": false,
+    "exponential_decay_length_penalty": null, "suppress_tokens": null,
+    "begin_suppress_tokens": null, "finetuning_task": null,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "tokenizer_class": "LlamaTokenizer", "prefix": null, "pad_token_id": 0, "sep_token_id": null,
+    "decoder_start_token_id": null, "task_specific_params": {}, "problem_type": null,
+    "_name_or_path": "", "_commit_hash": "0123abcd", "attn_implementation": null,
+    "_attn_implementation": "sdpa", "transformers_version": "4.39.0.dev0", "unsloth_fixed": true,
+    "transformers.js_config": {"use_external_data_format": true}
+}"""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_any_config_may_carry_changes_nothing(family: str) -> None:
+    assert read(tiny(family, **json.loads(WHOLE_DUMP))) == read(tiny(family))
+
+
 def scaling(kind: str, pairs: int, family: str) -> Config:
     """All keys of a kind of rotary scaling, for heads with so many rotated pairs."""
     keys: dict[str, Config] = {
@@ -193,7 +223,6 @@ def test_every_key_of_rotary_scaling_counts(family: str, kind: str) -> None:
         ("deepseek_v3", "n_shared_experts", [0, 0, 0], [0, 32, 32]),
         ("llama", "eos_token_id", (), (2,)),
         ("deepseek_v2", "eos_token_id", (), (2,)),
-        ("deepseek_v2", "bos_token_id", None, 1),
     ],
 )
 def test_null_and_absent(family: str, key: str, null: Any, absent: Any) -> None:
@@ -205,7 +234,7 @@ def test_null_and_absent(family: str, key: str, null: Any, absent: Any) -> None:
             return [layer.shared_intermediate_size for layer in spec.layers]
         if key == "q_lora_rank":
             return spec.mla.q_lora_rank if spec.mla else 0
-        return spec.eos_token_ids if key == "eos_token_id" else spec.bos_token_id
+        return spec.eos_token_ids
 
     config = tiny(family)
     if family == "gpt_oss":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from pocketmoe.compiler.expert_graphs import engine_graph, expert_graph, point_into_page
-from pocketmoe.compiler.experts import build_pages, write_expert_layer
+from pocketmoe.compiler.experts import build_pages, choose_workers, write_expert_layer
 from pocketmoe.compiler.quantize import quantize_matrix
 from pocketmoe.model.spec import Activation
 from pocketmoe.runtime.ort import load_session, set_up
@@ -111,6 +112,41 @@ def test_every_expert_file_is_the_expert_of_its_page(
         (y,) = session.run(None, {"x": x})
         expected = ffn(page_format, x.astype(np.float64), stored(page_format, weights[expert]))
         assert np.abs(y - expected).max() / np.abs(expected).max() < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("sizes", "encoded", "cpus", "workers"),
+    [
+        ((2048, 1024), False, 6, 6),
+        ((7168, 2048), True, 6, 6),
+        ((7168, 2048), True, 96, 18),  # 56 MiB each
+        ((8192, 28672), False, 96, 16),  # read in tiles of 64 MiB
+        ((8192, 28672), True, 96, 1),  # 896 MiB, decoded whole
+        ((16384, 53248), True, 96, 1),
+    ],
+)
+def test_workers_are_bounded_by_the_cpus_to_use_and_by_memory(
+    sizes: tuple[int, int],
+    encoded: bool,
+    cpus: int,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+    formats = [PageFormat("int4", 64, 64, 64), PageFormat("int4", 64, *sizes)]
+    assert choose_workers(formats, encoded=encoded) == workers
+
+
+@pytest.mark.parametrize("workers", [1, 7])
+def test_pages_come_in_order_with_any_number_of_workers(workers: int) -> None:
+    page_format = FORMATS[0]
+    weights = [matrices(page_format, expert) for expert in range(9)]
+
+    def read(name: str) -> Iterator[np.ndarray]:
+        return tiles(weights[int(name.split(".")[3])], name)
+
+    pages = list(build_pages(2, 9, page_format, read, workers))
+    assert pages == [build_page(page_format, expert) for expert in weights]
 
 
 @pytest.mark.parametrize("tokens", [1, 7])

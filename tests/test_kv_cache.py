@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pocketmoe.model.spec import LayerSpec, MlaSpec, ModelSpec, RopeSpec
+from pocketmoe.model.rope import RopeSpec
+from pocketmoe.model.spec import LayerSpec, MlaSpec, ModelSpec
 from pocketmoe.runtime.kv_cache import SLACK, KvCache, capacity, kind_of, kv_bytes
 from pocketmoe.runtime.ort import Binding, load_session, set_up
 

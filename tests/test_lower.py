@@ -12,8 +12,8 @@ import torch
 
 from pocketmoe.compiler.external_data import ExternalData
 from pocketmoe.compiler.lower import Lowered, lower_head_linear, lower_linear
+from pocketmoe.compiler.placeholders import HEAD_LINEAR, INTO_LATENT, LINEAR, OUT_OF_LATENT
 from pocketmoe.compiler.quantize import quantize_matrix
-from pocketmoe.compiler.trace import HEAD_LINEAR, INTO_LATENT, LINEAR, OUT_OF_LATENT
 from pocketmoe.model.attention import LatentProjection
 from pocketmoe.model.spec import MlaSpec
 from pocketmoe.runtime.bundle import Precision

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pocketmoe.errors import BundleError
-from pocketmoe.model.spec import LayerSpec, ModelSpec, RopeSpec, RouterSpec
+from pocketmoe.model.rope import RopeSpec
+from pocketmoe.model.spec import LayerSpec, ModelSpec, RouterSpec
 from pocketmoe.runtime import pager as pager_module
 from pocketmoe.runtime.bundle import ExpertLayer, Manifest, Precision
 from pocketmoe.runtime.pager import Pager

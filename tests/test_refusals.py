@@ -77,6 +77,9 @@ def test_part_of_a_head_is_rotated_by_glm_alone(family: str) -> None:
         ("hidden_size", None, "hidden_size is missing"),
         ("hidden_size", 0, "hidden_size must be greater than 0, not 0"),
         ("vocab_size", True, None),
+        ("vocab_size", 2**53 + 1, None),
+        ("max_position_embeddings", 10**400, "max_position_embeddings = 1000000000"),
+        ("rms_norm_eps", 10**400, "rms_norm_eps = 1000000000"),
         ("vocab_size", -1, "vocab_size must be greater than 0, not -1"),
         ("num_hidden_layers", 0, "num_hidden_layers must be at least 1"),
         ("num_attention_heads", 0, "heads"),
@@ -88,13 +91,18 @@ def test_part_of_a_head_is_rotated_by_glm_alone(family: str) -> None:
         ("rms_norm_eps", float("nan"), "rms_norm_eps = nan"),
         ("tie_word_embeddings", 1, None),
         ("tie_word_embeddings", "false", None),
-        ("bos_token_id", 1.5, None),
         ("eos_token_id", "</s>", None),
         ("eos_token_id", [2, None], None),
         ("use_parallel_residual", True, None),
         ("alibi", True, None),
         ("num_experts_per_tok_scale", 2.0, None),
         ("text_config", {"hidden_size": 64}, None),
+        ("is_encoder_decoder", True, None),
+        ("add_cross_attention", True, None),
+        ("cross_attention_hidden_size", 64, None),
+        ("tie_encoder_decoder", True, None),
+        ("pruned_heads", {"0": [1]}, None),
+        ("per_layer_config", {"0": {"head_dim": 8}}, None),
     ],
     ids=str,
 )
@@ -104,6 +112,15 @@ def test_what_no_family_expresses(family: str, key: str, value: Any, named: str 
         for by_layer in ("layer_types", "dense_layers"):
             config.pop(by_layer, None)
     assert (named or f"{key} = {value!r}") in refusal(config)
+
+
+def test_all_unknown_keys_are_named_in_one_line() -> None:
+    changes = {"logit_softcap": 30.0, "alibi": True, "vision_config": {"sizes": list(range(99))}}
+    line = refusal(tiny("llama", **changes))
+    assert "alibi = True, logit_softcap = 30.0, vision_config = {'sizes': [0, 1" in line
+    assert "are not understood for llama" in line
+    assert len(line) < 300
+    assert "alibi = True is not understood" in refusal(tiny("llama", alibi=True))
 
 
 @dataclass(frozen=True)
@@ -159,6 +176,8 @@ CASES = (
     Refusal("qwen3_moe", {"mlp_only_layers": ["0"]}),
     Refusal("qwen3_moe", {"max_window_layers": 2, "use_sliding_window": True}),
     Refusal("qwen3_moe", {"shared_expert_intermediate_size": 8}),
+    Refusal("qwen3_moe", {"qkv_bias": True}),
+    Refusal("qwen3_moe", {"use_qk_norm": False}),
     Refusal("qwen3_moe", {"attention_bias": "no"}),
     Refusal("qwen3_moe", {"head_dim": 15}, "even number of up to head_dim (15) elements, not 15"),
     too_many_experts("olmoe", "num_experts_per_tok", 8),

@@ -1,17 +1,20 @@
 """Rotary frequencies are those of transformers; their config keys are read, or refused by name."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from hypothesis import example, given
+from hypothesis import strategies as st
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pocketmoe.errors import ConfigError
 from pocketmoe.model.attention import rope_table
 from pocketmoe.model.families import FAMILIES
-from pocketmoe.model.rope import frequencies
-from pocketmoe.model.spec import RopeSpec
+from pocketmoe.model.rope import RopeSpec, frequencies
+from pocketmoe.model.spec import ModelSpec
 
 LENGTH, ORIGINAL, HEAD_DIM = 4096, 1024, 64
 SHORT = [1.0 + 0.05 * pair for pair in range(HEAD_DIM // 2)]
@@ -127,6 +130,14 @@ REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"rope_theta": "big"}, "rope_theta = 'big'"),
     ({"rope_theta": 0}, "rope_theta = 0"),
     ({"rope_theta": True}, "rope_theta = True"),
+    ({"rope_theta": 1e308}, "rope_theta = 1e+308"),
+    ({"rope_theta": 5e-324}, "rope_theta = 5e-324"),
+    ({"rope_theta": 10**400}, "rope_theta = 1000000000"),
+    ({"rope_scaling": {**YARN, "factor": 1e308}}, "rope_scaling.factor = 1e+308"),
+    ({"rope_scaling": {**YARN, "beta_fast": 5e-324}}, "rope_scaling.beta_fast = 5e-324"),
+    ({"rope_scaling": {**YARN, "mscale": -1.0}}, "rope_scaling.mscale = -1.0"),
+    ({"rope_scaling": {**YARN, "mscale_all_dim": 1e308}}, "mscale_all_dim = 1e+308"),
+    ({"rope_scaling": {**LONGROPE, "short_factor": [5e-324] * 32}}, "short_factor = [5e-324"),
     ({"rope_theta": float("nan")}, "rope_theta = nan"),
     ({"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters.rope_theta = 7.0"),
     ({"rope_parameters": "linear"}, "rope_parameters = 'linear'"),
@@ -175,3 +186,84 @@ def test_what_is_not_expressed_is_named(changes: dict[str, Any], named: str) -> 
         read_rope(make_config(changes.get("model_type", "llama"), **changes))
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ACCEPTED = st.floats(1e-6, 1e12) | st.sampled_from([1, 2, 1e-6, 1e12, 2**53])
+NUMBERS = ACCEPTED | st.floats() | st.integers() | st.sampled_from([1e308, 5e-324, 10**400])
+FACTORS = st.lists(st.floats(1e-6, 1e12), min_size=32, max_size=32) | st.just([5e-324] * 32)
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=5)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
+)
+PHIMOE = {**LONGROPE, "short_mscale": 1.1, "long_mscale": 1.3}
+# A family and a config that it reads for each set of keys.
+BASES = {
+    **{name: ("llama", rope) for name, rope in SCALINGS.items()},
+    "partial": ("glm4_moe", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+    "phimoe": ("phimoe", PHIMOE),
+    "latent": ("deepseek_v3", {**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}),
+}
+EVERY_KEY = sorted({key for _, rope in BASES.values() for key in rope} | {"rope_theta", "type"})
+OUTSIDE = (
+    "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
+    "max_position_embeddings",
+)  # fmt: skip
+
+
+def outcome(config: dict[str, Any]) -> ModelSpec | str:
+    """What a config says, or what it is refused with."""
+    try:
+        return FAMILIES[config["model_type"]].read_config(config)
+    except ConfigError as error:
+        return str(error)
+
+
+def check_finite(base: str, inside: dict[str, Any], outside: dict[str, Any]) -> None:
+    """A config is refused, or all that comes of it is finite."""
+    family, rope = BASES[base]
+    config = make_config(family, **{"rope_parameters": {**rope, **inside}, **outside})
+    spec = outcome({**config, "rope_scaling": None})
+    if isinstance(spec, str):
+        assert "\n" not in spec
+        return
+    assert 0 < spec.max_context < math.inf
+    for length in (1, spec.rope.original_length, spec.rope.original_length + 1, 10**9):
+        values, scale = frequencies(spec.rope, length)
+        assert len(values) == spec.rope.dim // 2
+        assert all(0 < value < math.inf for value in values)
+        assert 0 < scale < math.inf
+    assert 0 < spec.softmax_scale < math.inf
+
+
+@st.composite
+def numbers_of_a_kind(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """Other numbers for keys that a config has: most of these are read."""
+    base = draw(st.sampled_from(sorted(BASES)))
+    rope = {"rope_theta": 1e4, **BASES[base][1]}
+    keys = [key for key, value in rope.items() if isinstance(value, (int, float))]
+    values = {
+        key: draw(ACCEPTED if key != "truncate" else st.booleans())
+        for key in draw(st.lists(st.sampled_from(keys), unique=True))
+    }
+    lengths = st.integers(2, 2**53)
+    values |= {key: draw(lengths) for key in values if key == "original_max_position_embeddings"}
+    return base, values
+
+
+@given(numbers_of_a_kind())
+def test_any_number_within_the_range(case: tuple[str, dict[str, Any]]) -> None:
+    base, inside = case
+    check_finite(base, inside, {})
+
+
+@given(
+    base=st.sampled_from(sorted(BASES)),
+    inside=st.dictionaries(st.sampled_from(EVERY_KEY), NUMBERS | FACTORS | VALUES, max_size=4),
+    outside=st.dictionaries(st.sampled_from(OUTSIDE), NUMBERS | VALUES, max_size=2),
+)
+@example(base="yarn", inside={"mscale": 1e12, "mscale_all_dim": 1e-6, "factor": 1e12}, outside={})
+@example(base="dynamic", inside={"factor": 1e12, "rope_theta": 1e12}, outside={})
+@example(base="latent", inside={"mscale_all_dim": 1e12, "factor": 1e12}, outside={})
+@example(base="longrope", inside={"original_max_position_embeddings": 10**400}, outside={})
+def test_any_value_of_any_key(base: str, inside: dict[str, Any], outside: dict[str, Any]) -> None:
+    check_finite(base, inside, outside)

@@ -8,8 +8,9 @@ import torch
 
 from pocketmoe.errors import ConfigError
 from pocketmoe.model.module import GatedFFN
+from pocketmoe.model.rope import RopeSpec
 from pocketmoe.model.routing import Route, choose_experts, load_balancing_loss, run_experts
-from pocketmoe.model.spec import LayerSpec, ModelSpec, RopeSpec, RouterSpec
+from pocketmoe.model.spec import LayerSpec, ModelSpec, RouterSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,12 +19,12 @@ from pocketmoe.compiler.trace import check_attention
 from pocketmoe.errors import ConfigError
 from pocketmoe.model.attention import KeyValueCache
 from pocketmoe.model.module import Decoder
+from pocketmoe.model.rope import RopeSpec
 from pocketmoe.model.spec import (
     Activation,
     LayerSpec,
     MlaSpec,
     ModelSpec,
-    RopeSpec,
     RouterSpec,
 )
 from pocketmoe.progress import Silent
@@ -120,6 +120,8 @@ SPECS = {
 
 class Weights:
     """A module's parameters, read as a checkpoint's are: in blocks of rows."""
+
+    encoding = None
 
     def __init__(self, model: Decoder):
         self.state = model.state_dict()

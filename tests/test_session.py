@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -174,7 +175,12 @@ def test_a_generation_that_was_disturbed_says_so(tiny_bundle: Path) -> None:
         session.reset()
         with pytest.raises(InputError, match="something else"):
             list(third)
-    for call in (session.reset, lambda: session.generate("x"), lambda: session.forward([1])):
+    for call in (
+        session.reset,
+        lambda: session.generate("x"),
+        lambda: session.forward([1]),
+        lambda: session.position,
+    ):
         with pytest.raises(InputError, match="closed"):
             call()
 
@@ -190,13 +196,15 @@ def test_a_full_context_ends_generation_after_the_text_that_fits(tiny_bundle: Pa
 
 def test_damage_outside_the_pages_is_found_at_opening(tiny_bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle, broken)
-    path = broken / "backbone/segment_001.bin"
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(BundleError, match=r"segment_001\.bin is damaged"):
-        pocketmoe.open(broken)
+    for name in ("backbone/segment_001.bin", "experts/layer_002/engine.onnx"):
+        shutil.copytree(tiny_bundle, broken, dirs_exist_ok=True)
+        path = broken / name
+        data = bytearray(path.read_bytes())
+        data[100] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(BundleError, match=f"{re.escape(path.name)} is damaged"):
+            pocketmoe.open(broken)
+    shutil.copytree(tiny_bundle, broken, dirs_exist_ok=True)
     manifest = broken / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"theta": 10000.0', '"theta": 9.0'))
     with pytest.raises(BundleError, match=r"manifest\.json is damaged"):

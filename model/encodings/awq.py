@@ -17,6 +17,7 @@ from .encoding import (
     Headers,
     Matrix,
     Part,
+    check_dynamic,
     module_name,
     read_group_size,
     rescale,
@@ -56,18 +57,21 @@ class Awq:
                 "scales": Part(f"{name}.scales", (groups, rows), SCALE_DTYPES),
             },
             lambda parts: rescale(
-                _outputs(parts["qweight"], rows).T,
+                lambda chunk: _outputs(parts["qweight"], chunk).T,
+                shape,
                 parts["scales"].T,
                 (1, size),
-                _outputs(parts["qzeros"], rows).T,
+                _outputs(parts["qzeros"], slice(0, rows)).T,
             ),
         )
 
 
-def _outputs(words: torch.Tensor, rows: int) -> torch.Tensor:
-    """Packed int32 `[n, out / 8]` as uint8 `[n, out]`, outputs in their order."""
+def _outputs(words: torch.Tensor, outputs: slice) -> torch.Tensor:
+    """Some of what int32 `[n, out / 8]` holds, as uint8 `[n, outputs]` in their order. The first
+    of them is a multiple of 8."""
+    words = words[:, outputs.start // _PACKED : -(-outputs.stop // _PACKED)]
     values = unpack(words, _BITS).unflatten(-1, (-1, _PACKED))
-    return values[..., list(_NIBBLE_OF_OUTPUT)].flatten(-2)[:, :rows]
+    return values[..., list(_NIBBLE_OF_OUTPUT)].flatten(-2)[:, : outputs.stop - outputs.start]
 
 
 def read_awq(config: Mapping[str, Any]) -> Awq:
@@ -76,7 +80,10 @@ def read_awq(config: Mapping[str, Any]) -> Awq:
     reader.require("pack_dtype", "int32")
     reader.require("bits", _BITS)
     reader.require("zero_point", True)
-    for key in ("version", "format"):
+    reader.require("data_type", "int")
+    reader.require("packing_format", "auto_awq", "auto_round:auto_awq")
+    check_dynamic(reader)
+    for key in ("version", "format", "checkpoint_format"):
         if str(reader.take(key, "gemm")).lower() != "gemm":
             raise reader.refusal(key, "'gemm'")
     encoding = Awq(read_group_size(reader))

@@ -83,20 +83,22 @@ class Scheme:
     ) -> torch.Tensor:
         import torch
 
-        values, scale, zero = parts["weight"], parts["scale"], parts.get("zero")
-        groups, offset = parts.get("groups"), 0
-        if self.packed:
-            values, offset = unpack(values, self.bits)[:, : shape[1]], 1 << (self.bits - 1)
+        def values(chunk: slice) -> torch.Tensor:
+            stored = parts["weight"][chunk]
+            return unpack(stored, self.bits)[:, : shape[1]] if self.packed else stored
+
+        scale, zero, groups = parts["scale"], parts.get("zero"), parts.get("groups")
+        offset = 1 << (self.bits - 1) if self.packed else 0
         if groups is not None and bool((groups < 0).any()):
             groups = None  # the file holds it unused
         scale = scale.reshape(1, 1) if scale.dim() < 2 else scale
         if zero is None:
-            return rescale(values, scale, block, offset, groups)
+            return rescale(values, shape, scale, block, offset, groups)
         if zero.dtype == torch.int32:
             zero = unpack(zero.T, self.bits).T[: len(scale)]
         else:
             zero = zero.reshape(scale.shape).to(torch.int32) + offset
-        return rescale(values, scale, block, zero, groups)
+        return rescale(values, shape, scale, block, zero, groups)
 
 
 @dataclass(frozen=True)
@@ -192,9 +194,13 @@ def _read_scheme(section: str, group: Any, default_format: str) -> Scheme:
         "channel": (1, None),
         "group": (1, size),
     }
-    if len(structure) == 2:
+    if len(structure) == 2 and min(structure) > 0:
         blocks["block"] = (structure[0], structure[1])
-    if strategy not in blocks or (strategy == "group" and (size is None or size < 1)):
+    if (
+        not isinstance(strategy, str)
+        or strategy not in blocks
+        or (strategy == "group" and (size is None or size < 1))
+    ):
         raise reader.refusal("strategy", "tensor, channel, group with group_size, or block")
     reader.finish()
     return Scheme(packed, bits, _DTYPES[kind], blocks[strategy], symmetric)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ...errors import CheckpointError
 from ..families.config import ConfigReader
 from ..headers import StoredTensor
 from ..parameters import Shape
@@ -17,15 +18,30 @@ Headers = Mapping[str, StoredTensor]
 
 SECTION = "quantization_config"
 SCALE_DTYPES = ("F32", "F16", "BF16")
-# How GPTQ and AWQ came to their values, and settings of the kernels that others run them with.
+# What AutoGPTQ, AutoAWQ, transformers, GPTQModel and AutoRound note about how they came to their
+# values, activations, and settings of kernels: nothing that reading the weights depends on. `v2` is
+# such an algorithm too (GPTQModel calls it GPTAQ by now); the format "gptq_v2" is another matter.
 PACKER_KEYS = """
-    act_group_aware backend batch_size block_name_to_quantize cache_block_outputs
-    damp_auto_increment damp_percent dataset disable_exllama do_fuse exllama_config
-    fuse_max_seq_len hyb_act lm_head max_input_length meta model_file_base_name model_name_or_path
-    model_seqlen module_name_preceding_first_block modules_in_block_to_quantize modules_to_fuse
-    modules_to_not_convert mse offload_to_disk pad_token_id quantizer static_groups sym tokenizer
-    true_sequential use_cuda_fp16 use_exllama
+    act_bits act_data_type act_dynamic act_group_aware act_group_size act_sym amp
+    auto_forward_data_parallel autoround_version backend batch_size block_name_to_quantize
+    buffered_fwd cache_block_outputs compute_device_filter damp_auto_increment damp_percent dataset
+    dense_vram_strategy dense_vram_strategy_devices device disable_exllama do_fuse enable_alg_ext
+    enable_minmax_tuning enable_norm_bias_tuning enable_quanted_input enable_torch_compile
+    exllama_config fail_safe failsafe fallback fast_loop foem fuse_max_seq_len gc_mode gptaq
+    gptaq_alpha gptaq_memory_device gradient_accumulate_steps hessian hessian_chunk_bytes
+    hessian_chunk_size hessian_staging_dtype hessian_use_bfloat16_staging hyb_act iters lm_head
+    low_cpu_mem_usage low_gpu_mem_usage lr lr_scheduler max_input_length meta minmax_lr
+    mock_hessian_inverse mock_quantization model_file_base_name model_name_or_path model_seqlen
+    module_name_preceding_first_block modules_in_block_to_quantize modules_to_fuse
+    modules_to_not_convert moe moe_vram_strategy moe_vram_strategy_devices momentum mse nblocks
+    not_use_best_mse nsamples offload_to_disk offload_to_disk_path pack_impl pad_token_id
+    parallel_packing quant_block_list quantizer sampler scale_dtype seed seqlen
+    static_attention_dtype static_groups static_kv_dtype supported_types sym to_quant_block_names
+    tokenizer true_sequential use_cuda_fp16 use_exllama v2 v2_alpha v2_memory_device vram_strategy
+    wait_for_submodule_finalizers
 """
+
+_CHUNK = 1 << 18  # elements that are decoded at a time
 
 
 @dataclass(frozen=True)
@@ -39,10 +55,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Matrix:
-    """An encoded matrix. decode makes it of the tensors of its parts: float32 `[out, in]`."""
+    """An encoded matrix. decode makes it of the tensors of its parts: float32 `[out, in]`.
+
+    by_row: the first axis of every part is that of the outputs, so that decode makes any rows of
+    the matrix of the same rows of its parts.
+    """
 
     parts: Mapping[str, Part]
     decode: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+    by_row: bool = False
 
 
 class Encoding(Protocol):
@@ -81,6 +102,17 @@ def read_group_size(reader: ConfigReader) -> int | None:
     return None if size == -1 else size
 
 
+def check_dynamic(reader: ConfigReader) -> None:
+    """Reads `dynamic`, GPTQModel's settings by patterns of module names.
+
+    Raises:
+        ConfigError: it does more than leave modules unquantized, which patterns with "-:" do.
+    """
+    patterns = reader.take("dynamic", {})
+    if not isinstance(patterns, dict) or not all(name.startswith("-:") for name in patterns):
+        raise reader.refusal("dynamic", "an object whose keys all start with '-:'")
+
+
 def module_name(weight: str) -> str:
     """`a.b` of `a.b.weight`: what the tensors of an encoded matrix have in common."""
     return weight.removesuffix(".weight")
@@ -99,8 +131,16 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.stack((values & 15, values >> 4), dim=-1).flatten(-2)
 
 
+def chunks(rows: int, columns: int) -> Iterator[slice]:
+    """Rows of a matrix, a few at a time; each slice starts at a multiple of 8."""
+    step = max(8, _CHUNK // columns // 8 * 8)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
 def rescale(
-    values: torch.Tensor,
+    values: Callable[[slice], torch.Tensor],
+    shape: Shape,
     scales: torch.Tensor,
     block: Shape,
     zeros: torch.Tensor | int = 0,
@@ -108,25 +148,37 @@ def rescale(
 ) -> torch.Tensor:
     """(values − zeros) · scales, both shared by blocks; those at the edges may be cut off.
 
-    values: `[out, in]`. scales, and zeros where they are a tensor:
-    `[ceil(out / block[0]), ceil(in / block[1])]`.
+    values: what is stored of some rows of the matrix, `[rows, in]`. It is asked for a few rows at a
+    time, so that beside the result, float32 `[out, in]`, nothing has that size.
+    scales, and zeros where they are a tensor: `[ceil(out / block[0]), ceil(in / block[1])]`.
     groups: which of the scales in its row a column has, `[in]`; None where they are in order.
-    Returns float32 `[out, in]`.
     """
     import torch
 
-    rows, columns = values.shape
-    result = values.to(torch.float32, copy=True)
-    target = result
-    if groups is None:
-        groups = torch.arange(columns) // block[1]
-        if columns % block[1] == 0:  # broadcast, rather than make a matrix of the scales
-            target, groups = result.unflatten(1, (-1, block[1])), None
+    rows, columns = shape
+    in_order = torch.arange(columns) // block[1]
+    groups = in_order if groups is None else groups.long()
+    if not 0 <= int(groups.min()) <= int(groups.max()) < scales.shape[1]:
+        raise CheckpointError(
+            f"a g_idx names groups from {int(groups.min())} to {int(groups.max())}, and there are "
+            f"{scales.shape[1]}; download the checkpoint again"
+        )
+    is_even = columns % block[1] == 0 and torch.equal(groups, in_order)
+    scales = scales.to(torch.float32)
+    if not isinstance(zeros, int):
+        zeros = zeros.to(torch.float32)
+    result = torch.empty(rows, columns)
+    for chunk in chunks(rows, columns):
+        target = result[chunk]
+        target.copy_(values(chunk))
+        if is_even:
+            target = target.unflatten(1, (-1, block[1]))
+        owners = torch.arange(chunk.start, chunk.stop) // block[0]
 
-    def spread(shared: torch.Tensor) -> torch.Tensor:
-        shared = shared.to(torch.float32).repeat_interleave(block[0], dim=0)[:rows]
-        return shared[..., None] if groups is None else shared[:, groups.long()]
+        def spread(shared: torch.Tensor, owners: torch.Tensor = owners) -> torch.Tensor:
+            shared = shared[owners]
+            return shared[..., None] if is_even else shared[:, groups]
 
-    target -= zeros if isinstance(zeros, int) else spread(zeros)
-    target *= spread(scales)
+        target -= zeros if isinstance(zeros, int) else spread(zeros)
+        target *= spread(scales)
     return result

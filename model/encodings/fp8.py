@@ -44,7 +44,10 @@ class Fp8:
                 "scale": Part(scale, scales, (*SCALE_DTYPES, "F8_E8M0")),
             },
             lambda parts: rescale(
-                parts["weight"], parts["scale"].reshape((1, 1, *scales)[-2:]), block
+                lambda chunk: parts["weight"][chunk],
+                shape,
+                parts["scale"].reshape((1, 1, *scales)[-2:]),
+                block,
             ),
         )
 
@@ -58,7 +61,7 @@ def read_fp8(config: Mapping[str, Any]) -> Fp8:
         "activation_scheme dequantize ignored_layers kv_cache_scheme modules_to_convert "
         "modules_to_not_convert scale_fmt",
     )
-    reader.require("fmt", "e4m3")
+    reader.require("fmt", "e4m3", "float8_e4m3fn")
     reader.require("expert_dtype", "fp8")
     block = reader.integers("weight_block_size", ())
     if block and (len(block) != 2 or min(block) < 1):

@@ -18,6 +18,7 @@ from .encoding import (
     Headers,
     Matrix,
     Part,
+    check_dynamic,
     module_name,
     read_group_size,
     rescale,
@@ -62,11 +63,14 @@ class Gptq:
 
     def _decode(self, parts: Mapping[str, torch.Tensor], shape: Shape) -> torch.Tensor:
         rows, columns = shape
-        values = unpack(parts["qweight"].T, self.bits)[:, :columns]
+
+        def values(chunk: slice) -> torch.Tensor:
+            return unpack(parts["qweight"][:, chunk].T, self.bits)[:, :columns]
+
         # The offset wraps: packers that stored 0 less one kept its lowest bits.
         zeros = (unpack(parts["qzeros"], self.bits) + self.zero_offset) & ((1 << self.bits) - 1)
-        block = (1, self.group_size or columns)
-        return rescale(values, parts["scales"].T, block, zeros[:, :rows].T, parts.get("g_idx"))
+        block, groups = (1, self.group_size or columns), parts.get("g_idx")
+        return rescale(values, shape, parts["scales"].T, block, zeros[:, :rows].T, groups)
 
 
 def read_gptq(config: Mapping[str, Any]) -> Gptq:
@@ -78,9 +82,9 @@ def read_gptq(config: Mapping[str, Any]) -> Gptq:
     reader.require("format", *_ZERO_OFFSETS)
     reader.require("checkpoint_format", *_ZERO_OFFSETS)
     stored = reader.take("checkpoint_format", None) or reader.take("format", "gptq")
-    # Keys of `dynamic` that start with "-:" leave modules as they are; others change their bits.
-    if not all(str(pattern).startswith("-:") for pattern in reader.take("dynamic", {})):
-        raise reader.refusal("dynamic", "patterns that start with '-:' alone")
+    reader.require("data_type", "int")
+    reader.require("packing_format", "auto_gptq", "auto_round:auto_gptq")
+    check_dynamic(reader)
     encoding = Gptq(
         bits=reader.integer("bits"),
         group_size=read_group_size(reader),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..parameters import Shape
-from .encoding import Headers, Matrix, Part, module_name, section_reader
+from .encoding import Headers, Matrix, Part, chunks, module_name, section_reader
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,7 @@ class Mxfp4:
                 "scales": Part(scales, (rows, columns), ("U8",)),
             },
             lambda parts: _decode(parts["blocks"], parts["scales"])[:, : shape[1]],
+            by_row=True,
         )
 
 
@@ -49,8 +50,11 @@ def _decode(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     byte = np.arange(256)
     # The two floats of a byte, fetched as one item of 8 bytes.
     pairs = np.stack((values[byte & 15], values[byte >> 4]), axis=-1).view(np.uint64)[:, 0]
-    result = pairs[blocks.numpy()].view(np.float32)
-    result *= np.ldexp(np.float32(1), scales.numpy().astype(np.int32) - _BIAS)[..., None]
+    result = np.empty((*scales.shape, _BLOCK), dtype=np.float32)
+    for chunk in chunks(len(result), result[0].size):
+        exponents = scales[chunk].numpy().astype(np.int32) - _BIAS
+        floats = pairs[blocks[chunk].numpy()].view(np.float32)
+        np.multiply(floats, np.ldexp(np.float32(1), exponents)[..., None], out=result[chunk])
     return torch.from_numpy(result.reshape(len(result), -1))
 
 

@@ -36,7 +36,7 @@ class Family:
     """How checkpoints of one `model_type` are read.
 
     tensors maps parameter names of `model.parameters`, with `{layer}` and `{expert}` for numbers,
-    to the names or places in the checkpoint.
+    to their places in the checkpoint.
     predictors: given the config, prefixes of the tensors of layers that predict tokens further
     ahead (multi-token prediction), which are not used.
     tiny: a config.json of a model that is made in a moment; variants: named changes to it that
@@ -45,7 +45,7 @@ class Family:
 
     model_type: str
     read_config: Callable[[Mapping[str, Any]], ModelSpec]
-    tensors: Mapping[str, str | Place]
+    tensors: Mapping[str, Place]
     predictors: Callable[[Mapping[str, Any]], tuple[str, ...]]
     tiny: Mapping[str, Any]
     variants: Mapping[str, Mapping[str, Any]]
@@ -54,13 +54,11 @@ class Family:
         """Where the checkpoint holds a parameter."""
         match = _NUMBERED.match(parameter)
         if match is None:
-            found = self.tensors[parameter]
-            place = Place(found) if isinstance(found, str) else found
+            place = self.tensors[parameter]
             return Location(place, place.name, None)
         layer, _, expert = match.groups()
         prefix = "layers.{layer}." + ("experts.{expert}." if expert is not None else "")
-        found = self.tensors[prefix + parameter[match.end() :]]
-        place = Place(found) if isinstance(found, str) else found
+        place = self.tensors[prefix + parameter[match.end() :]]
         index = int(expert) if place.stacked else None
         return Location(place, place.name.format(layer=layer, expert=expert), index)
 
@@ -73,7 +71,10 @@ FAMILIES = {
     module.MODEL_TYPE: Family(
         module.MODEL_TYPE,
         module.read_config,
-        module.TENSORS,
+        {
+            name: Place(found) if isinstance(found, str) else found
+            for name, found in module.TENSORS.items()
+        },
         getattr(module, "predictors", _no_predictors),
         module.TINY,
         module.VARIANTS,

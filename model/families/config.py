@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from ...errors import ConfigError
-from ..spec import RopeKind, RopeSpec
+from ..rope import RopeKind, RopeSpec
+from .common_keys import ABSENT_PARTS, IRRELEVANT
 from .rope_reader import read_rope
 
-# Keys that every Hugging Face config may carry and that change nothing in inference;
-# quantization_config, which does, is read by model.encodings.
-IRRELEVANT = frozenset(
-    """
-    _attn_implementation_autoset _name_or_path architectures attention_dropout auto_map
-    chunk_size_feed_forward dtype hidden_dropout id2label initializer_range is_decoder
-    is_encoder_decoder label2id model_type output_attentions output_hidden_states
-    output_router_logits pad_token_id problem_type quantization_config return_dict
-    router_aux_loss_coef tokenizer_class torch_dtype transformers_version unsloth_version use_cache
-    """.split()
-)
 ALL_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
+# Integers are exact in floating point up to here.
+LARGEST_INTEGER = 2**53
+# What rotary embeddings are made of stays finite between these, and published models are far
+# within.
+POSITIVE_RANGE = (1e-6, 1e12)
 
 _MISSING = object()
+_SHOWN = 100  # characters of a value in an error
 
 
 class ConfigReader:
     """Takes values out of a config, checking each; `finish` refuses whatever was not taken.
 
-    section: name of the object within config.json that is read; "" for the whole of it.
+    section: name of the object within the file that is read; "" for the whole of it.
+    file: the name that errors give.
     """
 
     def __init__(
@@ -38,9 +35,11 @@ class ConfigReader:
         irrelevant: frozenset[str] = frozenset(),
         section: str = "",
         family: str | None = None,
+        file: str = "config.json",
     ):
-        self._config = config
+        self._config, self._file = config, file
         self._unread = set(config) - irrelevant - (frozenset() if section else IRRELEVANT)
+        self._absent_parts = {} if section else ABSENT_PARTS
         self._prefix = f"{section}." if section else ""
         self._rope: ConfigReader | None = None
         self.family = str(config.get("model_type")) if family is None else family
@@ -53,7 +52,7 @@ class ConfigReader:
             return value
         if default is _MISSING:
             raise ConfigError(
-                f"config.json: {self._prefix}{name} is missing (family {self.family})"
+                f"{self._file}: {self._prefix}{name} is missing (family {self.family})"
             )
         return default
 
@@ -61,6 +60,8 @@ class ConfigReader:
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.refusal(name, "an integer")
+        if abs(value) > LARGEST_INTEGER:
+            raise self.refusal(name, "an integer of at most 2^53")
         return value
 
     def number(self, name: str, default: Any = _MISSING) -> float:
@@ -69,13 +70,18 @@ class ConfigReader:
             raise self.refusal(name, "a number")
         return float(value)
 
-    def numbers(self, name: str, length: int) -> tuple[float, ...]:
-        """A list of so many numbers greater than 0."""
+    def positive(self, name: str, default: Any = _MISSING) -> float:
+        """A number within POSITIVE_RANGE."""
+        value = self.number(name, default)
+        if not is_positive(value):
+            raise self.refusal(name, "a number from {:g} to {:g}".format(*POSITIVE_RANGE))
+        return value
+
+    def positives(self, name: str, length: int) -> tuple[float, ...]:
+        """A list of so many numbers within POSITIVE_RANGE."""
         values = self.take(name)
-        if not isinstance(values, (list, tuple)) or not all(
-            is_number(value) and value > 0 for value in values
-        ):
-            raise self.refusal(name, "a list of numbers greater than 0")
+        if not isinstance(values, (list, tuple)) or not all(map(is_positive, values)):
+            raise self.refusal(name, "a list of numbers from {:g} to {:g}".format(*POSITIVE_RANGE))
         if len(values) != length:
             raise self.refusal(name, f"{length} numbers, not {len(values)}")
         return tuple(float(value) for value in values)
@@ -114,6 +120,10 @@ class ConfigReader:
         if value not in allowed:
             raise self.refusal(name, " or ".join(repr(item) for item in allowed))
 
+    def split_head_dim(self) -> int:
+        """hidden_size / num_attention_heads: the size of a head where no key gives it."""
+        return self.integer("hidden_size") // max(self.integer("num_attention_heads"), 1)
+
     def layer_types(self, num_layers: int) -> tuple[bool, ...] | None:
         """Of each layer whether `layer_types` gives it a sliding window; None without that key."""
         types = self.take("layer_types", None)
@@ -140,7 +150,7 @@ class ConfigReader:
 
         theta: where the config names no base. kinds: those that the family has. partial: default of
         partial_rotary_factor; None for families that rotate whole heads. extra: further keys of
-        rope_scaling, which the family takes with `rope_value`.
+        rope_scaling, which the family takes from `rope_section`.
 
         Raises:
             ConfigError: a key is unknown, missing, of another type or out of range.
@@ -161,27 +171,41 @@ class ConfigReader:
             self._rope = ConfigReader(given[name], section=name, family=self.family)
         return self._rope
 
-    def rope_value(self, name: str, default: Any = _MISSING) -> float:
-        """One number of rope_parameters or rope_scaling."""
-        return self.rope_section().number(name, default)
-
     def refusal(self, name: str, expected: str) -> ConfigError:
         return ConfigError(
-            f"config.json: {self._prefix}{name} = {self._config.get(name)!r} is not supported for "
-            f"{self.family}: expected {expected}"
+            f"{self._file}: {self._text(name)} is not supported for {self.family}: "
+            f"expected {expected}"
         )
 
     def finish(self) -> None:
-        """Raises ConfigError for a value that nothing has read."""
-        unread = sorted(name for name in self._unread if self._config[name] is not None)
+        """Raises ConfigError for values that nothing has read, all of them in its line."""
+        unread = sorted(
+            name for name in self._unread if self._config[name] != self._absent_parts.get(name)
+        )
         if unread:
+            one = len(unread) == 1
+            are, those = ("is", "the key if it does") if one else ("are", "those that do")
             raise ConfigError(
-                f"config.json: {self._prefix}{unread[0]} = {self._config[unread[0]]!r} is not "
-                f"understood for {self.family}; remove the key if it does not change the "
-                "computation"
+                f"{self._file}: {', '.join(map(self._text, unread))} {are} not understood for "
+                f"{self.family}; remove {those} not change the computation"
             )
+
+    def _text(self, name: str) -> str:
+        """`key = value` on one line, long values cut off."""
+        value = repr(self._config.get(name))
+        return f"{self._prefix}{name} = {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'}"
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number, and an integer not too large for floating point."""
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a number within POSITIVE_RANGE."""
+    least, most = POSITIVE_RANGE
+    return is_number(value) and least <= value <= most

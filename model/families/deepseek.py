@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..spec import LayerSpec, MlaSpec, RopeSpec, RouterSpec
+from ..rope import RopeSpec
+from ..spec import LayerSpec, MlaSpec, RouterSpec
 from .config import ConfigReader
 from .names import LLAMA_LIKE, Place, ffn_names
 from .rope_reader import yarn_scale
@@ -66,10 +67,10 @@ def read_latent(reader: ConfigReader, interleaved: bool) -> tuple[MlaSpec, RopeS
     reader.require("qk_head_dim", head_dim)
     reader.require("num_key_value_heads", reader.integer("num_attention_heads"))
     rope = reader.rope(head_dim=mla.qk_rope_head_dim, interleaved=interleaved)
-    mscale = reader.rope_value("mscale_all_dim", 0.0)
+    mscale = reader.rope_section().number("mscale_all_dim", 0.0)
     if not mscale:
         return mla, rope, None
-    return mla, rope, head_dim**-0.5 * yarn_scale(rope.factor, mscale) ** 2
+    return mla, rope, max(head_dim, 1) ** -0.5 * yarn_scale(rope.factor, mscale) ** 2
 
 
 def read_layers(

@@ -76,7 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config, irrelevant=TRAINING_KEYS)
     reader.require("hidden_act", "silu")
-    # transformers does not normalise, the published code would; no published model sets it.
+    # transformers does not normalise; the published code would.
     reader.require("norm_topk_prob", False)
     heads = reader.integer("num_attention_heads")
     mla, rope, scale = read_latent(reader, interleaved=True)
@@ -98,7 +98,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         qkv_bias=bias,
         o_bias=bias,
         ffn_bias=reader.flag("mlp_bias", False),
-        bos_token_id=reader.optional_integer("bos_token_id", 1),
         eos_token_ids=reader.integers("eos_token_id", 2),
     )
     reader.finish()

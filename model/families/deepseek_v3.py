@@ -112,7 +112,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         attention_scale=scale,
         qkv_bias=bias,
         o_bias=bias,
-        bos_token_id=reader.optional_integer("bos_token_id", 0),
         eos_token_ids=reader.integers("eos_token_id", 1),
     )
     reader.finish()

@@ -82,13 +82,13 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader.require("moe_gate_act", "softmax")
     for name in ("moe_use_aux_free", "use_rmsnorm"):
         reader.require(name, True)
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
-    head_dim = reader.integer("head_dim", hidden // max(heads, 1))
+    heads = reader.integer("num_attention_heads")
+    head_dim = reader.integer("head_dim", reader.split_head_dim())
     bias = reader.flag("use_bias", False)
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.integer("num_key_value_heads", 4),
         head_dim=head_dim,
@@ -101,7 +101,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         o_bias=bias,
         ffn_bias=bias,
         head_bias=bias,
-        bos_token_id=reader.optional_integer("bos_token_id", 1),
         eos_token_ids=reader.integers("eos_token_id", 2),
     )
     reader.finish()
@@ -138,7 +137,3 @@ def _read_layers(reader: ConfigReader) -> tuple[LayerSpec, ...]:
         routed if start <= index <= last and (index + 1) % interval == 0 else dense
         for index in range(count)
     )
-
-
-def predictors(config: Mapping[str, Any]) -> tuple[str, ...]:
-    return ("model.mtp",)

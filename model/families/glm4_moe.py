@@ -82,14 +82,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
-    head_dim = reader.integer("head_dim", hidden // max(heads, 1))
+    heads = reader.integer("num_attention_heads")
+    head_dim = reader.integer("head_dim", reader.split_head_dim())
     router = read_corrected_router(reader, groups=1, top_groups=1, scale=1.0)
     count_predictors(reader)
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.integer("num_key_value_heads", 8),
         head_dim=head_dim,
@@ -100,7 +100,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         layers=read_layers(reader, router, dense_layers=1, shared_experts=1),
         qk_norm="head" if reader.flag("use_qk_norm", False) else "none",
         qkv_bias=reader.flag("attention_bias", False),
-        bos_token_id=reader.optional_integer("bos_token_id"),
         eos_token_ids=reader.integers("eos_token_id", ()),
     )
     reader.finish()

@@ -96,8 +96,8 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         config = {**config, "rope_parameters": _ROPE}
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
-    head_dim = reader.optional_integer("head_dim", 64) or hidden // max(heads, 1)
+    heads = reader.integer("num_attention_heads")
+    head_dim = reader.optional_integer("head_dim", 64) or reader.split_head_dim()
     rope = reader.rope(head_dim=head_dim, theta=150_000.0)
     # A second name of the length before YaRN.
     reader.require("initial_context_length", rope.original_length)
@@ -105,7 +105,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.optional_integer("num_key_value_heads", 8) or heads,
         head_dim=head_dim,
@@ -119,7 +119,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         qkv_bias=bias,
         o_bias=bias,
         expert_bias=True,
-        bos_token_id=reader.optional_integer("bos_token_id"),
         eos_token_ids=reader.integers("eos_token_id", ()),
     )
     reader.finish()

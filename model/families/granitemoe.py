@@ -55,8 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
-    head_dim = hidden // max(heads, 1)
+    heads = reader.integer("num_attention_heads")
+    head_dim = reader.split_head_dim()
     bias = reader.flag("attention_bias", False)
     layer = LayerSpec(
         window=None,
@@ -71,7 +71,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.integer("num_key_value_heads", heads),
         head_dim=head_dim,
@@ -86,7 +86,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         embedding_multiplier=reader.number("embedding_multiplier", 1.0),
         residual_multiplier=reader.number("residual_multiplier", 1.0),
         logits_scaling=reader.number("logits_scaling", 1.0),
-        bos_token_id=reader.optional_integer("bos_token_id", 1),
         eos_token_ids=reader.integers("eos_token_id", 2),
     )
     reader.finish()

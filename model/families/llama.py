@@ -73,14 +73,14 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     # pretraining_tp only cuts the same products into parts.
     reader = ConfigReader(config, irrelevant=frozenset({"pretraining_tp"}))
     reader.require("hidden_act", "silu")
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
-    head_dim = reader.integer("head_dim", hidden // max(heads, 1))
+    heads = reader.integer("num_attention_heads")
+    head_dim = reader.integer("head_dim", reader.split_head_dim())
     bias = reader.flag("attention_bias", False)
     layer = paged_dense(None, reader.integer("intermediate_size"))
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.integer("num_key_value_heads", heads),
         head_dim=head_dim,
@@ -92,7 +92,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         qkv_bias=bias,
         o_bias=bias,
         expert_bias=reader.flag("mlp_bias", False),
-        bos_token_id=reader.optional_integer("bos_token_id", 1),
         eos_token_ids=reader.integers("eos_token_id", 2),
     )
     reader.finish()

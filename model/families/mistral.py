@@ -1,4 +1,4 @@
-"""Mistral 7B and its dense successors (mistralai): Llama with a sliding window on every layer."""
+"""Mistral 7B and its dense successors (mistralai): Llama, on every layer a window or on none."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
-    head_dim = reader.integer("head_dim", hidden // max(heads, 1))
+    heads = reader.integer("num_attention_heads")
+    head_dim = reader.integer("head_dim", reader.split_head_dim())
     window = reader.optional_integer("sliding_window", 4096)
     layer = llama.paged_dense(window, reader.integer("intermediate_size"))
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.optional_integer("num_key_value_heads", 8) or heads,
         head_dim=head_dim,
@@ -56,7 +56,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         layers=(layer,) * reader.integer("num_hidden_layers"),
-        bos_token_id=reader.optional_integer("bos_token_id", 1),
         eos_token_ids=reader.integers("eos_token_id", 2),
     )
     reader.finish()

@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config, irrelevant=frozenset({"router_jitter_noise"}))
     reader.require("hidden_act", "silu")
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
+    heads = reader.integer("num_attention_heads")
     layer = LayerSpec(
         window=reader.optional_integer("sliding_window"),
         intermediate_size=reader.integer("intermediate_size"),
@@ -61,11 +61,11 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
             normalize=True,
         ),
     )
-    head_dim = reader.integer("head_dim", hidden // max(heads, 1))
+    head_dim = reader.integer("head_dim", reader.split_head_dim())
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.optional_integer("num_key_value_heads", 8) or heads,
         head_dim=head_dim,
@@ -74,7 +74,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         rms_norm_eps=reader.number("rms_norm_eps", 1e-5),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         layers=(layer,) * reader.integer("num_hidden_layers"),
-        bos_token_id=reader.optional_integer("bos_token_id", 1),
         eos_token_ids=reader.integers("eos_token_id", 2),
     )
     reader.finish()

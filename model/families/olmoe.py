@@ -58,7 +58,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
     bias = reader.flag("attention_bias", False)
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
+    heads = reader.integer("num_attention_heads")
     layer = LayerSpec(
         window=None,
         intermediate_size=reader.integer("intermediate_size"),
@@ -68,14 +68,14 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
             normalize=reader.flag("norm_topk_prob", False),
         ),
     )
-    head_dim = hidden // max(heads, 1)
+    head_dim = reader.split_head_dim()
     clip = reader.optional_number("clip_qkv")
     if clip is not None and clip <= 0:
         raise reader.refusal("clip_qkv", "a number greater than 0")
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.integer("num_key_value_heads", heads),
         head_dim=head_dim,
@@ -88,7 +88,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         qkv_bias=bias,
         o_bias=bias,
         clip_qkv=clip,
-        bos_token_id=reader.optional_integer("bos_token_id"),
         eos_token_ids=reader.integers("eos_token_id", 50279),
     )
     reader.finish()

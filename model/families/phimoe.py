@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..spec import LayerSpec, ModelSpec, RopeSpec, RouterSpec
+from ..rope import RopeSpec
+from ..spec import LayerSpec, ModelSpec, RouterSpec
 from . import mixtral
 from .config import ConfigReader
 
@@ -63,8 +64,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config, irrelevant=frozenset({"input_jitter_noise"}))
     reader.require("hidden_act", "silu")
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
-    head_dim = hidden // max(heads, 1)
+    heads = reader.integer("num_attention_heads")
+    head_dim = reader.split_head_dim()
     bias = reader.flag("attention_bias", False)
     layer = LayerSpec(
         window=reader.optional_integer("sliding_window"),
@@ -79,7 +80,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.optional_integer("num_key_value_heads", 8) or heads,
         head_dim=head_dim,
@@ -92,7 +93,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         qkv_bias=bias,
         o_bias=bias,
         head_bias=reader.flag("lm_head_bias", False),
-        bos_token_id=reader.optional_integer("bos_token_id", 1),
         eos_token_ids=reader.integers("eos_token_id", 2),
     )
     reader.finish()
@@ -110,9 +110,10 @@ def _rope(reader: ConfigReader, head_dim: int) -> RopeSpec:
     )
     if rope.kind == "default":
         return rope
-    reader.rope_section().require("attention_factor", None)
+    section = reader.rope_section()
+    section.require("attention_factor", None)
     return replace(
         rope,
-        attention_factor=reader.rope_value("short_mscale"),
-        long_attention_factor=reader.rope_value("long_mscale"),
+        attention_factor=section.positive("short_mscale"),
+        long_attention_factor=section.positive("long_mscale"),
     )

@@ -81,8 +81,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
-    head_dim = hidden // max(heads, 1)
+    heads = reader.integer("num_attention_heads")
+    head_dim = reader.split_head_dim()
     router = RouterSpec(
         num_experts=reader.integer("num_experts"),
         top_k=reader.integer("num_experts_per_tok", 4),
@@ -103,7 +103,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.optional_integer("num_key_value_heads", 16) or heads,
         head_dim=head_dim,
@@ -114,7 +114,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         layers=layers,
         qkv_bias=reader.flag("qkv_bias", True),
         shared_gate=True,
-        bos_token_id=reader.optional_integer("bos_token_id"),
         eos_token_ids=reader.integers("eos_token_id", ()),
     )
     reader.finish()

@@ -74,8 +74,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
+    # Qwen3-Coder has keys of earlier families, which say what this one does anyway.
+    reader.require("qkv_bias", False)
+    reader.require("use_qk_norm", True)
+    reader.require("shared_expert_intermediate_size", 0)
     bias = reader.flag("attention_bias", False)
-    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
+    heads = reader.integer("num_attention_heads")
     # transformers 5 writes num_local_experts, earlier versions num_experts.
     experts_key = "num_local_experts" if "num_local_experts" in config else "num_experts"
     router = RouterSpec(
@@ -95,11 +99,11 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         LayerSpec(window, moe_width, router) if routed else LayerSpec(window, dense_width)
         for routed in routed_layers(reader, reader.integer("num_hidden_layers"))
     )
-    head_dim = reader.integer("head_dim", hidden // max(heads, 1))
+    head_dim = reader.integer("head_dim", reader.split_head_dim())
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
-        hidden_size=hidden,
+        hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
         num_key_value_heads=reader.optional_integer("num_key_value_heads", 4) or heads,
         head_dim=head_dim,
@@ -111,7 +115,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         qk_norm="head",
         qkv_bias=bias,
         o_bias=bias,
-        bos_token_id=reader.optional_integer("bos_token_id"),
         eos_token_ids=reader.integers("eos_token_id", ()),
     )
     reader.finish()

@@ -122,7 +122,6 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         qk_norm="head" if reader.flag("qk_norm", True) else "none",
         attention_gate=reader.flag("attention_gate", True),
         post_norm=reader.flag("post_norm", True),
-        bos_token_id=reader.optional_integer("bos_token_id"),
         eos_token_ids=reader.integers("eos_token_id", ()),
     )
     reader.finish()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ..spec import RopeKind, RopeSpec
+from ..rope import RopeKind, RopeSpec
 
 if TYPE_CHECKING:
     from .config import ConfigReader
@@ -30,9 +30,9 @@ def read_rope(
     if kind not in kinds:
         raise section.refusal(kind_key, " or ".join(repr(known) for known in kinds))
     section.require("type", kind)
-    base = _positive(_holder(reader, section, "rope_theta"), "rope_theta", theta)
+    base = _holder(reader, section, "rope_theta").positive("rope_theta", theta)
     holder = _holder(reader, section, "partial_rotary_factor")
-    share = _positive(holder, "partial_rotary_factor", partial or 1.0)
+    share = holder.positive("partial_rotary_factor", partial or 1.0)
     if share > 1.0 or (partial is None and share != 1.0):
         raise holder.refusal("partial_rotary_factor", "at most 1" if partial else "1.0")
     rope = RopeSpec(base, int(head_dim * share), interleaved, kind)
@@ -45,7 +45,7 @@ def read_rope(
 
 
 def _linear(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSpec:
-    return replace(rope, factor=_positive(section, "factor"))
+    return replace(rope, factor=section.positive("factor"))
 
 
 def _dynamic(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSpec:
@@ -54,15 +54,14 @@ def _dynamic(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> Rop
             f"config.json: dynamic scaling needs at least 4 rotated elements, not {rope.dim}"
         )
     length = reader.integer("max_position_embeddings")
-    return replace(rope, factor=_positive(section, "factor"), original_length=length)
+    return replace(rope, factor=section.positive("factor"), original_length=length)
 
 
 def _yarn(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSpec:
     if rope.theta <= 1:
         raise _holder(reader, section, "rope_theta").refusal("rope_theta", "more than 1")
-    factor = _positive(section, "factor")
-    mscale = section.optional_number("mscale")
-    mscale_all_dim = section.optional_number("mscale_all_dim")
+    factor = section.positive("factor")
+    mscale, mscale_all_dim = _mscale(section, "mscale"), _mscale(section, "mscale_all_dim")
     if mscale and mscale_all_dim:
         attention = yarn_scale(factor, mscale) / yarn_scale(factor, mscale_all_dim)
     else:
@@ -71,20 +70,20 @@ def _yarn(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSp
         rope,
         factor=factor,
         original_length=_original_length(reader, section),
-        attention_factor=_positive(section, "attention_factor", attention),
-        beta_fast=_positive(section, "beta_fast", 32.0),
-        beta_slow=_positive(section, "beta_slow", 1.0),
+        attention_factor=_attention_factor(section, attention),
+        beta_fast=section.positive("beta_fast", 32.0),
+        beta_slow=section.positive("beta_slow", 1.0),
         truncate=section.flag("truncate", True),
     )
 
 
 def _llama3(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSpec:
-    low, high = _positive(section, "low_freq_factor"), _positive(section, "high_freq_factor")
+    low, high = section.positive("low_freq_factor"), section.positive("high_freq_factor")
     if high <= low:
         raise section.refusal("high_freq_factor", f"more than low_freq_factor ({low})")
     return replace(
         rope,
-        factor=_positive(section, "factor"),
+        factor=section.positive("factor"),
         original_length=_original_length(reader, section),
         low_freq_factor=low,
         high_freq_factor=high,
@@ -93,17 +92,19 @@ def _llama3(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> Rope
 
 def _longrope(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> RopeSpec:
     original = _original_length(reader, section)
-    factor = _positive(section, "factor", reader.integer("max_position_embeddings") / original)
+    factor = reader.integer("max_position_embeddings") / original
+    if section.take("factor", None) is not None:
+        factor = section.positive("factor")
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    attention = _positive(section, "attention_factor", attention)
+    attention = _attention_factor(section, attention)
     return replace(
         rope,
         factor=factor,
         original_length=original,
         attention_factor=attention,
         long_attention_factor=attention,
-        short_factors=section.numbers("short_factor", rope.dim // 2),
-        long_factors=section.numbers("long_factor", rope.dim // 2),
+        short_factors=section.positives("short_factor", rope.dim // 2),
+        long_factors=section.positives("long_factor", rope.dim // 2),
     )
 
 
@@ -121,11 +122,14 @@ def yarn_scale(factor: float, mscale: float = 1.0) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _positive(reader: ConfigReader, name: str, default: float | None = None) -> float:
-    value = reader.number(name) if default is None else reader.number(name, default)
-    if value <= 0:
-        raise reader.refusal(name, "a number greater than 0")
-    return value
+def _attention_factor(section: ConfigReader, derived: float) -> float:
+    given = section.take("attention_factor", None) is not None
+    return section.positive("attention_factor") if given else derived
+
+
+def _mscale(section: ConfigReader, name: str) -> float:
+    """0 counts as absent."""
+    return section.positive(name) if section.number(name, 0.0) else 0.0
 
 
 def _original_length(reader: ConfigReader, section: ConfigReader) -> int:

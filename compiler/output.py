@@ -1,0 +1,66 @@
+"""The bundle's directory while it is made: whole at its place, or not there at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError
+from ..runtime.bundle import is_bundle
+
+
+def refuse_existing(out: Path, force: bool) -> None:
+    """Raises InputError where compiling would overwrite something that is not to be replaced."""
+    if not os.path.lexists(out):
+        return
+    if not force:
+        raise InputError(f"{out} exists; choose another -o, or replace it with --force")
+    if not (is_bundle(out) or (out.is_dir() and not any(out.iterdir()))):
+        raise InputError(f"{out} exists and is not a bundle, so --force does not replace it")
+
+
+@contextmanager
+def building(out: Path, force: bool) -> Iterator[Path]:
+    """A directory beside `out` that takes its place at the end, or vanishes.
+
+    A termination signal unwinds as Ctrl-C does, so that it leaves nothing behind either.
+    """
+    parent = out.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        root = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {parent} ({error.strerror}); choose another -o"
+        ) from error
+    handled = signal.getsignal(signal.SIGTERM)
+    try:
+        if handled == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread, which alone receives signals
+        handled = None
+    try:
+        yield root
+        root.chmod(0o755)
+        refuse_existing(out, force)  # another compile may have been faster
+        if os.path.lexists(out):
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=parent))
+            os.replace(out, old / "bundle")
+            try:
+                os.replace(root, out)
+            except BaseException:
+                os.replace(old / "bundle", out)
+                raise
+            finally:
+                shutil.rmtree(old)
+        else:
+            os.replace(root, out)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+        if handled is not None:
+            signal.signal(signal.SIGTERM, handled)

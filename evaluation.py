@@ -1,0 +1,38 @@
+"""What `eval` measures. Imports no torch, unless there is a checkpoint to compare with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .arguments import read_text
+from .errors import InputError
+from .progress import Progress, Silent
+from .runtime.evaluate import Evaluation, evaluate
+from .runtime.session import open_bundle
+
+_SILENT = Silent()
+_WINDOW = 512  # tokens that share one context
+
+
+def run_evaluation(
+    bundle: Path, data: Path, against: Path | None = None, progress: Progress = _SILENT
+) -> Evaluation:
+    """Scores the text in the file `data`; `against` is a checkpoint, which runs in float32.
+
+    Raises:
+        InputError: the text is too short, or not UTF-8.
+        BundleError: the bundle was compiled from another checkpoint.
+    """
+    text = read_text(data)
+    with open_bundle(bundle) as session:
+        token_ids = session.encode(text)
+        if len(token_ids) < 2:
+            raise InputError(f"{data} holds {len(token_ids)} token; give a longer text")
+        reference = None
+        if against is not None:
+            from .compiler.verify import check_same_model, reference_logits
+
+            check_same_model(bundle, session.manifest, against)
+            reference = reference_logits(against)
+        window = min(session.context, _WINDOW)
+        return evaluate(session, token_ids, window, reference, progress)

@@ -1,0 +1,125 @@
+"""From a prompt to text, token by token, over a session's `forward`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import ContextError, InputError
+from .chat import Message
+from .context import check_tokens, longer_context
+from .sampling import Sampler
+from .text import TextStream, encode
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+@dataclass
+class Clock:
+    """What a session's generations have taken so far; see Stats."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    new_tokens: int = 0
+    decode_steps: int = 0
+    decode_seconds: float = 0.0
+    time_to_first_token: float | None = None
+
+
+def encode_text(session: Session, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of `text`; InputError where the bundle has no tokenizer, or `text` is not valid."""
+    return encode(_tokenizer(session), text, add_special_tokens=add_special_tokens)
+
+
+def encode_chat(
+    session: Session, messages: Sequence[Message], variables: Mapping[str, Any]
+) -> list[int]:
+    """Token ids of a conversation and of the start of an answer, by the chat template.
+
+    Raises:
+        InputError: the bundle has no chat template, or it refuses the conversation.
+    """
+    if session.chat_template is None:
+        raise InputError("the bundle has no chat template; give text instead of messages")
+    text = session.chat_template.render(messages, **variables)
+    return encode_text(session, text, add_special_tokens=False)
+
+
+def encode_prompt(
+    session: Session, prompt: str | Sequence[int] | Sequence[Message]
+) -> Sequence[int]:
+    if isinstance(prompt, str):
+        return encode_text(session, prompt)
+    if len(prompt) and isinstance(prompt[0], Mapping):
+        return encode_chat(session, cast("Sequence[Message]", prompt), {})
+    return cast("Sequence[int]", prompt)
+
+
+def start_generation(
+    session: Session,
+    prompt: str | Sequence[int] | Sequence[Message],
+    sampler: Sampler,
+    max_new_tokens: int,
+    clock: Clock,
+) -> Iterator[str]:
+    """Checks the arguments now, and generates as the iterator is asked; see Session.generate."""
+    if max_new_tokens < 1:
+        raise InputError(f"number of new tokens must be 1 or more, not {max_new_tokens}")
+    stream = TextStream(_tokenizer(session))
+    ids = encode_prompt(session, prompt)
+    ids = check_tokens(ids, session.manifest.spec, position=0, context=session.context).tolist()
+    return _generate(session, ids, sampler, stream, max_new_tokens, clock)
+
+
+def _generate(
+    session: Session,
+    ids: Sequence[int],
+    sampler: Sampler,
+    stream: TextStream,
+    max_new_tokens: int,
+    clock: Clock,
+) -> Iterator[str]:
+    spec, context = session.manifest.spec, session.context
+    started = time.perf_counter()
+    session.reset()
+    turn = session.turn + 1
+    logits = session.forward(ids, last_only=True)
+    clock.prompt_tokens += len(ids)
+    clock.prompt_seconds += time.perf_counter() - started
+    token = sampler.sample(logits[0])
+    clock.time_to_first_token = time.perf_counter() - started
+    clock.new_tokens += 1
+    for left in reversed(range(max_new_tokens)):
+        if token in spec.eos_token_ids:
+            break
+        if piece := stream.push(token):
+            yield piece
+        if left:
+            begun = time.perf_counter()
+            if session.turn != turn:
+                raise InputError(
+                    "the session was used for something else during this generation; "
+                    "finish one before the next, or open two sessions"
+                )
+            if session.position == context:
+                raise ContextError(
+                    f"the context of {context} tokens is full; ask for fewer new tokens"
+                    + longer_context(spec, context)
+                )
+            turn += 1
+            logits = session.forward([token], last_only=True)
+            token = sampler.sample(logits[0])
+            clock.new_tokens += 1
+            clock.decode_steps += 1
+            clock.decode_seconds += time.perf_counter() - begun
+    if piece := stream.finish():
+        yield piece
+
+
+def _tokenizer(session: Session) -> Any:
+    if session.tokenizer is None:
+        raise InputError("the bundle has no tokenizer; give token ids to forward() instead")
+    return session.tokenizer
