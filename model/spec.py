@@ -49,6 +49,8 @@ class RouterSpec:
             return (
                 f"experts per token ({k}) must be between 1 and the number of experts ({experts})"
             )
+        if self.jitter < 0:
+            return f"router_jitter_noise must not be negative, but is {self.jitter}"
         if self.scoring == "sparsemixer" and k != 2:
             return f"experts per token must be 2 for this router, not {k}"
         if self.scoring == "always" and experts != 1:
@@ -187,6 +189,10 @@ class ModelSpec:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if not self.softmax_scale > 0:
+            raise ConfigError(f"attention logits are multiplied by {self.attention_scale}, not > 0")
+        if any(token < 0 for token in self.eos_token_ids):
+            raise ConfigError(f"eos_token_id must not be negative: {list(self.eos_token_ids)}")
         if not self.rope.theta > 0:
             raise ConfigError(f"rope_theta must be greater than 0, not {self.rope.theta}")
         if not self.layers:

@@ -12,8 +12,19 @@ from .common_keys import ABSENT_PARTS, IRRELEVANT
 from .rope_reader import read_rope
 
 ALL_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
-# Integers are exact in floating point up to here.
-LARGEST_INTEGER = 2**53
+# No count of a model comes near these, and all that is made of them stays finite and quick.
+LARGEST_INTEGER = 2**31 - 1
+LARGEST_COUNTS = {
+    "num_hidden_layers": 4096,
+    "num_nextn_predict_layers": 64,
+    "num_mtp_layers": 64,
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 65536
+    ),
+}
+# Keys whose null stands for a value that follows from others.
+DERIVED = frozenset({"head_dim", "num_key_value_heads"})
+LARGEST_NUMBER = 1e12
 # What rotary embeddings are made of stays finite between these, and published models are far
 # within.
 POSITIVE_RANGE = (1e-6, 1e12)
@@ -57,17 +68,22 @@ class ConfigReader:
         return default
 
     def integer(self, name: str, default: Any = _MISSING) -> int:
+        """An integer. null stands for the default where that follows from other values."""
+        if name not in DERIVED:
+            self._refuse_null(name, "an integer")
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.refusal(name, "an integer")
-        if abs(value) > LARGEST_INTEGER:
-            raise self.refusal(name, "an integer of at most 2^53")
+        largest = LARGEST_COUNTS.get(name, LARGEST_INTEGER)
+        if abs(value) > largest:
+            raise self.refusal(name, f"an integer of at most {largest}")
         return value
 
     def number(self, name: str, default: Any = _MISSING) -> float:
+        self._refuse_null(name, "a number")
         value = self.take(name, default)
-        if not is_number(value):
-            raise self.refusal(name, "a number")
+        if not is_number(value) or abs(value) > LARGEST_NUMBER:
+            raise self.refusal(name, f"a number of at most {LARGEST_NUMBER:g}")
         return float(value)
 
     def positive(self, name: str, default: Any = _MISSING) -> float:
@@ -87,6 +103,7 @@ class ConfigReader:
         return tuple(float(value) for value in values)
 
     def flag(self, name: str, default: Any = _MISSING) -> bool:
+        self._refuse_null(name, "true or false")
         value = self.take(name, default)
         if not isinstance(value, bool):
             raise self.refusal(name, "true or false")
@@ -170,6 +187,11 @@ class ConfigReader:
             name = "rope_scaling" if scaling else "rope_parameters"
             self._rope = ConfigReader(given[name], section=name, family=self.family)
         return self._rope
+
+    def _refuse_null(self, name: str, expected: str) -> None:
+        """null is no way to ask for a default: others read it as false, or fail."""
+        if name in self._config and self._config[name] is None:
+            raise self.refusal(name, expected)
 
     def refusal(self, name: str, expected: str) -> ConfigError:
         return ConfigError(
