@@ -110,10 +110,11 @@ def _read_router(reader: ConfigReader) -> RouterSpec:
     if reader.take("topk_method", "greedy") == "greedy":
         reader.require("n_group", 1)
         reader.require("topk_group", 1)
+    groups, top_groups = (reader.optional_integer(name) for name in ("n_group", "topk_group"))
     return RouterSpec(
         num_experts=reader.integer("n_routed_experts"),
         top_k=reader.integer("num_experts_per_tok"),
-        num_groups=reader.integer("n_group", 1),
-        top_groups=reader.integer("topk_group", 1),
+        num_groups=1 if groups is None else groups,
+        top_groups=1 if top_groups is None else top_groups,
         scale=reader.number("routed_scaling_factor", 1.0),
     )
