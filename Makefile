@@ -1,4 +1,5 @@
-# Each target sets up what it needs in .venv, and sets it up again when pyproject.toml changes.
+# Each target sets up what it needs in .venv, and sets it up again when pyproject.toml or the native
+# sources change.
 
 PYTHON ?= python3
 # For the CPU build alone: make TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
@@ -28,16 +29,18 @@ help:
 	@echo "make types  mypy"
 	@echo "make clean  remove what was built, but not $(VENV)"
 
+NATIVE := setup.py $(wildcard runtime/native/*.cpp runtime/native/*.h runtime/native/*.inl)
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch goes first, so that TORCH chooses its version and its index.
-$(VENV)/.compile: pyproject.toml | $(BIN)/python
+$(VENV)/.compile: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(PIP_INSTALL) $(TORCH)
 	$(PIP_INSTALL) -e '.[compile]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(PIP_INSTALL) $(TORCH)
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $(VENV)/.compile $@

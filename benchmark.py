@@ -36,6 +36,7 @@ class Benchmark:
     prompt_tokens: int
     new_tokens: int
     threads: int
+    expert_engine: str
     open_seconds: float
     time_to_first_token: float
     prompt_tokens_per_second: float
@@ -66,6 +67,7 @@ def run_benchmark(
     threads: int | None = None,
     memory_budget: int | None = None,
     context: int | None = None,
+    kernels: str = "auto",
     progress: Progress = _SILENT,
 ) -> Benchmark:
     """Opens the bundle, reads a prompt and decodes greedily; an end-of-text token does not stop it.
@@ -77,7 +79,7 @@ def run_benchmark(
 
     opening = time.perf_counter()
     with open_bundle(
-        bundle, memory_budget=memory_budget, threads=threads, context=context
+        bundle, memory_budget=memory_budget, threads=threads, context=context, kernels=kernels
     ) as session:
         opened = time.perf_counter()
         if prompt_tokens + new_tokens > session.context:
@@ -112,6 +114,7 @@ def run_benchmark(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         threads=stats.threads,
+        expert_engine=stats.expert_engine,
         open_seconds=opened - opening,
         time_to_first_token=first - start,
         prompt_tokens_per_second=prompt_tokens / (first - start),

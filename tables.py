@@ -134,6 +134,7 @@ def benchmark_rows(result: Benchmark) -> list[Row]:
         ("bytes read", f"{format_size(result.bytes_read)}; while decoding "
                        f"{format_size(round(result.decode_bytes_per_token))} per token"),
         ("cache", f"{result.cache_slots} of {result.num_pages} pages"),
+        ("experts", result.expert_engine),
         ("threads", str(result.threads)),
         ("peak memory", _memory(result.peak_rss_bytes, result.budget_bytes)),
     ]  # fmt: skip
@@ -153,6 +154,7 @@ def stat_rows(stats: Stats) -> list[Row]:
         ("cache", f"{stats.cache_slots} of {stats.num_pages} pages, "
                   f"{stats.verified_pages} checked"),
         ("context", f"{stats.context} tokens, chunks of {stats.chunk_tokens}"),
+        ("experts", stats.expert_engine),
         ("threads", str(stats.threads)),
         ("peak memory", _memory(stats.peak_rss_bytes, stats.budget_bytes)),
     ]  # fmt: skip

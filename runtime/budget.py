@@ -8,7 +8,9 @@ from ..errors import BudgetError, InputError
 from ..model.spec import ModelSpec
 from ..sizes import format_size, parse_size
 from .bundle import Manifest
+from .experts import native_bytes
 from .kv_cache import capacity, kv_bytes
+from .native.kernels import NativeKernels
 from .pages import PAGE_ALIGNMENT, align
 
 MIB = 1 << 20
@@ -51,29 +53,40 @@ def read_budget(budget: int | str | None) -> int | None:
     return budget
 
 
-def workspace_bytes(manifest: Manifest, context: int, chunk: int) -> int:
-    """What computing `chunk` tokens takes beyond weights and caches: the largest of its steps.
+def workspace_bytes(
+    manifest: Manifest, context: int, chunk: int, kernels: NativeKernels | None = None
+) -> int:
+    """What computing `chunk` tokens takes beyond weights and caches: the largest of its steps,
+    and what the native kernels hold.
 
     Logits count once: those of a whole prompt are memory of the caller who asks for them.
     """
     spec = manifest.spec
     projected = attention_elements(spec)
-    attention = feed_forward = experts = 0
+    attention = feed_forward = 0
     for layer in spec.layers:
         scores = spec.num_attention_heads * capacity(layer.window, context, chunk)
         attention = max(attention, chunk * (scores + projected) * 4)
         dense = 0 if layer.is_paged else layer.intermediate_size
         width = max(layer.shared_intermediate_size, dense)
         feed_forward = max(feed_forward, chunk * width * _FFN_ACTIVATIONS * 4)
+    experts = onnx_bytes(manifest, chunk) if kernels is None else 0
+    held = native_bytes(kernels, manifest, chunk) if kernels is not None else 0
+    logits = 2 * spec.vocab_size * 4
+    streams = 12 * chunk * spec.hidden_size * 4
+    return streams + logits + held + max(attention, feed_forward, experts)
+
+
+def onnx_bytes(manifest: Manifest, chunk: int) -> int:
+    """What ONNX Runtime takes for the largest expert."""
+    experts = 0
     for page in manifest.experts:
         # A projection in fp32, and the next while the last is not given back yet.
         projections = 2 * page.format.hidden_size * page.format.intermediate_size
         unpacked = 0 if page.format.precision == "fp32" else projections * 4
         width = _FFN_ACTIVATIONS * page.format.intermediate_size + 2 * page.format.hidden_size
         experts = max(experts, unpacked + chunk * width * 4)
-    logits = 2 * spec.vocab_size * 4
-    streams = 12 * chunk * spec.hidden_size * 4
-    return streams + logits + max(attention, feed_forward, experts)
+    return experts
 
 
 def attention_elements(spec: ModelSpec) -> int:
@@ -89,16 +102,25 @@ def attention_elements(spec: ModelSpec) -> int:
 
 
 def plan_memory(
-    manifest: Manifest, *, context: int, budget: int | None, process: int, name: str
+    manifest: Manifest,
+    *,
+    context: int,
+    budget: int | None,
+    process: int,
+    name: str,
+    kernels: NativeKernels | None = None,
 ) -> MemoryPlan:
-    """Decides how many pages the cache holds. `process`: bytes that it takes before any weights.
+    """Decides how many pages the cache holds. `process`: bytes that it takes before any weights;
+    kernels: what computes the experts, if not ONNX Runtime.
 
     Raises:
         BudgetError: one layer's experts of a token, and one page more, do not fit; the message
             names the smallest budget.
     """
     chunk = min(CHUNK, context)
-    sessions = len(manifest.segments) + len({layer.format for layer in manifest.experts})
+    sessions = len(manifest.segments)
+    if kernels is None:
+        sessions += len({layer.format for layer in manifest.experts})
     page = align(manifest.page_bytes, PAGE_ALIGNMENT)
     top_k = [layer.router.top_k for layer in manifest.spec.layers if layer.router is not None]
     fewest = min(manifest.num_pages, max(top_k, default=0) + 1)
@@ -107,7 +129,7 @@ def plan_memory(
         process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
         backbone=manifest.backbone_bytes,
         kv=kv_bytes(manifest.spec, context, chunk),
-        workspace=workspace_bytes(manifest, context, chunk),
+        workspace=workspace_bytes(manifest, context, chunk, kernels),
         chunk=chunk,
         slots=0,
         page=page,

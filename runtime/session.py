@@ -19,9 +19,10 @@ from .bundle import TOKENIZER, Manifest, check_file, read_manifest
 from .chat import Message, load_chat_template
 from .context import check_tokens
 from .embedding import Embedding
-from .experts import add_experts, load_engines
+from .experts import add_experts, choose_kernels, load_engines
 from .generation import Clock, encode_chat, encode_text, start_generation
 from .kv_cache import KvCache
+from .native.kernels import NativeKernels
 from .ort import set_up
 from .pager import Pager
 from .sampling import Sampler
@@ -41,6 +42,7 @@ def open_bundle(
     threads: int | None = None,
     context: int | None = None,
     verify_pages: bool = True,
+    kernels: str = "auto",
 ) -> Session:
     """Opens a bundle to run it.
 
@@ -48,6 +50,7 @@ def open_bundle(
     memory. threads: default is all CPUs that the process may use. context: tokens that a session
     can see, by default 4096, or what the model can see if that is less. verify_pages: check the
     hashes of graphs and backbone now, and the hash of each page when it is first read.
+    kernels: what computes the experts, "native", "onnxruntime", or "auto": native where it can.
 
     Raises:
         BundleError, BudgetError, ContextError, InputError: each says what to do.
@@ -66,14 +69,16 @@ def open_bundle(
         raise ContextError(f"context must be from 1 to {longest} tokens for {root}, not {context}")
     tokenizer = load_tokenizer(root / TOKENIZER)
     threads = set_up(threads)
+    native = choose_kernels(kernels, manifest, threads)
     plan = plan_memory(
         manifest,
         context=context,
         budget=budget,
         process=process_memory("VmRSS"),
         name=str(root),
+        kernels=native,
     )
-    return Session(root, manifest, plan, tokenizer, context, threads, verify_pages)
+    return Session(root, manifest, plan, tokenizer, context, threads, verify_pages, native)
 
 
 class Session:
@@ -93,6 +98,7 @@ class Session:
         context: int,
         threads: int,
         verify_pages: bool,
+        kernels: NativeKernels | None,
     ):
         self.manifest = manifest
         self.context = context
@@ -110,7 +116,8 @@ class Session:
             for layer in manifest.experts:
                 check_file(root, manifest, layer.engine)
         self._backbone = Backbone(root, manifest, self._cache, plan.chunk)
-        self._engines = load_engines(root, manifest, plan.chunk)
+        self._engines = load_engines(root, manifest, plan.chunk, kernels)
+        self._engine = "onnxruntime" if kernels is None else f"native, {kernels.instruction_set}"
         self._embedding = Embedding(root, manifest)
         self._pager = Pager(root, manifest, plan.slots, verify=verify_pages)
         self._routers = [segment.router_layer for segment in manifest.segments]
@@ -237,6 +244,7 @@ class Session:
             chunk_tokens=self.plan.chunk,
             context=self.context,
             threads=self._threads,
+            expert_engine=self._engine,
             direct_reads=pager.direct,
             budget_bytes=self.plan.budget,
             planned_bytes=self.plan.total,

@@ -12,6 +12,7 @@ class Stats:
     prompt_*, new_*, decode_*: of `generate` alone. decode_steps: new tokens that were run through
     the model again; decode_seconds is theirs. time_to_first_token: of the latest prompt.
     page_*, bytes_read, read_seconds: of the cache. direct_reads: past the page cache.
+    expert_engine: "onnxruntime", or "native" and its instruction set.
     """
 
     prompt_tokens: int
@@ -30,6 +31,7 @@ class Stats:
     chunk_tokens: int
     context: int
     threads: int
+    expert_engine: str
     direct_reads: bool
     budget_bytes: int | None
     planned_bytes: int

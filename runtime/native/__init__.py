@@ -1,0 +1,1 @@
+"""The experts' kernels in C++, and their library through ctypes."""

@@ -1,0 +1,275 @@
+// AVX-512 with VNNI: vpdpbusd multiplies four unsigned by four signed bytes and adds to a lane.
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "target.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes its own headers' undefined vectors for mistakes.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+PM_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+
+namespace pm {
+namespace avx512 {
+
+constexpr int32_t INT8_OFFSET = 128;
+#include "common.inl"
+
+inline int32_t load_int(const void* from) {
+  int32_t value;
+  std::memcpy(&value, from, 4);
+  return value;
+}
+
+#include "avx512_lanes.inl"
+
+// A byte's nibbles as the unsigned 0 to 15, eight more than what they stand for: (w & 15) ^ 8.
+inline __m512i low_nibbles(__m512i w) {
+  return _mm512_ternarylogic_epi32(w, _mm512_set1_epi8(0x0f), _mm512_set1_epi8(0x08), 0x6a);
+}
+inline __m512i high_nibbles(__m512i w) { return low_nibbles(_mm512_srli_epi16(w, 4)); }
+
+inline void fetch(const uint8_t* at) {
+  _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+}
+
+struct Q {
+  static constexpr int GROUP = 16, GROUPS = 2, PANEL = GROUP * GROUPS, TILE = 6, FEW = 3;
+
+  static void transpose_scales(const uint8_t* scales, bool wide, int rows, int64_t blocks,
+                               float* out) {
+    const int size = wide ? 4 : 2;
+    for (int64_t b = 0; b < blocks; b += 16) {
+      const __mmask16 mask = blocks - b >= 16 ? 0xffff : (1u << (blocks - b)) - 1;
+      for (int g = 0; g < GROUPS; ++g) {
+        __m512i quads[4][4], columns[4][4];
+#pragma GCC unroll 16
+        for (int r = 0; r < GROUP; ++r) {
+          const int row = g * GROUP + r;
+          const uint8_t* from = scales + (row * blocks + b) * size;
+          __m512 values = _mm512_setzero_ps();
+          if (row < rows)
+            values = wide ? _mm512_maskz_loadu_ps(mask, from)
+                          : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
+          quads[r % 4][r / 4] = _mm512_castps_si512(values);
+        }
+        transpose(quads, columns);
+        for (int j = 0; j < 16; ++j)
+          _mm512_store_si512(out + (b + j) * PANEL + g * GROUP, columns[j / 4][j % 4]);
+      }
+    }
+  }
+
+  template <int BITS, int PIECES>
+  static void dot(const uint8_t* weights, const float* scales, const RecordLayout& layout,
+                  const uint8_t* x, const Next& next, int scale_step, float* y) {
+    const int64_t row_bytes = layout.columns * BITS / 8;
+    Next following{weights + GROUP * row_bytes, next.scales};
+    for (int g = 0; g < GROUPS; ++g) {
+      const __m512 results =
+          dot_group<BITS, PIECES>(weights, row_bytes, scales + g * GROUP, layout, x, following,
+                                  scale_step / GROUPS);
+      _mm512_store_ps(y + g * GROUP, results);
+      weights += GROUP * row_bytes;
+      following = {next.weights, next.scales + row_bytes / 64 * (scale_step / GROUPS)};
+    }
+  }
+
+  // Sixteen rows, 64 bytes of each at a time. The group after is fetched meanwhile, into the second
+  // cache: so memory is read in order, as fast as it can be.
+  template <int BITS, int PIECES>
+  static __m512 dot_group(const uint8_t* weights, int64_t row_bytes, const float* scales,
+                          const RecordLayout& layout, const uint8_t* x, const Next& next,
+                          int scale_step) {
+    const float* x_scales = reinterpret_cast<const float*>(x + layout.scales_at());
+    const int32_t* corrections = reinterpret_cast<const int32_t*>(x + layout.corrections_at());
+    __m512 acc = _mm512_setzero_ps();
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t at = 0; at < row_bytes; at += 64) {
+      const __mmask64 mask =
+          row_bytes - at >= 64 ? ~0ull : (1ull << (row_bytes - at)) - 1;  // never past the page
+      __m512i x0, x1;
+      if (BITS == 4) {
+        x0 = _mm512_loadu_si512(x + 2 * at);
+        x1 = _mm512_loadu_si512(x + 2 * at + 64);
+      } else {
+        x0 = x1 = _mm512_loadu_si512(x + at);
+      }
+      for (int i = 0; i < scale_step; i += 64) fetch(next.scales + at / 64 * scale_step + i);
+      __m512i lanes[4];
+      for (int q = 0; q < 4; ++q) {
+        __m512i rows[4];
+        for (int r = 0; r < 4; ++r) {
+          const int row = 4 * q + r;
+          fetch(next.weights + GROUP * at + 64 * row);
+          rows[r] = dot_bytes<BITS>(
+              _mm512_maskz_loadu_epi8(mask, weights + row * row_bytes + at), x0, x1);
+        }
+        lanes[q] = sums_in_lanes(rows);  // lane i: piece i, of rows 4q to 4q + 3
+      }
+      transpose_lanes(lanes);  // lanes[i]: piece i, of all rows
+      for (int i = 0; i < 4; ++i) {
+        sum = _mm512_add_epi32(sum, lanes[i]);
+        const int64_t piece = at / 16 + i;
+        if (PIECES <= 4 ? (i + 1) % PIECES != 0 : (piece + 1) % PIECES != 0) continue;
+        const int64_t b = piece / PIECES;
+        sum = _mm512_add_epi32(sum, _mm512_set1_epi32(corrections[b]));
+        acc = add_block(acc, sum, scales + b * PANEL, x_scales[b]);
+        sum = _mm512_setzero_si512();
+      }
+    }
+    return acc;
+  }
+
+  template <int BITS>
+  static __m512i dot_bytes(__m512i w, __m512i x0, __m512i x1) {
+    const __m512i none = _mm512_setzero_si512();
+    if (BITS == 8)
+      return _mm512_dpbusd_epi32(none, _mm512_xor_si512(w, _mm512_set1_epi8(-128)), x0);
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(none, low_nibbles(w), x0), high_nibbles(w), x1);
+  }
+
+  static __m512 add_block(__m512 acc, __m512i sum, const float* scales, float x_scale) {
+    const __m512 scale = _mm512_mul_ps(_mm512_load_ps(scales), _mm512_set1_ps(x_scale));
+    return _mm512_add_ps(acc, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale));
+  }
+
+  // For each piece and each of its four dwords j, both groups: 16 rows' four bytes. int4: the four
+  // vectors of low nibbles (even elements), then those of high ones.
+  template <int BITS>
+  static void pack(const uint8_t* weights, int64_t row_bytes, int64_t bytes, const uint8_t* next,
+                   uint8_t* packed) {
+    constexpr int64_t PIECE = (BITS == 4 ? 8 : 4) * GROUPS * 64;
+    for (int64_t at = 0; at < bytes; at += 64) {
+      const int pieces = static_cast<int>(bytes - at < 64 ? (bytes - at) / 16 : 4);
+      const __mmask64 mask = pieces == 4 ? ~0ull : (1ull << (16 * pieces)) - 1;
+      for (int g = 0; g < GROUPS; ++g) {
+        __m512i quads[4][4], columns[4][4];
+#pragma GCC unroll 16
+        for (int r = 0; r < GROUP; ++r) {
+          const int64_t from = (g * GROUP + r) * row_bytes + at;
+          fetch(next + from);
+          quads[r % 4][r / 4] = _mm512_maskz_loadu_epi8(mask, weights + from);
+        }
+        transpose(quads, columns);
+#pragma GCC unroll 4
+        for (int p = 0; p < 4; ++p) {
+          if (p == pieces) break;
+          for (int j = 0; j < 4; ++j) {
+            const __m512i w = columns[p][j];
+            uint8_t* to = packed + p * PIECE + (j * GROUPS + g) * 64;
+            if (BITS == 8) {
+              _mm512_store_si512(to, _mm512_xor_si512(w, _mm512_set1_epi8(-128)));
+            } else {
+              _mm512_store_si512(to, low_nibbles(w));
+              _mm512_store_si512(to + PIECE / 2, high_nibbles(w));
+            }
+          }
+        }
+      }
+      packed += 4 * PIECE;
+    }
+  }
+
+  template <int BITS, int PIECES, int N>
+  static void tile(const uint8_t* packed, const float* scales, const RecordLayout& layout,
+                   int64_t first, int64_t count, const uint8_t* const* x, float* sums) {
+    const int64_t scales_at = layout.scales_at() + 4 * first,
+                  corrections_at = layout.corrections_at() + 4 * first;
+    __m512 acc[N][GROUPS];
+    for (int n = 0; n < N; ++n)
+      for (int g = 0; g < GROUPS; ++g) acc[n][g] = _mm512_load_ps(sums + n * PANEL + g * GROUP);
+    int64_t piece = first * PIECES;
+    for (int64_t b = 0; b < count; ++b) {
+      __m512i sum[N][GROUPS];
+      for (int n = 0; n < N; ++n) {
+        const __m512i start = _mm512_set1_epi32(load_int(x[n] + corrections_at + 4 * b));
+        for (int g = 0; g < GROUPS; ++g) sum[n][g] = start;
+      }
+      for (int p = 0; p < PIECES; ++p, ++piece) {
+        // Where the piece's activations are: see RecordLayout.
+        const int64_t at = BITS == 4 ? piece / 4 * 128 + piece % 4 * 16 : piece * 16;
+#pragma GCC unroll 8
+        for (int j = 0; j < (BITS == 4 ? 8 : 4); ++j) {
+          const __m512i w0 = _mm512_load_si512(packed), w1 = _mm512_load_si512(packed + 64);
+          packed += GROUPS * 64;
+          const int64_t from = at + (j < 4 ? 4 * j : 64 + 4 * (j - 4));
+#pragma GCC unroll 8
+          for (int n = 0; n < N; ++n) {
+            const __m512i v = _mm512_set1_epi32(load_int(x[n] + from));
+            sum[n][0] = _mm512_dpbusd_epi32(sum[n][0], w0, v);
+            sum[n][1] = _mm512_dpbusd_epi32(sum[n][1], w1, v);
+          }
+        }
+      }
+      for (int n = 0; n < N; ++n) {
+        float x_scale;
+        std::memcpy(&x_scale, x[n] + scales_at + 4 * b, 4);
+        for (int g = 0; g < GROUPS; ++g)
+          acc[n][g] = add_block(acc[n][g], sum[n][g], scales + b * PANEL + g * GROUP, x_scale);
+      }
+    }
+    for (int n = 0; n < N; ++n)
+      for (int g = 0; g < GROUPS; ++g) _mm512_store_ps(sums + n * PANEL + g * GROUP, acc[n][g]);
+  }
+};
+
+struct F {
+  using V = __m512;
+  static constexpr int WIDTH = 16, ROWS = 4, COLUMNS = 4;
+  static V zero() { return _mm512_setzero_ps(); }
+  static V load(const float* x) { return _mm512_loadu_ps(x); }
+  static V load_half(const uint16_t* x) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+  }
+  static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+  static float sum(V v) { return _mm512_reduce_add_ps(v); }
+};
+
+#include "quantized.inl"
+#include "floats.inl"
+
+uint64_t read(const uint8_t* data, int64_t n) {
+  __m512i a = _mm512_setzero_si512(), b = a;
+  for (int64_t i = 0; i < n; i += 128) {
+    a = _mm512_add_epi64(a, _mm512_loadu_si512(data + i));
+    b = _mm512_add_epi64(b, _mm512_loadu_si512(data + i + 64));
+  }
+  alignas(64) uint64_t parts[8];
+  _mm512_store_si512(parts, _mm512_add_epi64(a, b));
+  uint64_t sum = 0;
+  for (const uint64_t part : parts) sum += part;
+  return sum;
+}
+
+}  // namespace avx512
+}  // namespace pm
+
+PM_TARGET_END
+
+namespace pm {
+const Kernels* avx512_kernels() {
+  static const Kernels kernels{"avx512",          avx512::quantize, avx512::product,
+                               avx512::activate,  avx512::accumulate, avx512::scale,
+                               avx512::read};
+  __builtin_cpu_init();
+  const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+  return here ? &kernels : nullptr;
+}
+}  // namespace pm
+
+#else
+namespace pm {
+const Kernels* avx512_kernels() { return nullptr; }
+}  // namespace pm
+#endif

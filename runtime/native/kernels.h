@@ -1,0 +1,129 @@
+// What a set of kernels for one instruction set offers, and the data that they work on.
+// Everything above this table (layer.cpp, api.cpp) is the same for every instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pm {
+
+enum Precision : int32_t { INT4 = 0, INT8 = 1, FP16 = 2, FP32 = 3 };
+
+inline bool is_quantized(int32_t precision) { return precision == INT4 || precision == INT8; }
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Elements are padded to whole chunks, so that kernels need no tail in the activations.
+constexpr int64_t CHUNK = 128;
+// At most so many tokens are given to one product: bounds the scratch memory.
+constexpr int MAX_TOKENS = 128;
+// Rows that a kernel may work on at once, in any instruction set.
+constexpr int MAX_PANEL = 32;
+// Transposed scales are padded to a multiple of this many blocks.
+constexpr int64_t SCALE_PAD = 16;
+// Columns that are packed at a time: a panel's part of them stays in the first-level cache.
+constexpr int64_t PACKED_COLUMNS = 512;
+
+// W [rows, columns], row-major; its block scales [rows, columns / block] are fp16, or fp32 where
+// wide_scales is set. bias: fp32 [rows], or null.
+struct Matrix {
+  int32_t precision;
+  int32_t block;
+  bool wide_scales;
+  int64_t rows, columns;
+  const uint8_t* weights;
+  const uint8_t* scales;
+  const float* bias;
+
+  int64_t row_bytes() const {
+    constexpr int64_t bits[] = {4, 8, 16, 32};
+    return columns * bits[precision] / 8;
+  }
+  int64_t blocks() const { return columns / block; }
+};
+
+// Where a token's quantized activations lie within its record:
+//   int8 values [padded columns], float scales [padded blocks], int32 corrections [padded blocks].
+// Values for int8 weights are in order. For int4 weights each chunk of 128 holds its 64 even
+// elements, then its 64 odd ones: the order in which a byte's nibbles come apart.
+// A correction is what must be added to the integer dot product of a block, because weights are
+// made unsigned by an offset where the instructions want that.
+struct RecordLayout {
+  int32_t bits, block;
+  int64_t columns;
+
+  int64_t padded() const { return round_up(columns, CHUNK); }
+  int64_t blocks() const { return columns / block; }
+  int64_t padded_blocks() const { return padded() / block; }
+  int64_t scales_at() const { return padded(); }
+  int64_t corrections_at() const { return padded() + 4 * padded_blocks(); }
+  int64_t bytes() const { return round_up(padded() + 8 * padded_blocks(), 64); }
+};
+
+struct Activation {
+  int32_t kind;  // 0: silu(g) · u. 1: clamped, g' · sigmoid(alpha · g') · (u' + 1)
+  float alpha, limit;
+};
+
+// Memory of one thread; `scratch_bytes` says how much. Aligned to 64 bytes.
+struct Scratch {
+  uint8_t* packed;  // some columns of a panel, one byte each, interleaved by rows
+  float* sums;      // a panel's results so far, [MAX_TOKENS, panel]
+  float* scales;    // a panel's scales, [blocks, panel]
+  uint8_t* rows;    // the last rows of a matrix, filled up to a panel with zeros
+};
+
+// What is likely to be read next: a hint for fetching it early. Null is fine.
+struct Next {
+  const uint8_t* weights;
+  const uint8_t* scales;
+};
+
+struct Kernels {
+  const char* name;
+
+  // Quantizes blocks [first, first + count) of a token; x points to the first of them.
+  // With the last block, fills the padding. A block with a NaN or infinity gets a NaN as scale.
+  void (*quantize)(const float* x, int64_t first, int64_t count, const RecordLayout& layout,
+                   uint8_t* record);
+
+  // y[t][r] = W[row + r] · x[t] (+ bias), for r < rows and t < tokens <= MAX_TOKENS.
+  // x: records for int4 and int8, else float rows.
+  // A result does not depend on which rows and tokens are computed together.
+  void (*product)(const Matrix& w, int64_t row, int64_t rows, const void* const* x, int tokens,
+                  const Scratch& scratch, float* y, int64_t y_stride, const Next& after);
+
+  // h[i] = activation(gate[i], up[i])
+  void (*activate)(const Activation& activation, int64_t n, const float* gate, const float* up,
+                   float* h);
+
+  // out[i] = weight · y[i] + out[i], rounded twice
+  void (*accumulate)(int64_t n, float weight, const float* y, float* out);
+
+  // out[i] = weight · y[i]
+  void (*scale)(int64_t n, float weight, const float* y, float* out);
+
+  // Reads memory at full speed. n: a multiple of 128.
+  uint64_t (*read)(const uint8_t* data, int64_t n);
+};
+
+// Bytes of each part of a Scratch for matrices of up to so many columns, with the smallest block.
+struct ScratchSizes {
+  int64_t packed, sums, scales, rows;
+  ScratchSizes(int64_t columns, int64_t row_bytes, bool quantized) {
+    const int64_t padded = round_up(columns, CHUNK);
+    packed = quantized ? MAX_PANEL * PACKED_COLUMNS : 0;
+    sums = quantized ? MAX_PANEL * MAX_TOKENS * 4 : 0;
+    scales = quantized ? MAX_PANEL * round_up(padded / 32, SCALE_PAD) * 4 : 0;
+    rows = quantized ? round_up(MAX_PANEL * row_bytes, 64) : 0;
+  }
+  int64_t bytes() const { return packed + sums + scales + rows; }
+};
+
+// Null where the library was built without them or the processor lacks them.
+const Kernels* avx512_kernels();
+const Kernels* avx2_kernels();
+const Kernels* neon_kernels();
+const Kernels* plain_kernels();
+
+}  // namespace pm
