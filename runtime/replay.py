@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from ..errors import InputError
 from .next_use import Belady, NextUse
 from .pages import ExpertKey
 from .policy import CachePolicy, Lfu, Lru, PerLayer
@@ -151,6 +152,20 @@ def policies(routes: Routes) -> Iterator[tuple[str, Callable[[], CachePolicy]]]:
     yield "optimum", lambda: belady(routes)
 
 
+def token_bytes(routes: Routes) -> int:
+    """What the pages of one decoded token take, on average over the file; 0 without any."""
+    decoded = [visit for visit in routes.visits if not visit.prompt]
+    nbytes = sum(len(visit.experts) * routes.page_bytes[visit.layer] for visit in decoded)
+    tokens = sum(visit.layer == routes.layers[0] for visit in decoded)
+    return nbytes // max(1, tokens)
+
+
+def usual_capacities(routes: Routes) -> list[int]:
+    """Budgets to look at where none is given: from half of one token's pages to eight times."""
+    token = max(2, token_bytes(routes))
+    return [token // 2, token, 2 * token, 4 * token, 8 * token]
+
+
 @dataclass(frozen=True)
 class ReplayRow:
     """Hit rates at one budget for the cache, by the policy's name."""
@@ -160,7 +175,13 @@ class ReplayRow:
 
 
 def replay_rows(routes: Routes, capacities: list[int]) -> list[ReplayRow]:
-    """What `pocketmoe replay` prints: a row for each budget."""
+    """What `pocketmoe replay` prints: a row for each budget.
+
+    Raises:
+        InputError: nothing was decoded.
+    """
+    if all(visit.prompt for visit in routes.visits):
+        raise InputError("the routes are a prompt's alone; hits are counted while decoding")
     return [
         ReplayRow(
             capacity,
