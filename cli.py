@@ -17,6 +17,7 @@ from .arguments import (
     CONTEXT,
     JSON,
     POSITIVE,
+    SIZE,
     TARGET,
     FiniteRange,
     decode_argument,
@@ -245,6 +246,33 @@ def run(
         finally:
             if stats and session.stats.prompt_tokens:
                 print_facts("stats", stat_rows(session.stats), error=True)
+
+
+@main.command()
+@click.argument("routes", metavar="ROUTES", type=click.Path(path_type=Path))
+@click.option(
+    "--memory-budget", "budgets", metavar="SIZE", type=SIZE, multiple=True,
+    help="Memory for pages alone; may be given several times.  "
+    "[default: 1/2 to 8 times a token's pages]",
+)  # fmt: skip
+@JSON
+def replay(routes: Path, budgets: tuple[int, ...], as_json: bool) -> None:
+    """Compare cache policies on recorded routes.
+
+    Hit rates while decoding. The optimum knows what comes; no policy can beat it.
+    """
+    from .runtime.replay import replay_rows, token_bytes, usual_capacities
+    from .runtime.routes import read_routes
+    from .tables import replay_columns, replay_table
+
+    recorded = read_routes(routes)
+    rows = replay_rows(recorded, list(budgets) or usual_capacities(recorded))
+    token = token_bytes(recorded)
+    if as_json:
+        print_json({"routes": str(routes), "token_bytes": token, "rows": rows})
+        return
+    title = f"page hits in {routes}; one token's pages are {format_size(token)}"
+    print_table(title, replay_columns(rows), replay_table(rows))
 
 
 @main.command("eval")

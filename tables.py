@@ -11,6 +11,7 @@ from .sizes import format_size
 if TYPE_CHECKING:
     from .benchmark import Benchmark
     from .runtime.evaluate import Evaluation
+    from .runtime.replay import ReplayRow
     from .runtime.stats import Stats
     from .targets import Target
 
@@ -158,6 +159,18 @@ def stat_rows(stats: Stats) -> list[Row]:
         ("threads", str(stats.threads)),
         ("peak memory", _memory(stats.peak_rss_bytes, stats.budget_bytes)),
     ]  # fmt: skip
+
+
+def replay_columns(rows: list[ReplayRow]) -> list[str]:
+    return ["page cache", *rows[0].hit_rates]
+
+
+def replay_table(rows: list[ReplayRow]) -> list[Row]:
+    """A row for each budget, a column for each policy."""
+    return [
+        (format_size(row.capacity_bytes), *(f"{rate:.1%}" for rate in row.hit_rates.values()))
+        for row in rows
+    ]
 
 
 def evaluation_rows(result: Evaluation) -> list[Row]:

@@ -1,4 +1,7 @@
-"""The pager: expert pages in a bounded cache of slots, each page fetched by one read."""
+"""The pager: expert pages in a bounded cache of slots, each page fetched by one read.
+
+Which page gives up its slot is the policy's to say (`policy.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ import hashlib
 import mmap
 import os
 import time
-from collections import OrderedDict
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import BundleError
 from .bundle import Manifest
+from .next_use import NextUse
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
+from .policy import CachePolicy
 
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 
@@ -62,18 +67,29 @@ class PageFile:
 
 
 class Pager:
-    """A cache of `slots` pages, least recently used out first.
+    """A cache of `slots` pages; `policy` says which of them leave, by default NextUse.
 
     The counters are since the pager was made: hits, misses, bytes_read, read_seconds (time in
     reads and in hashing), verified (pages whose hash was checked).
     """
 
-    def __init__(self, root: Path, manifest: Manifest, slots: int, *, verify: bool = True):
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        slots: int,
+        *,
+        verify: bool = True,
+        policy: CachePolicy | None = None,
+    ):
         self._root = root
         self._pages: dict[ExpertKey, ExpertPage] = {page.key: page for page in manifest.pages()}
         self._files = {layer.file: PageFile(root / layer.file) for layer in manifest.experts}
         self._unverified = set(self._pages) if verify else set()
-        self._resident: OrderedDict[ExpertKey, np.ndarray] = OrderedDict()
+        self._resident: dict[ExpertKey, np.ndarray] = {}
+        self._policy = policy or NextUse(max(1, len(manifest.experts)))
+        self._running: frozenset[ExpertKey] = frozenset()  # what the last visit named
+        self._to_come: set[ExpertKey] = set()  # of those, what was not asked for yet
         self.slots = min(slots, len(self._pages))
         size = align(manifest.page_bytes, PAGE_ALIGNMENT)
         self._slab = mmap.mmap(
@@ -84,6 +100,12 @@ class Pager:
         self.hits = self.misses = self.bytes_read = self.verified = 0
         self.read_seconds = 0.0
 
+    def visit(self, layer: int, experts: Sequence[int]) -> None:
+        """A layer is about to run and to ask for the pages of these experts, each named once."""
+        self._running = frozenset(ExpertKey(layer, expert) for expert in experts)
+        self._to_come = set(self._running)
+        self._policy.visit(layer, experts)
+
     def page(self, layer: int, expert: int) -> np.ndarray:
         """The bytes of an expert's page, uint8 `[slot size]`; valid until the next call.
 
@@ -91,24 +113,39 @@ class Pager:
             BundleError: the page cannot be read, or is not what the compiler wrote.
         """
         key = ExpertKey(layer, expert)
+        self._to_come.discard(key)
         slot = self._resident.get(key)
         if slot is not None:
             self.hits += 1
-            self._resident.move_to_end(key)
             return slot
         self.misses += 1
-        slot = self._free.pop() if self._free else self._resident.popitem(last=False)[1]
+        slot = self._free.pop() if self._free else self._resident.pop(self._victim())
+        self._policy.add(key)
         try:
             self._load(self._pages[key], slot)
         except BaseException:
+            self._policy.discard(key)
             self._free.append(slot)
             raise
         self._resident[key] = slot
         return slot
 
-    def resident(self) -> tuple[ExpertKey, ...]:
-        """The pages in the cache, least recently used first."""
-        return tuple(self._resident)
+    def _victim(self) -> ExpertKey:
+        """The page whose slot is given up.
+
+        The running layer's pages stay while they fit together. Where they do not, as in a prompt,
+        those that were used leave first, and in the end one that is still to come.
+        """
+        fit = len(self._running) <= self.slots
+        choices: tuple[Container[ExpertKey], ...] = (self._to_come, ())
+        for pinned in (self._running, *choices) if fit else choices:
+            if victims := self._policy.evict(pinned):
+                return victims[0]
+        raise RuntimeError("the cache policy gives up no page of a full cache")
+
+    def resident(self) -> frozenset[ExpertKey]:
+        """The pages in the cache."""
+        return frozenset(self._resident)
 
     def _load(self, page: ExpertPage, slot: np.ndarray) -> None:
         started = time.perf_counter()

@@ -265,6 +265,7 @@ class Session:
             out = backbone.run(index, tokens)
             if observe is not None:
                 observe(index, out)
+            self._pager.visit(layer, np.unique(out["expert_ids"]).tolist())
             add_experts(
                 out["moe_base"],
                 out["expert_input"],

@@ -1,11 +1,11 @@
-"""Pages are read as they were written, kept in order of use, and refused when damaged."""
+"""Pages are read as they were written, kept as the policy says, and refused when damaged."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from pocketmoe.runtime import pager as pager_module
 from pocketmoe.runtime.bundle import ExpertLayer, Manifest, Precision
 from pocketmoe.runtime.pager import Pager
 from pocketmoe.runtime.pages import ExpertKey, PageFormat
+from pocketmoe.runtime.policy import CachePolicy, Lru
 
 LAYERS, EXPERTS = 2, 4
 FORMATS = (PageFormat("int4", 32, 64, 96), PageFormat("int8", 32, 64, 160))
@@ -31,11 +32,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     return root, write_pages(root)
 
 
-def write_pages(root: Path) -> Manifest:
-    """Two layers of random pages, the second with larger ones."""
+def write_pages(root: Path, formats: tuple[PageFormat, ...] = FORMATS) -> Manifest:
+    """Layers of random pages: by default two, the second with larger ones."""
     random = np.random.default_rng(0)
     layers = []
-    for layer, page_format in enumerate(FORMATS):
+    for layer, page_format in enumerate(formats):
         file = f"layer_{layer}.bin"
         pages = [random.bytes(page_format.nbytes) for _ in range(EXPERTS)]
         (root / file).write_bytes(b"".join(pages))
@@ -44,7 +45,7 @@ def write_pages(root: Path) -> Manifest:
         layers.append(ExpertLayer(layer, file, page_format, offsets, hashes))
     rule = LayerSpec(window=None, intermediate_size=96, router=RouterSpec(EXPERTS, 2, True))
     rope = RopeSpec(1e4, 32)
-    spec = ModelSpec("reference", 8, 64, 2, 1, 32, 64, rope, 1e-5, True, (rule,) * LAYERS)
+    spec = ModelSpec("reference", 8, 64, 2, 1, 32, 64, rope, 1e-5, True, (rule,) * len(formats))
     precision = Precision("int4", "int8", "int8", 32)
     return Manifest(spec, "cpu", precision, "float16", (), tuple(layers), 0, {})
 
@@ -55,6 +56,8 @@ def expected(root: Path, layer: int, expert: int) -> bytes:
 
 
 def content(pager: Pager, layer: int, expert: int) -> bytes:
+    """What a layer's run that needs this expert alone gets to see."""
+    pager.visit(layer, [expert])
     return pager.page(layer, expert)[: FORMATS[layer].nbytes].tobytes()
 
 
@@ -88,10 +91,10 @@ requests = st.lists(st.tuples(st.integers(0, LAYERS - 1), st.integers(0, EXPERTS
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(order=requests, slots=st.integers(1, LAYERS * EXPERTS))
-def test_least_recently_used_goes_first(
+def test_with_lru_the_least_recently_used_goes_first(
     bundle: tuple[Path, Manifest], order: list[tuple[int, int]], slots: int
 ) -> None:
-    pager = Pager(*bundle, slots=slots)
+    pager = Pager(*bundle, slots=slots, policy=Lru())
     cached: list[ExpertKey] = []
     hits = 0
     for layer, expert in order:
@@ -99,9 +102,62 @@ def test_least_recently_used_goes_first(
         hits += key in cached
         cached = [*(other for other in cached if other != key), key][-slots:]
         assert content(pager, layer, expert) == expected(bundle[0], layer, expert)
-        assert pager.resident() == tuple(cached)
+        assert pager.resident() == frozenset(cached)
     assert (pager.hits, pager.misses) == (hits, len(order) - hits)
     pager.close()
+
+
+experts_of_a_run = st.lists(st.integers(0, EXPERTS - 1), min_size=1, unique=True).map(sorted)
+layer_runs = st.lists(st.tuples(st.integers(0, LAYERS - 1), experts_of_a_run), max_size=30)
+
+
+@pytest.mark.parametrize("make", [lambda: None, Lru], ids=["default", "lru"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(runs=layer_runs, slots=st.integers(1, LAYERS * EXPERTS))
+def test_the_running_layers_pages_stay_if_they_fit_together(
+    bundle: tuple[Path, Manifest],
+    make: Callable[[], CachePolicy | None],
+    runs: list[tuple[int, list[int]]],
+    slots: int,
+) -> None:
+    pager = Pager(*bundle, slots=slots, policy=make())
+    requests = 0
+    for layer, experts in runs:
+        keys = {ExpertKey(layer, expert) for expert in experts}
+        before, misses = pager.resident(), pager.misses
+        pager.visit(layer, experts)
+        for expert in experts:
+            page = pager.page(layer, expert)[: FORMATS[layer].nbytes]
+            assert page.tobytes() == expected(bundle[0], layer, expert)
+            assert ExpertKey(layer, expert) in pager.resident()
+            assert len(pager.resident()) <= slots
+        requests += len(experts)
+        if len(experts) <= slots:
+            assert keys <= pager.resident()
+            assert pager.misses - misses == len(keys - before)
+    assert pager.hits + pager.misses == requests
+    pager.close()
+
+
+def test_below_a_tokens_pages_the_default_has_hits_where_lru_has_none(tmp_path: Path) -> None:
+    """Four layers, of whose 4 experts a token takes 2, mostly the same: 8 pages, in 5 slots."""
+    manifest = write_pages(tmp_path, FORMATS * 2)
+    hits = {}
+    for name, policy in (("default", None), ("lru", Lru())):
+        random = np.random.default_rng(0)
+        pager = Pager(tmp_path, manifest, slots=5, policy=policy)
+        for _ in range(100):
+            for layer in range(len(manifest.experts)):
+                chosen = random.choice(EXPERTS, 2, replace=False, p=(0.4, 0.3, 0.2, 0.1))
+                experts = sorted(chosen.tolist())
+                pager.visit(layer, experts)
+                for expert in experts:
+                    pager.page(layer, expert)
+        assert pager.hits + pager.misses == 800
+        hits[name] = pager.hits
+        pager.close()
+    assert hits["lru"] == 0
+    assert hits["default"] > 800 / 5, hits
 
 
 def test_a_flipped_byte_is_named_and_the_cache_stays_whole(tmp_path: Path) -> None:
