@@ -13,6 +13,10 @@ Norm = Literal["rms", "layer"]
 Scoring = Literal["softmax", "sigmoid", "sparsemixer", "always"]
 GroupScore = Literal["max", "top2"]
 
+# Of all layers together; far beyond any model, and their parameters are still listed in seconds.
+MOST_EXPERTS = 2**17
+LARGEST_WIDTH = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class RouterSpec:
@@ -51,6 +55,8 @@ class RouterSpec:
             )
         if self.jitter < 0:
             return f"router_jitter_noise must not be negative, but is {self.jitter}"
+        if self.least_sum < 0:
+            return f"the least sum of weights must not be negative, but is {self.least_sum}"
         if self.scoring == "sparsemixer" and k != 2:
             return f"experts per token must be 2 for this router, not {k}"
         if self.scoring == "always" and experts != 1:
@@ -189,6 +195,8 @@ class ModelSpec:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if self.rms_norm_eps > 1:
+            raise ConfigError(f"rms_norm_eps must be at most 1, not {self.rms_norm_eps}")
         if not self.softmax_scale > 0:
             raise ConfigError(f"attention logits are multiplied by {self.attention_scale}, not > 0")
         if any(token < 0 for token in self.eos_token_ids):
@@ -212,11 +220,16 @@ class ModelSpec:
         for index, layer in enumerate(self.layers):
             if layer.intermediate_size < 1:
                 raise ConfigError(f"layer {index}: intermediate size must be at least 1")
+            if layer.shared_intermediate_size > LARGEST_WIDTH:
+                raise ConfigError(f"layer {index}: shared experts are wider than {LARGEST_WIDTH}")
             if layer.window is not None and layer.window < 1:
                 raise ConfigError(f"layer {index}: sliding window must be at least 1")
             problem = layer.router.problem() if layer.router is not None else None
             if problem:
                 raise ConfigError(f"layer {index}: {problem}")
+        experts = sum(layer.router.num_experts for layer in self.layers if layer.router)
+        if experts > MOST_EXPERTS:
+            raise ConfigError(f"all layers together have {experts} experts, above {MOST_EXPERTS}")
 
     @property
     def num_hidden_layers(self) -> int:

@@ -2,12 +2,16 @@
 
 import copy
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pocketmoe.errors import ConfigError
 from pocketmoe.model.families import FAMILIES
+from pocketmoe.model.parameters import parameter_shapes
 
 Config = dict[str, Any]
 
@@ -325,7 +329,54 @@ def test_every_family_has_refusals_of_its_own(family: str) -> None:
         ("gpt_oss", "num_local_experts", 10**12),
         ("deepseek_v3", "num_nextn_predict_layers", 10**12),
         ("llama", "eos_token_id", -5),
+        ("llama", "eos_token_id", 2**31),
+        ("llama", "rms_norm_eps", 2.0),
+        ("llama", "rms_norm_eps", 1e-30),
+        ("llama", "rope_theta", None),
+        ("llama", "hidden_act", None),
+        ("mistral", "num_key_value_heads", 0),
+        ("gpt_oss", "head_dim", 0),
+        ("gpt_oss", "num_local_experts", 65_536),
+        ("gpt_oss", "rope_scaling", {**FAMILIES["gpt_oss"].tiny["rope_scaling"], "truncate": None}),
+        ("granitemoe", "logits_scaling", 1e-30),
+        ("granitemoe", "num_experts_per_tok", None),
+        ("glm4_moe", "partial_rotary_factor", None),
+        ("glm4_moe", "num_key_value_heads", None),
+        ("ernie4_5_moe", "num_key_value_heads", None),
+        ("ernie4_5_moe", "moe_norm_min", -0.1),
+        ("deepseek_v2", "topk_method", None),
+        ("deepseek_v3", "n_shared_experts", 2**31 - 1),
+        ("deepseek_v3", "num_nextn_predict_layers", None),
     ],
 )
 def test_what_would_compute_nonsense_or_never_end(family: str, key: str, value: Any) -> None:
     assert len(refusal(tiny(family, **{key: value}))) < 300
+
+
+ODD_VALUES = (
+    None, True, -1, 0, 1, 2**31, 10**12, 10**30, 0.5, -0.1, 1e-30, 1e308, "", "x", [], {}, [1],
+)  # fmt: skip
+PLACES = [
+    (family, *place)
+    for family, known in FAMILIES.items()
+    for place in (
+        *((key,) for key in [*known.tiny, "partial_rotary_factor"] if key != "model_type"),
+        *(("rope_scaling", key) for key in known.tiny.get("rope_scaling") or ()),
+    )
+]
+
+
+@settings(max_examples=1500, deadline=timedelta(seconds=2))
+@given(place=st.sampled_from(PLACES), value=st.sampled_from(ODD_VALUES))
+def test_any_value_is_read_or_refused_at_once(place: tuple[str, ...], value: Any) -> None:
+    family, *path = place
+    config = tiny(family)
+    holder = config[path[0]] if len(path) == 2 else config
+    holder[path[-1]] = value
+    try:
+        spec = FAMILIES[family].read_config(config)
+        FAMILIES[family].predictors(config)
+    except ConfigError:
+        assert len(refusal(config)) < 400
+        return
+    assert len(parameter_shapes(spec)) < 10_000

@@ -122,6 +122,8 @@ def test_the_published_rotation_of_phimoe() -> None:
 def test_where_the_base_stands(theta: float | None, rope: Any, expected: float) -> None:
     for name in ("rope_scaling", "rope_parameters"):
         config = make_config(**{"rope_theta": theta, name: rope})
+        if theta is None and rope is None:
+            del config["rope_theta"]
         assert read_rope(config) == RopeSpec(theta=expected, dim=HEAD_DIM)
 
 

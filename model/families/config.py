@@ -22,9 +22,8 @@ LARGEST_COUNTS = {
         ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 65536
     ),
 }
-# Keys whose null stands for a value that follows from others.
-DERIVED = frozenset({"head_dim", "num_key_value_heads"})
-LARGEST_NUMBER = 1e12
+# Magnitudes of numbers other than 0.
+NUMBER_RANGE = (1e-12, 1e12)
 # What rotary embeddings are made of stays finite between these, and published models are far
 # within.
 POSITIVE_RANGE = (1e-6, 1e12)
@@ -68,9 +67,7 @@ class ConfigReader:
         return default
 
     def integer(self, name: str, default: Any = _MISSING) -> int:
-        """An integer. null stands for the default where that follows from other values."""
-        if name not in DERIVED:
-            self._refuse_null(name, "an integer")
+        self._refuse_null(name, "an integer")
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.refusal(name, "an integer")
@@ -82,8 +79,9 @@ class ConfigReader:
     def number(self, name: str, default: Any = _MISSING) -> float:
         self._refuse_null(name, "a number")
         value = self.take(name, default)
-        if not is_number(value) or abs(value) > LARGEST_NUMBER:
-            raise self.refusal(name, f"a number of at most {LARGEST_NUMBER:g}")
+        least, most = NUMBER_RANGE
+        if not is_number(value) or (value != 0 and not least <= abs(value) <= most):
+            raise self.refusal(name, f"a number: 0, or of magnitude {least:g} to {most:g}")
         return float(value)
 
     def positive(self, name: str, default: Any = _MISSING) -> float:
@@ -126,16 +124,37 @@ class ConfigReader:
         value = self.take(name, () if name in self._config else default)
         values = [value] if isinstance(value, int) else value
         if not isinstance(values, (list, tuple)) or not all(
-            isinstance(item, int) and not isinstance(item, bool) for item in values
+            isinstance(item, int) and not isinstance(item, bool) and abs(item) <= LARGEST_INTEGER
+            for item in values
         ):
-            raise self.refusal(name, "a list of integers")
+            raise self.refusal(name, f"a list of integers of at most {LARGEST_INTEGER}")
         return tuple(values)
 
     def require(self, name: str, *allowed: Any) -> None:
-        """The value, where there is one, must be one of those that the family expresses."""
+        """The value, where there is one, must be one of those that the family expresses.
+
+        In a section null counts as absent: tools write it for what they leave unset.
+        """
+        if not self._prefix and None not in allowed:
+            self._refuse_null(name, " or ".join(repr(item) for item in allowed))
         value = self.take(name, allowed[0])
         if value not in allowed:
             raise self.refusal(name, " or ".join(repr(item) for item in allowed))
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a key, be it null."""
+        return name in self._config
+
+    def key_value_heads(self, default: int | None = None) -> int:
+        """num_key_value_heads; with null, or absent without a default, each head has its own."""
+        heads = self.integer("num_attention_heads")
+        given = self.optional_integer("num_key_value_heads", default)
+        return heads if given is None else given
+
+    def head_dim(self, default: int | None = None) -> int:
+        """head_dim; with null, or absent without a default, `split_head_dim`."""
+        given = self.optional_integer("head_dim", default)
+        return self.split_head_dim() if given is None else given
 
     def split_head_dim(self) -> int:
         """hidden_size / num_attention_heads: the size of a head where no key gives it."""
@@ -190,7 +209,7 @@ class ConfigReader:
 
     def _refuse_null(self, name: str, expected: str) -> None:
         """null is no way to ask for a default: others read it as false, or fail."""
-        if name in self._config and self._config[name] is None:
+        if self.has(name) and self._config[name] is None:
             raise self.refusal(name, expected)
 
     def refusal(self, name: str, expected: str) -> ConfigError:

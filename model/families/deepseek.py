@@ -63,9 +63,9 @@ def read_latent(reader: ConfigReader, interleaved: bool) -> tuple[MlaSpec, RopeS
     )
     head_dim = mla.qk_nope_head_dim + mla.qk_rope_head_dim
     # What transformers writes beside them.
-    reader.require("head_dim", mla.qk_rope_head_dim)
-    reader.require("qk_head_dim", head_dim)
-    reader.require("num_key_value_heads", reader.integer("num_attention_heads"))
+    reader.require("head_dim", mla.qk_rope_head_dim, None)
+    reader.require("qk_head_dim", head_dim, None)
+    reader.require("num_key_value_heads", reader.integer("num_attention_heads"), None)
     rope = reader.rope(head_dim=mla.qk_rope_head_dim, interleaved=interleaved)
     mscale = reader.rope_section().number("mscale_all_dim", 0.0)
     if not mscale:
@@ -118,7 +118,7 @@ def count_predictors(reader: ConfigReader) -> int:
     counts = [
         (name, reader.integer(name))
         for name in ("num_nextn_predict_layers", "num_mtp_layers")
-        if reader.take(name, None) is not None
+        if reader.has(name)
     ]
     for name, count in counts:
         if count < 0 or count != counts[0][1]:

@@ -77,7 +77,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config, irrelevant=TRAINING_KEYS)
     reader.require("hidden_act", "silu")
     # transformers does not normalise; the published code would.
-    reader.require("norm_topk_prob", False)
+    reader.require("norm_topk_prob", False, None)
     heads = reader.integer("num_attention_heads")
     mla, rope, scale = read_latent(reader, interleaved=True)
     bias = reader.flag("attention_bias", False)
@@ -108,8 +108,8 @@ def _read_router(reader: ConfigReader) -> RouterSpec:
     reader.require("scoring_func", "softmax")
     reader.require("topk_method", "greedy", "group_limited_greedy")
     if reader.take("topk_method", "greedy") == "greedy":
-        reader.require("n_group", 1)
-        reader.require("topk_group", 1)
+        reader.require("n_group", 1, None)
+        reader.require("topk_group", 1, None)
     groups, top_groups = (reader.optional_integer(name) for name in ("n_group", "topk_group"))
     return RouterSpec(
         num_experts=reader.integer("n_routed_experts"),

@@ -83,7 +83,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     for name in ("moe_use_aux_free", "use_rmsnorm"):
         reader.require(name, True)
     heads = reader.integer("num_attention_heads")
-    head_dim = reader.integer("head_dim", reader.split_head_dim())
+    head_dim = reader.head_dim()
     bias = reader.flag("use_bias", False)
     spec = ModelSpec(
         family=MODEL_TYPE,

@@ -83,7 +83,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
     heads = reader.integer("num_attention_heads")
-    head_dim = reader.integer("head_dim", reader.split_head_dim())
+    head_dim = reader.head_dim()
     router = read_corrected_router(reader, groups=1, top_groups=1, scale=1.0)
     count_predictors(reader)
     spec = ModelSpec(

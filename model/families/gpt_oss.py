@@ -97,7 +97,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
     heads = reader.integer("num_attention_heads")
-    head_dim = reader.optional_integer("head_dim", 64) or reader.split_head_dim()
+    head_dim = reader.head_dim(64)
     rope = reader.rope(head_dim=head_dim, theta=150_000.0)
     # A second name of the length before YaRN.
     reader.require("initial_context_length", rope.original_length)
@@ -107,7 +107,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
-        num_key_value_heads=reader.optional_integer("num_key_value_heads", 8) or heads,
+        num_key_value_heads=reader.key_value_heads(8),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
         rope=rope,

@@ -74,7 +74,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config, irrelevant=frozenset({"pretraining_tp"}))
     reader.require("hidden_act", "silu")
     heads = reader.integer("num_attention_heads")
-    head_dim = reader.integer("head_dim", reader.split_head_dim())
+    head_dim = reader.head_dim()
     bias = reader.flag("attention_bias", False)
     layer = paged_dense(None, reader.integer("intermediate_size"))
     spec = ModelSpec(
@@ -82,7 +82,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
-        num_key_value_heads=reader.integer("num_key_value_heads", heads),
+        num_key_value_heads=reader.key_value_heads(),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
         rope=reader.rope(head_dim=head_dim),

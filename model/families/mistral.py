@@ -41,7 +41,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader = ConfigReader(config)
     reader.require("hidden_act", "silu")
     heads = reader.integer("num_attention_heads")
-    head_dim = reader.integer("head_dim", reader.split_head_dim())
+    head_dim = reader.head_dim()
     window = reader.optional_integer("sliding_window", 4096)
     layer = llama.paged_dense(window, reader.integer("intermediate_size"))
     spec = ModelSpec(
@@ -49,7 +49,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
-        num_key_value_heads=reader.optional_integer("num_key_value_heads", 8) or heads,
+        num_key_value_heads=reader.key_value_heads(8),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
         rope=reader.rope(head_dim=head_dim),

@@ -61,13 +61,13 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
             normalize=True,
         ),
     )
-    head_dim = reader.integer("head_dim", reader.split_head_dim())
+    head_dim = reader.head_dim()
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
-        num_key_value_heads=reader.optional_integer("num_key_value_heads", 8) or heads,
+        num_key_value_heads=reader.key_value_heads(8),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
         rope=reader.rope(head_dim=head_dim, theta=1_000_000.0),

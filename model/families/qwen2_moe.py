@@ -105,7 +105,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
-        num_key_value_heads=reader.optional_integer("num_key_value_heads", 16) or heads,
+        num_key_value_heads=reader.key_value_heads(16),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
         rope=reader.rope(head_dim=head_dim),

@@ -99,13 +99,13 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         LayerSpec(window, moe_width, router) if routed else LayerSpec(window, dense_width)
         for routed in routed_layers(reader, reader.integer("num_hidden_layers"))
     )
-    head_dim = reader.integer("head_dim", reader.split_head_dim())
+    head_dim = reader.head_dim()
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
         num_attention_heads=heads,
-        num_key_value_heads=reader.optional_integer("num_key_value_heads", 4) or heads,
+        num_key_value_heads=reader.key_value_heads(4),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
         rope=reader.rope(head_dim=head_dim),

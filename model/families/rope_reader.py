@@ -146,4 +146,6 @@ def _holder(reader: ConfigReader, section: ConfigReader, name: str) -> ConfigRea
     inner, outer = section.take(name, None), reader.take(name, None)
     if inner is not None and outer is not None and inner != outer:
         raise section.refusal(name, f"{outer!r}, which stands outside too")
-    return section if outer is None else reader
+    if section.has(name) and (inner is None or outer is None):
+        return section
+    return reader if reader.has(name) else section
