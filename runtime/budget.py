@@ -14,9 +14,11 @@ from .native.kernels import NativeKernels
 from .pages import PAGE_ALIGNMENT, align
 
 MIB = 1 << 20
-# Tokens run at once. One figure for every budget: another would round differently, and paged output
-# has to be the resident output to the byte.
+# Tokens that a graph gets at once, and tokens that go through a layer together, so that a page is
+# read once for all of them. The same figures for every budget: others would round differently, and
+# paged output has to be the resident output to the byte.
 CHUNK = 128
+BATCH = 512
 _SESSION_BYTES = MIB  # a session's graph, names and kernels
 _MARGIN_BYTES = 4 * MIB  # by which a process may start larger the next time
 _FFN_ACTIVATIONS = 3  # gate, its activation, up
@@ -25,9 +27,10 @@ _RESERVE_BYTES = 16 * MIB  # code that has to stay in memory, allocators' slack,
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by purpose. chunk: tokens run at once; slots: pages in the cache.
+    """Bytes by purpose. chunk: tokens that a graph gets at once; batch: tokens that go through a
+    layer together; slots: pages in the cache.
 
-    process: interpreter, libraries and sessions. workspace: what computing one chunk needs.
+    process: interpreter, libraries and sessions. workspace: what computing one batch needs.
     """
 
     budget: int | None
@@ -36,6 +39,7 @@ class MemoryPlan:
     kv: int
     workspace: int
     chunk: int
+    batch: int
     slots: int
     page: int
 
@@ -54,9 +58,9 @@ def read_budget(budget: int | str | None) -> int | None:
 
 
 def workspace_bytes(
-    manifest: Manifest, context: int, chunk: int, kernels: NativeKernels | None = None
+    manifest: Manifest, context: int, chunk: int, batch: int, kernels: NativeKernels | None = None
 ) -> int:
-    """What computing `chunk` tokens takes beyond weights and caches: the largest of its steps,
+    """What computing `batch` tokens, a chunk at a time, takes beyond weights and caches: the largest of its steps,
     and what the native kernels hold.
 
     Logits count once: those of a whole prompt are memory of the caller who asks for them.
@@ -65,19 +69,20 @@ def workspace_bytes(
     projected = attention_elements(spec)
     attention = feed_forward = 0
     for layer in spec.layers:
-        scores = spec.num_attention_heads * capacity(layer.window, context, chunk)
+        scores = spec.num_attention_heads * capacity(layer.window, context, batch)
         attention = max(attention, chunk * (scores + projected) * 4)
         dense = 0 if layer.is_paged else layer.intermediate_size
         width = max(layer.shared_intermediate_size, dense)
         feed_forward = max(feed_forward, chunk * width * _FFN_ACTIVATIONS * 4)
-    experts = onnx_bytes(manifest, chunk) if kernels is None else 0
-    held = native_bytes(kernels, manifest, chunk) if kernels is not None else 0
+    experts = onnx_bytes(manifest, batch) if kernels is None else 0
+    held = native_bytes(kernels, manifest, batch) if kernels is not None else 0
     logits = 2 * spec.vocab_size * 4
-    streams = 12 * chunk * spec.hidden_size * 4
+    # Of the batch: hidden, sums and their input, and the routes; of the chunk: within a graph.
+    streams = (6 * batch + 6 * chunk) * spec.hidden_size * 4
     return streams + logits + held + max(attention, feed_forward, experts)
 
 
-def onnx_bytes(manifest: Manifest, chunk: int) -> int:
+def onnx_bytes(manifest: Manifest, batch: int) -> int:
     """What ONNX Runtime takes for the largest expert."""
     experts = 0
     for page in manifest.experts:
@@ -85,7 +90,7 @@ def onnx_bytes(manifest: Manifest, chunk: int) -> int:
         projections = 2 * page.format.hidden_size * page.format.intermediate_size
         unpacked = 0 if page.format.precision == "fp32" else projections * 4
         width = _FFN_ACTIVATIONS * page.format.intermediate_size + 2 * page.format.hidden_size
-        experts = max(experts, unpacked + chunk * width * 4)
+        experts = max(experts, unpacked + batch * width * 4)
     return experts
 
 
@@ -117,7 +122,7 @@ def plan_memory(
         BudgetError: one layer's experts of a token, and one page more, do not fit; the message
             names the smallest budget.
     """
-    chunk = min(CHUNK, context)
+    chunk, batch = min(CHUNK, context), min(BATCH, context)
     sessions = len(manifest.segments)
     if kernels is None:
         sessions += len({layer.format for layer in manifest.experts})
@@ -128,9 +133,10 @@ def plan_memory(
         budget=budget,
         process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
         backbone=manifest.backbone_bytes,
-        kv=kv_bytes(manifest.spec, context, chunk),
-        workspace=workspace_bytes(manifest, context, chunk, kernels),
+        kv=kv_bytes(manifest.spec, context, batch),
+        workspace=workspace_bytes(manifest, context, chunk, batch, kernels),
         chunk=chunk,
+        batch=batch,
         slots=0,
         page=page,
     )

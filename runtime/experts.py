@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +16,14 @@ from .bundle import Manifest
 from .native.kernels import ExpertFormat, NativeKernels
 from .native.library import available
 from .ort import Binding, load_session
+from .pager import Loaded
 from .pages import PageFormat
+from .readers import Slot
 
 KERNELS = ("auto", "native", "onnxruntime")
+# Up to so many rows of work, experts are computed as their pages come; beyond, as in a prompt, in
+# order, for which nothing has to be kept.
+FEW_ROWS = 64
 _log = logging.getLogger(__name__)
 _said: set[str] = set()  # reasons for ONNX Runtime that were logged
 
@@ -31,30 +37,59 @@ _ELEMENTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Group:
-    """The tokens of one expert: int64 rows of x, and its float32 weight for each."""
+class Routing:
+    """Which expert works on which tokens, experts in ascending order.
 
-    expert: int
+    experts: E of them; those of expert e are at `starts[e]` up to `starts[e + 1]` of tokens (int64
+    rows of x, ascending) and weights (float32).
+    """
+
+    experts: list[int]
+    starts: np.ndarray
     tokens: np.ndarray
     weights: np.ndarray
+
+    def part(self, first: int, last: int) -> Routing:
+        """Experts first up to last."""
+        low, high = self.starts[first], self.starts[last]
+        return Routing(
+            self.experts[first:last],
+            self.starts[first : last + 1] - low,
+            self.tokens[low:high],
+            self.weights[low:high],
+        )
+
+    def pick(self, experts: Sequence[int]) -> tuple[Routing, np.ndarray]:
+        """Some of the experts, ascending, and the places of their rows in this routing."""
+        wanted = set(experts)
+        indices = [index for index, expert in enumerate(self.experts) if expert in wanted]
+        starts = self.starts
+        rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+        sizes = [starts[i + 1] - starts[i] for i in indices]
+        picked = Routing(
+            [self.experts[i] for i in indices],
+            np.concatenate(([0], np.cumsum(sizes))),
+            self.tokens[rows],
+            self.weights[rows],
+        )
+        return picked, rows
+
+
+# Told whether they must come in the order of the experts, it gives lists of experts and their
+# pages: all of a routing, each once. A list's pages are valid until the next is asked for.
+Pages = Callable[[bool], Iterator[list[Loaded]]]
 
 
 class ExpertEngine(Protocol):
     """Computes experts from their pages: down(activation(gate(x), up(x))), each projection with
     its bias where the page has one."""
 
-    def add(
-        self,
-        out: np.ndarray,
-        x: np.ndarray,
-        groups: Iterable[Group],
-        page: Callable[[int], np.ndarray],
-    ) -> None:
-        """out[tokens] += weights · expert(x[tokens]) for one group after the other; out, x: float32
+    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
+        """out[tokens] += weights · expert(x[tokens]) for each expert; out, x: float32
         `[T, hidden_size]`.
 
-        page: an expert's page, uint8, as in pages.py; valid until the next one is asked for. Each
-        is asked for once, in the order of the groups.
+        A token's terms are added in ascending order of experts, whatever is in the cache: so the
+        sums have the same rounding, paged or not.
         """
         ...
 
@@ -62,7 +97,7 @@ class ExpertEngine(Protocol):
 class OnnxExpertEngine:
     """One weightless graph per page format; the page's tensors are bound as its inputs in place."""
 
-    def __init__(self, model: bytes, where: Path, page_format: PageFormat, chunk: int):
+    def __init__(self, model: bytes, where: Path, page_format: PageFormat, batch: int):
         self._binding = Binding(load_session(model, where))
         declared = self._binding.inputs
         places = page_format.tensors()
@@ -75,19 +110,17 @@ class OnnxExpertEngine:
             if int(np.prod(shape)) * np.dtype(element).itemsize != place.nbytes:
                 raise BundleError(f"{where} does not fit its pages; compile the bundle again")
             self._tensors.append((place.name, element, shape, place.offset))
-        self._out = np.empty((chunk, page_format.hidden_size), np.float32)
+        self._out = np.empty((batch, page_format.hidden_size), np.float32)
 
-    def add(
-        self,
-        out: np.ndarray,
-        x: np.ndarray,
-        groups: Iterable[Group],
-        page: Callable[[int], np.ndarray],
-    ) -> None:
-        for group in groups:
-            y = self._run(page(group.expert), x[group.tokens])
-            y *= group.weights[:, None]
-            out[group.tokens] += y
+    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
+        index = 0
+        for batch in pages(True):
+            for _, slot in batch:
+                one = routing.part(index, index + 1)
+                y = self._run(slot.data, x[one.tokens])
+                y *= one.weights[:, None]
+                out[one.tokens] += y
+                index += 1
 
     def _run(self, page: np.ndarray, x: np.ndarray) -> np.ndarray:
         binding, base, out = self._binding, page.ctypes.data, self._out[: len(x)]
@@ -101,29 +134,63 @@ class OnnxExpertEngine:
 
 class NativeExpertEngine:
     """The native kernels, straight on the page. They read it while they compute: nothing of it is
-    unpacked or copied."""
+    unpacked or copied.
 
-    def __init__(self, kernels: NativeKernels, page_format: PageFormat):
+    most_rows: of work, tokens of all experts, in one call: it bounds the kernels' memory.
+    """
+
+    def __init__(self, kernels: NativeKernels, page_format: PageFormat, most_rows: int):
         self._kernels = kernels
         self._format = ExpertFormat(page_format)
+        self._most_rows = most_rows
 
-    def add(
-        self,
-        out: np.ndarray,
-        x: np.ndarray,
-        groups: Iterable[Group],
-        page: Callable[[int], np.ndarray],
+    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
+        if len(routing.tokens) <= FEW_ROWS:
+            self._add_as_they_come(out, x, routing, pages(False))
+            return
+        index = 0
+        for batch in pages(True):
+            slots = [slot for _, slot in batch]
+            while slots:
+                count = self._fitting(routing, index, len(slots))
+                part = routing.part(index, index + count)
+                self._run(part, slots[:count], x, out)
+                index += count
+                slots = slots[count:]
+
+    def _add_as_they_come(
+        self, out: np.ndarray, x: np.ndarray, routing: Routing, batches: Iterator[list[Loaded]]
     ) -> None:
-        for group in groups:
-            self._kernels.run_experts(
-                self._format,
-                [page(group.expert)],
-                np.array([0, len(group.tokens)], np.int64),
-                group.tokens,
-                group.weights,
-                x,
-                out,
-            )
+        """Computes what is there while the rest is read, and adds all of it in order at the end."""
+        batch = next(batches)
+        if len(batch) == len(routing.experts):
+            self._run(routing, [slot for _, slot in batch], x, out)
+            return
+        terms = np.empty((len(routing.tokens), x.shape[1]), np.float32)
+        places: list[np.ndarray] = []
+        done = 0
+        for batch in chain([batch], batches):
+            part, rows = routing.pick([expert for expert, _ in batch])
+            self._kernels.expert_terms(
+                self._format, [slot.data for _, slot in batch], part.starts, part.tokens,
+                part.weights, x, terms[done : done + len(rows)],
+            )  # fmt: skip
+            places.append(rows)
+            done += len(rows)
+        order = np.argsort(np.concatenate(places))
+        self._kernels.add_terms(routing.tokens, terms[order], out)
+
+    def _run(self, part: Routing, slots: list[Slot], x: np.ndarray, out: np.ndarray) -> None:
+        self._kernels.run_experts(
+            self._format, [slot.data for slot in slots], part.starts, part.tokens, part.weights,
+            x, out,
+        )  # fmt: skip
+
+    def _fitting(self, routing: Routing, first: int, most: int) -> int:
+        """How many experts from `first` on go into one call, at least one."""
+        limit = routing.starts[first] + self._most_rows
+        count = int(np.searchsorted(routing.starts[first + 1 :], limit, side="right"))
+        return max(1, min(count, most))
 
 
 def choose_kernels(choice: str, manifest: Manifest, threads: int) -> NativeKernels | None:
@@ -153,20 +220,31 @@ def choose_kernels(choice: str, manifest: Manifest, threads: int) -> NativeKerne
     return None
 
 
-def native_bytes(kernels: NativeKernels, manifest: Manifest, chunk: int) -> int:
-    """Memory that the kernels hold once each page format has had a whole chunk."""
+def most_rows(manifest: Manifest, batch: int) -> int:
+    """Rows of work in one call of the kernels: a whole batch on one expert, or one token's."""
+    top_k = [layer.router.top_k for layer in manifest.spec.layers if layer.router is not None]
+    return max([batch, *top_k])
+
+
+def native_bytes(kernels: NativeKernels, manifest: Manifest, batch: int) -> int:
+    """Memory that the kernels hold once each page format has had a whole batch, and the terms of
+    a few tokens."""
     formats = {layer.format for layer in manifest.experts}
-    return sum(kernels.scratch_bytes(ExpertFormat(item), chunk, chunk) for item in formats)
+    rows = most_rows(manifest, batch)
+    held = sum(kernels.scratch_bytes(ExpertFormat(item), batch, rows) for item in formats)
+    return held + 2 * FEW_ROWS * manifest.spec.hidden_size * 4
 
 
 def load_engines(
-    root: Path, manifest: Manifest, chunk: int, kernels: NativeKernels | None
+    root: Path, manifest: Manifest, batch: int, kernels: NativeKernels | None
 ) -> dict[int, ExpertEngine]:
     """An engine for each MoE layer, native if there are kernels. In ONNX Runtime, layers with the
     same graph and page format share one."""
     if kernels is not None:
+        rows = most_rows(manifest, batch)
         return {
-            layer.layer: NativeExpertEngine(kernels, layer.format) for layer in manifest.experts
+            layer.layer: NativeExpertEngine(kernels, layer.format, rows)
+            for layer in manifest.experts
         }
     engines: dict[tuple[bytes, PageFormat], ExpertEngine] = {}
     by_layer: dict[int, ExpertEngine] = {}
@@ -178,33 +256,19 @@ def load_engines(
             raise BundleError(f"{where} cannot be read ({error.strerror})") from error
         key = (model, layer.format)
         if key not in engines:
-            engines[key] = OnnxExpertEngine(model, where, layer.format, chunk)
+            engines[key] = OnnxExpertEngine(model, where, layer.format, batch)
         by_layer[layer.layer] = engines[key]
     return by_layer
 
 
-def add_experts(
-    out: np.ndarray,
-    x: np.ndarray,
-    weights: np.ndarray,
-    experts: np.ndarray,
-    engine: ExpertEngine,
-    page: Callable[[int], np.ndarray],
-) -> None:
-    """Adds each token's weighted experts to `out`, all float32 `[T, H]`; weights, experts `[T, k]`.
-
-    Each expert's page is asked for once, in ascending order, whatever is in the cache: so the sums
-    have the same rounding, paged or not.
-    """
-    engine.add(out, x, group_by_expert(weights, experts), page)
-
-
-def group_by_expert(weights: np.ndarray, experts: np.ndarray) -> Iterator[Group]:
-    """In ascending order of experts, and of tokens within each."""
-    top_k = experts.shape[1]
+def route(weights: np.ndarray, experts: np.ndarray) -> Routing:
+    """From a router's `[T, k]`: float32 weights and int64 experts."""
+    tokens, top_k = experts.shape
     chosen = experts.ravel()
     order = np.argsort(chosen, kind="stable")
-    ordered, tokens, shares = chosen[order], order // top_k, weights.ravel()[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1)).tolist()
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
-        yield Group(int(ordered[start]), tokens[start:stop], shares[start:stop])
+    ordered, shares = chosen[order], weights.ravel()[order]
+    if tokens == 1:
+        return Routing(ordered.tolist(), np.arange(top_k + 1), np.zeros(top_k, np.int64), shares)
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    names = ordered[starts].tolist()
+    return Routing(names, np.append(starts, len(order)), order // top_k, shares)

@@ -49,8 +49,8 @@ class KvCache:
     With MLA both are one buffer, `[1, 1, capacity_l, latent]`, into which attention writes the same
     latent as key and as value.
 
-    A chunk is `begin`, then attention of every layer, then `commit`; without the commit, the next
-    chunk overwrites it.
+    A chunk is `begin`, then attention of every layer, in one piece or in several (`place`), then
+    `commit`; without the commit, the next chunk overwrites it.
     """
 
     def __init__(self, spec: ModelSpec, context: int, chunk: int):
@@ -76,8 +76,13 @@ class KvCache:
         for kind, span in self.spans.items():
             if span.past + tokens > span.capacity:
                 self._slide(kind, span)
-            span.total_length[0] = span.past + tokens
-            span.seqlens_k[0] = span.past + tokens - 1
+        self.place(0, tokens)
+
+    def place(self, start: int, tokens: int) -> None:
+        """Attention is to run for tokens [start, start + tokens) of those that were begun."""
+        for span in self.spans.values():
+            span.total_length[0] = span.past + start + tokens
+            span.seqlens_k[0] = span.past + start + tokens - 1
 
     def commit(self, tokens: int) -> None:
         self.position += tokens

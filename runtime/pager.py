@@ -1,76 +1,35 @@
-"""The pager: expert pages in a bounded cache of slots, each page fetched by one read.
+"""The pager: expert pages in a bounded cache of slots, read ahead of their use.
 
-Which page gives up its slot is the policy's to say (`policy.py`).
+Which page gives up its slot is the policy's to say (`policy.py`); reader threads fill the slots
+(`readers.py`). All else happens in the caller's thread: no state here is shared.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import mmap
-import os
 import time
-from collections.abc import Container, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from queue import Empty
 
 import numpy as np
 
-from ..errors import BundleError
 from .bundle import Manifest
 from .next_use import NextUse
+from .page_file import PageFile
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
 from .policy import CachePolicy
+from .readers import Load, Readers, Slot
 
-_O_DIRECT = getattr(os, "O_DIRECT", 0)
-
-
-class PageFile:
-    """One pages.bin, read past the page cache where the file system allows it."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._direct = _O_DIRECT != 0
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
-        except OSError:
-            self._reopen_buffered()
-
-    def _reopen_buffered(self) -> None:
-        self._direct = False
-        try:
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise BundleError(f"{self._path} cannot be opened ({error.strerror})") from error
-
-    def read(self, target: memoryview, offset: int) -> int:
-        """Fills `target` from `offset`; returns the bytes read. Raises OSError."""
-        if self._direct and offset % PAGE_ALIGNMENT == 0:
-            try:
-                return os.preadv(self._fd, [target], offset)
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # opened, but not readable this way
-                    raise
-        if self._direct:
-            os.close(self._fd)
-            self._reopen_buffered()
-        count = os.preadv(self._fd, [target], offset)
-        # What is in a slot need not be in the page cache too.
-        os.posix_fadvise(self._fd, offset, len(target), os.POSIX_FADV_DONTNEED)
-        return count
-
-    @property
-    def direct(self) -> bool:
-        return self._direct
-
-    def close(self) -> None:
-        os.close(self._fd)
+Loaded = tuple[int, Slot]  # an expert and its page
 
 
 class Pager:
     """A cache of `slots` pages; `policy` says which of them leave, by default NextUse.
 
-    The counters are since the pager was made: hits, misses, bytes_read, read_seconds (time in
-    reads and in hashing), verified (pages whose hash was checked).
+    The counters are since the pager was made: hits, misses; wait_seconds, in which nothing could be
+    done before a page came; for what was read see `readers`.
     """
 
     def __init__(
@@ -85,99 +44,163 @@ class Pager:
         self._root = root
         self._pages: dict[ExpertKey, ExpertPage] = {page.key: page for page in manifest.pages()}
         self._files = {layer.file: PageFile(root / layer.file) for layer in manifest.experts}
-        self._unverified = set(self._pages) if verify else set()
-        self._resident: dict[ExpertKey, np.ndarray] = {}
+        self.readers = Readers(verify=verify)
         self._policy = policy or NextUse(max(1, len(manifest.experts)))
-        self._running: frozenset[ExpertKey] = frozenset()  # what the last visit named
-        self._to_come: set[ExpertKey] = set()  # of those, what was not asked for yet
+        self._slot_bytes = max(PAGE_ALIGNMENT, align(manifest.page_bytes, PAGE_ALIGNMENT))
+        self._resident: dict[ExpertKey, Slot] = {}
+        self._loading: dict[ExpertKey, Load] = {}
+        self._free: list[Slot] = []
         self.slots = min(slots, len(self._pages))
-        size = align(manifest.page_bytes, PAGE_ALIGNMENT)
-        self._slab = mmap.mmap(
-            -1, max(1, self.slots * size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        )
-        slab = np.frombuffer(self._slab, np.uint8)
-        self._free = [slab[i * size : (i + 1) * size] for i in reversed(range(self.slots))]
-        self.hits = self.misses = self.bytes_read = self.verified = 0
-        self.read_seconds = 0.0
+        self.hits = self.misses = 0
+        self.wait_seconds = 0.0
 
-    def visit(self, layer: int, experts: Sequence[int]) -> None:
-        """A layer is about to run and to ask for the pages of these experts, each named once."""
-        self._running = frozenset(ExpertKey(layer, expert) for expert in experts)
-        self._to_come = set(self._running)
+    def visit(
+        self, layer: int, experts: Sequence[int], *, in_order: bool = False
+    ) -> Iterator[list[Loaded]]:
+        """A layer runs, and needs the pages of these experts, each named once.
+
+        Yields every expert once, in lists of those whose pages are in memory: first those that
+        were there, then others as they come; in_order: in the order given. While the caller works
+        on a list, the pages of the next are read. A list's pages are valid until the next is asked
+        for; after an error, or when left early, the pager can be used on.
+
+        Raises (from the iterator):
+            BundleError: a page cannot be read, or is not what the compiler wrote.
+        """
+        self._collect(wait=False)
         self._policy.visit(layer, experts)
+        keys = [ExpertKey(layer, expert) for expert in experts]
+        missing = deque(key for key in keys if key not in self._resident)
+        self.misses += len(missing)
+        self.hits += len(keys) - len(missing)
+        running = frozenset(keys)
+        to_come = dict.fromkeys(keys)  # not handed out yet, in order
+        self._start(missing, running, to_come)
+        return self._hand_out(missing, running, to_come, in_order)
 
-    def page(self, layer: int, expert: int) -> np.ndarray:
-        """The bytes of an expert's page, uint8 `[slot size]`; valid until the next call.
+    def _hand_out(
+        self,
+        missing: deque[ExpertKey],
+        running: frozenset[ExpertKey],
+        to_come: dict[ExpertKey, None],
+        in_order: bool,
+    ) -> Iterator[list[Loaded]]:
+        # Where the layer does not fit, some slots are left to be filled while others are used.
+        most = len(running) if len(running) <= self.slots else max(1, self.slots // 2)
+        while to_come:
+            ready = self._ready(to_come, in_order, most)
+            for key in ready:
+                del to_come[key]
+            if ready:
+                yield [(key.expert, self._resident[key]) for key in ready]
+                self._collect(wait=False, needed=to_come)
+            elif self._loading:
+                self._collect(wait=True, needed=to_come)
+            else:
+                self._make_room(missing, to_come)
+            self._start(missing, running, to_come)
 
-        Raises:
-            BundleError: the page cannot be read, or is not what the compiler wrote.
-        """
-        key = ExpertKey(layer, expert)
-        self._to_come.discard(key)
-        slot = self._resident.get(key)
-        if slot is not None:
-            self.hits += 1
-            return slot
+    def _make_room(self, missing: deque[ExpertKey], to_come: dict[ExpertKey, None]) -> None:
+        """Every slot holds a page that is still to come, but not the next one: the last of them
+        leaves, to be read again."""
+        needed = next(iter(to_come))
+        victim = next(key for key in reversed(to_come) if key in self._resident)
+        self._free.append(self._resident.pop(victim))
+        self._policy.discard(victim)
+        missing.append(victim)
+        missing.remove(needed)
+        missing.appendleft(needed)
         self.misses += 1
-        slot = self._free.pop() if self._free else self._resident.pop(self._victim())
-        self._policy.add(key)
-        try:
-            self._load(self._pages[key], slot)
-        except BaseException:
-            self._policy.discard(key)
-            self._free.append(slot)
-            raise
-        self._resident[key] = slot
-        return slot
 
-    def _victim(self) -> ExpertKey:
-        """The page whose slot is given up.
+    def _ready(self, to_come: dict[ExpertKey, None], in_order: bool, most: int) -> list[ExpertKey]:
+        ready: list[ExpertKey] = []
+        for key in to_come:
+            if key in self._resident:
+                ready.append(key)
+                if len(ready) == most:
+                    break
+            elif in_order:
+                break
+        return ready
 
-        The running layer's pages stay while they fit together. Where they do not, as in a prompt,
-        those that were used leave first, and in the end one that is still to come.
+    def _start(
+        self,
+        missing: deque[ExpertKey],
+        running: Collection[ExpertKey],
+        to_come: Collection[ExpertKey],
+    ) -> None:
+        """Has missing pages read as far as there are slots.
+
+        The running layer's pages stay while they fit together; else those that are still to come.
         """
-        fit = len(self._running) <= self.slots
-        choices: tuple[Container[ExpertKey], ...] = (self._to_come, ())
-        for pinned in (self._running, *choices) if fit else choices:
-            if victims := self._policy.evict(pinned):
-                return victims[0]
-        raise RuntimeError("the cache policy gives up no page of a full cache")
+        pinned = running if len(running) <= self.slots else to_come
+        while missing:
+            key = missing[0]
+            if key not in self._loading:
+                if key in self._resident:  # read for an earlier visit, and here only now
+                    missing.popleft()
+                    continue
+                slot = self._take_slot(pinned)
+                if slot is None:
+                    return
+                page = self._pages[key]
+                self._policy.add(key)
+                self._loading[key] = Load(page, self._files[page.file], slot, self._where(page))
+                self.readers.submit(self._loading[key])
+            missing.popleft()
+
+    def _take_slot(self, pinned: Collection[ExpertKey]) -> Slot | None:
+        if self._free:
+            return self._free.pop()
+        if len(self._resident) + len(self._loading) < self.slots:
+            return Slot(np.frombuffer(mmap.mmap(-1, self._slot_bytes), np.uint8))
+        victims = self._policy.evict(_Either(pinned, self._loading))
+        return self._resident.pop(victims[0]) if victims else None
+
+    def _collect(self, *, wait: bool, needed: Collection[ExpertKey] = ()) -> None:
+        """Takes in the pages that have come; waits for the first.
+
+        A failed one is an error where it is needed, and else as if it had never been asked for.
+        """
+        if not self._loading:
+            return
+        started = time.perf_counter() if wait else 0.0
+        try:
+            load = self.readers.done.get(block=wait)
+            if wait:
+                self.wait_seconds += time.perf_counter() - started
+            while True:
+                key = load.page.key
+                del self._loading[key]
+                if load.error is None:
+                    self._resident[key] = load.slot
+                else:
+                    self._policy.discard(key)
+                    self._free.append(load.slot)
+                    if key in needed:
+                        raise load.error
+                load = self.readers.done.get(block=False)
+        except Empty:
+            return
 
     def resident(self) -> frozenset[ExpertKey]:
         """The pages in the cache."""
         return frozenset(self._resident)
 
-    def _load(self, page: ExpertPage, slot: np.ndarray) -> None:
-        started = time.perf_counter()
-        target = slot.data[: page.nbytes]
-        self._read(page, target)
-        if page.key in self._unverified:
-            if hashlib.sha256(target).hexdigest() != page.sha256:
-                raise BundleError(
-                    f"{self._where(page)} is damaged: its hash is not the manifest's; "
-                    "compile the bundle again"
-                )
-            self._unverified.remove(page.key)
-            self.verified += 1
-        self.bytes_read += page.nbytes
-        self.read_seconds += time.perf_counter() - started
+    def resize(self, slots: int) -> None:
+        """Makes the cache larger, or gives up pages and their memory, at once.
 
-    def _read(self, page: ExpertPage, target: memoryview) -> None:
-        file = self._files[page.file]
-        reason = ""
-        for _ in range(2):
-            try:
-                count = file.read(target, page.offset)
-            except OSError as error:
-                reason = error.strerror or str(error)
-                continue
-            if count == len(target):
-                return
-            reason = f"{count} of {len(target)} bytes"
-        raise BundleError(
-            f"{self._where(page)} cannot be read ({reason}); check the disk, "
-            "or compile the bundle again"
-        )
+        No visit may be under way.
+        """
+        slots = max(1, min(slots, len(self._pages)))
+        if slots < self.slots:
+            while self._loading:
+                self._collect(wait=True)
+            self._free.clear()
+            surplus = len(self._resident) - slots
+            for key in self._policy.evict((), surplus) if surplus > 0 else ():
+                del self._resident[key]
+        self.slots = slots
 
     def _where(self, page: ExpertPage) -> str:
         path, key = self._root / page.file, page.key
@@ -189,8 +212,21 @@ class Pager:
         return all(file.direct for file in self._files.values())
 
     def close(self) -> None:
+        """May be called twice."""
+        self.readers.close()
         for file in self._files.values():
             file.close()
         self._files.clear()
         self._resident.clear()
+        self._loading.clear()
         self._free.clear()
+
+
+class _Either:
+    """What is in one of two collections, without making a third."""
+
+    def __init__(self, first: Collection[ExpertKey], second: Collection[ExpertKey]):
+        self._first, self._second = first, second
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._first or key in self._second

@@ -19,7 +19,7 @@ from .bundle import TOKENIZER, Manifest, check_file, read_manifest
 from .chat import Message, load_chat_template
 from .context import check_tokens
 from .embedding import Embedding
-from .experts import add_experts, choose_kernels, load_engines
+from .experts import choose_kernels, load_engines, route
 from .generation import Clock, encode_chat, encode_text, start_generation
 from .kv_cache import KvCache
 from .native.kernels import NativeKernels
@@ -108,15 +108,15 @@ class Session:
         self.turn = 0
         self._threads = threads
         self._clock = Clock()
-        self._cache = KvCache(manifest.spec, context, plan.chunk)
+        self._cache = KvCache(manifest.spec, context, plan.batch)
         if verify_pages:
             for segment in manifest.segments:
                 check_file(root, manifest, segment.file)
                 check_file(root, manifest, segment.file.replace(".onnx", ".bin"))
             for layer in manifest.experts:
                 check_file(root, manifest, layer.engine)
-        self._backbone = Backbone(root, manifest, self._cache, plan.chunk)
-        self._engines = load_engines(root, manifest, plan.chunk, kernels)
+        self._backbone = Backbone(root, manifest, self._cache, plan.chunk, plan.batch)
+        self._engines = load_engines(root, manifest, plan.batch, kernels)
         self._engine = "onnxruntime" if kernels is None else f"native, {kernels.instruction_set}"
         self._embedding = Embedding(root, manifest)
         self._pager = Pager(root, manifest, plan.slots, verify=verify_pages)
@@ -165,13 +165,13 @@ class Session:
     ) -> np.ndarray:
         """Logits float32 `[T, V]` of `token_ids`, which follow what was seen; last_only: `[1, V]`.
 
-        observe: told each segment's index and outputs, chunk by chunk; the arrays are valid only
+        observe: told each segment's index and outputs, batch by batch; the arrays are valid only
         until it returns.
 
         Raises:
             InputError: no tokens, or ids that the vocabulary does not have.
             ContextError: they do not fit into the context.
-            BundleError: a page cannot be read. Whole chunks before it are seen: see `position`.
+            BundleError: a page cannot be read. Whole batches before it are seen: see `position`.
         """
         self._need_open()
         self.turn += 1
@@ -179,14 +179,14 @@ class Session:
         ids = check_tokens(token_ids, spec, position=self.position, context=self.context)
         rows = 1 if last_only else len(ids)
         logits = np.empty((rows, spec.vocab_size), np.float32)
-        chunk, length = self.plan.chunk, self.position + len(ids)
+        batch, length = self.plan.batch, self.position + len(ids)
         if not self._busy.acquire(blocking=False):
             raise InputError("the session is in use by another thread; open one for each thread")
         try:
-            for start in range(0, len(ids), chunk):
-                part = ids[start : start + chunk]
-                wanted = logits if last_only else logits[start : start + chunk]
-                self._run_chunk(part, wanted, length, observe)
+            for start in range(0, len(ids), batch):
+                part = ids[start : start + batch]
+                wanted = logits if last_only else logits[start : start + batch]
+                self._run_batch(part, wanted, length, observe)
         finally:
             self._busy.release()
         return logits
@@ -236,9 +236,10 @@ class Session:
             **vars(self._clock),
             page_hits=pager.hits,
             page_misses=pager.misses,
-            bytes_read=pager.bytes_read,
-            read_seconds=pager.read_seconds,
-            verified_pages=pager.verified,
+            bytes_read=pager.readers.bytes_read,
+            read_seconds=pager.readers.read_seconds,
+            wait_seconds=pager.wait_seconds,
+            verified_pages=pager.readers.verified,
             num_pages=self.manifest.num_pages,
             cache_slots=pager.slots,
             chunk_tokens=self.plan.chunk,
@@ -251,7 +252,7 @@ class Session:
             peak_rss_bytes=process_memory("VmHWM"),
         )
 
-    def _run_chunk(
+    def _run_batch(
         self, ids: np.ndarray, logits: np.ndarray, length: int, observe: Observer | None
     ) -> None:
         backbone, tokens = self._backbone, len(ids)
@@ -265,14 +266,14 @@ class Session:
             out = backbone.run(index, tokens)
             if observe is not None:
                 observe(index, out)
-            self._pager.visit(layer, np.unique(out["expert_ids"]).tolist())
-            add_experts(
+            routing = route(out["expert_weights"], out["expert_ids"])
+            self._engines[layer].add(
                 out["moe_base"],
                 out["expert_input"],
-                out["expert_weights"],
-                out["expert_ids"],
-                self._engines[layer],
-                lambda expert, layer=layer: self._pager.page(layer, expert),  # type: ignore[misc]
+                routing,
+                lambda in_order, layer=layer, routing=routing: self._pager.visit(  # type: ignore[misc]
+                    layer, routing.experts, in_order=in_order
+                ),
             )
         self._cache.commit(tokens)
 

@@ -11,7 +11,8 @@ class Stats:
 
     prompt_*, new_*, decode_*: of `generate` alone. decode_steps: new tokens that were run through
     the model again; decode_seconds is theirs. time_to_first_token: of the latest prompt.
-    page_*, bytes_read, read_seconds: of the cache. direct_reads: past the page cache.
+    page_*, bytes_read: of the cache. read_seconds: while pages were read; wait_seconds: the part of
+    it in which there was nothing else to do. direct_reads: past the page cache.
     expert_engine: "onnxruntime", or "native" and its instruction set.
     """
 
@@ -25,6 +26,7 @@ class Stats:
     page_misses: int
     bytes_read: int
     read_seconds: float
+    wait_seconds: float
     verified_pages: int
     num_pages: int
     cache_slots: int

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from pocketmoe.errors import BundleError
 from pocketmoe.model.rope import RopeSpec
 from pocketmoe.model.spec import LayerSpec, ModelSpec, RouterSpec
-from pocketmoe.runtime import pager as pager_module
+from pocketmoe.runtime import page_file, readers
 from pocketmoe.runtime.bundle import ExpertLayer, Manifest, Precision
 from pocketmoe.runtime.pager import Pager
 from pocketmoe.runtime.pages import ExpertKey, PageFormat
@@ -57,8 +59,20 @@ def expected(root: Path, layer: int, expert: int) -> bytes:
 
 def content(pager: Pager, layer: int, expert: int) -> bytes:
     """What a layer's run that needs this expert alone gets to see."""
-    pager.visit(layer, [expert])
-    return pager.page(layer, expert)[: FORMATS[layer].nbytes].tobytes()
+    ((found, page),) = pages(pager, layer, [expert])
+    assert found == expert
+    return page
+
+
+def pages(
+    pager: Pager, layer: int, experts: list[int], *, in_order: bool = False
+) -> list[tuple[int, bytes]]:
+    """What a layer's run gets to see, in the order in which it comes."""
+    seen = []
+    for batch in pager.visit(layer, experts, in_order=in_order):
+        assert batch
+        seen += [(e, slot.data[: FORMATS[layer % 2].nbytes].tobytes()) for e, slot in batch]
+    return seen
 
 
 @pytest.fixture
@@ -72,12 +86,15 @@ def test_pages_are_what_was_written(bundle: tuple[Path, Manifest], pager: Pager)
     for layer in range(LAYERS):
         for expert in range(EXPERTS):
             assert content(pager, layer, expert) == expected(bundle[0], layer, expert)
-    assert pager.misses == pager.verified == LAYERS * EXPERTS
-    assert pager.bytes_read == sum(f.nbytes for f in FORMATS) * EXPERTS
+    assert pager.misses == pager.readers.verified == LAYERS * EXPERTS
+    assert pager.readers.bytes_read == sum(f.nbytes for f in FORMATS) * EXPERTS
 
 
 def test_slots_are_aligned_to_memory_pages(pager: Pager) -> None:
-    assert all(pager.page(1, e).ctypes.data % 4096 == 0 for e in range(EXPERTS))
+    for batch in pager.visit(1, [0, 2, 3]):
+        for _, slot in batch:
+            assert slot.address == slot.data.ctypes.data
+            assert slot.address % 4096 == 0
 
 
 def test_no_more_slots_than_pages(bundle: tuple[Path, Manifest]) -> None:
@@ -113,29 +130,141 @@ layer_runs = st.lists(st.tuples(st.integers(0, LAYERS - 1), experts_of_a_run), m
 
 @pytest.mark.parametrize("make", [lambda: None, Lru], ids=["default", "lru"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(runs=layer_runs, slots=st.integers(1, LAYERS * EXPERTS))
-def test_the_running_layers_pages_stay_if_they_fit_together(
+@given(runs=layer_runs, slots=st.integers(1, LAYERS * EXPERTS), in_order=st.booleans())
+def test_every_page_comes_once_and_the_running_layers_stay_if_they_fit_together(
     bundle: tuple[Path, Manifest],
     make: Callable[[], CachePolicy | None],
     runs: list[tuple[int, list[int]]],
     slots: int,
+    in_order: bool,
 ) -> None:
     pager = Pager(*bundle, slots=slots, policy=make())
-    requests = 0
     for layer, experts in runs:
         keys = {ExpertKey(layer, expert) for expert in experts}
         before, misses = pager.resident(), pager.misses
-        pager.visit(layer, experts)
-        for expert in experts:
-            page = pager.page(layer, expert)[: FORMATS[layer].nbytes]
-            assert page.tobytes() == expected(bundle[0], layer, expert)
-            assert ExpertKey(layer, expert) in pager.resident()
+        seen = []
+        for batch in pager.visit(layer, experts, in_order=in_order):
+            for expert, slot in batch:
+                page = slot.data[: FORMATS[layer].nbytes].tobytes()
+                assert page == expected(bundle[0], layer, expert)
+                assert ExpertKey(layer, expert) in pager.resident()
+                seen.append(expert)
             assert len(pager.resident()) <= slots
-        requests += len(experts)
+        assert seen == experts if in_order else sorted(seen) == experts
         if len(experts) <= slots:
             assert keys <= pager.resident()
             assert pager.misses - misses == len(keys - before)
-    assert pager.hits + pager.misses == requests
+    pager.close()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    runs=st.lists(
+        st.tuples(
+            st.integers(0, LAYERS - 1), experts_of_a_run, st.integers(0, 3), st.integers(1, 9)
+        ),
+        max_size=20,
+    )
+)
+def test_a_run_left_early_and_new_sizes_do_no_harm(
+    bundle: tuple[Path, Manifest], runs: list[tuple[int, list[int], int, int]]
+) -> None:
+    pager = Pager(*bundle, slots=3)
+    for layer, experts, lists, slots in runs:
+        visit = pager.visit(layer, experts)
+        for _ in range(lists):
+            for expert, slot in next(visit, []):
+                page = slot.data[: FORMATS[layer].nbytes].tobytes()
+                assert page == expected(bundle[0], layer, expert)
+        del visit
+        pager.resize(slots)
+        assert pager.slots == min(slots, LAYERS * EXPERTS)
+        assert len(pager.resident()) <= pager.slots
+    pager.close()
+
+
+def test_what_is_there_comes_first_and_does_not_wait(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pager = Pager(*bundle, slots=LAYERS * EXPERTS)
+    pages(pager, 0, [1, 3])
+    gate = threading.Event()
+    real = os.preadv
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        assert gate.wait(60)
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(page_file.os, "preadv", preadv)
+    visit = pager.visit(0, [0, 1, 2, 3])
+    assert [expert for expert, _ in next(visit)] == [1, 3]
+    gate.set()
+    assert sorted(expert for batch in visit for expert, _ in batch) == [0, 2]
+    assert pager.wait_seconds <= pager.readers.read_seconds + 1
+    pager.close()
+
+
+def test_more_than_one_page_is_read_at_a_time(
+    bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two reads meet at a barrier: one alone would wait for ever."""
+    barrier = threading.Barrier(2)
+    real = os.preadv
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        barrier.wait(60)
+        return real(fd, buffers, offset)
+
+    pager = Pager(*bundle, slots=LAYERS * EXPERTS)
+    monkeypatch.setattr(page_file.os, "preadv", preadv)
+    found = dict(pages(pager, 0, [0, 1, 2, 3]))
+    assert all(found[expert] == expected(bundle[0], 0, expert) for expert in range(4))
+    pager.close()
+
+
+def test_a_page_changed_while_running_is_named(tmp_path: Path) -> None:
+    """Though it was right when it was first read; others stay usable."""
+    manifest = write_pages(tmp_path)
+    pager = Pager(tmp_path, manifest, slots=1)
+    for _ in range(2):
+        for expert in range(EXPERTS):
+            assert content(pager, 0, expert) == expected(tmp_path, 0, expert)
+    right = expected(tmp_path, 0, 2)
+    with (tmp_path / "layer_0.bin").open("r+b") as file:
+        file.seek(2 * FORMATS[0].nbytes + 99)
+        file.write(bytes([right[99] ^ 1]))
+    with pytest.raises(BundleError, match=r"layer_0\.bin: .*layer 0, expert 2 is damaged"):
+        content(pager, 0, 2)
+    assert content(pager, 0, 1) == expected(tmp_path, 0, 1)
+    with (tmp_path / "layer_0.bin").open("r+b") as file:
+        file.seek(2 * FORMATS[0].nbytes + 99)
+        file.write(right[99:100])
+    assert content(pager, 0, 2) == right
+    pager.close()
+
+
+def test_pages_of_a_file_that_has_settled_are_hashed_once(tmp_path: Path) -> None:
+    manifest = write_pages(tmp_path)
+    for name in ("layer_0.bin", "layer_1.bin"):
+        os.utime(tmp_path / name, (1, 1))  # the change time cannot be set
+    pager = Pager(tmp_path, manifest, slots=1)
+    while not pager._files["layer_0.bin"].stamp().settled:
+        time.sleep(0.1)
+    for _ in range(3):
+        content(pager, 0, 0)
+        content(pager, 0, 1)
+    assert (pager.misses, pager.readers.verified) == (6, 2)
+    pager.close()
+
+
+def test_a_page_in_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "PART_BYTES", 4096)
+    manifest = write_pages(tmp_path)
+    pager = Pager(tmp_path, manifest, slots=3)
+    for _ in range(3):
+        for layer in range(LAYERS):
+            for expert, page in pages(pager, layer, [0, 1, 2, 3]):
+                assert page == expected(tmp_path, layer, expert)
     pager.close()
 
 
@@ -150,9 +279,7 @@ def test_below_a_tokens_pages_the_default_has_hits_where_lru_has_none(tmp_path: 
             for layer in range(len(manifest.experts)):
                 chosen = random.choice(EXPERTS, 2, replace=False, p=(0.4, 0.3, 0.2, 0.1))
                 experts = sorted(chosen.tolist())
-                pager.visit(layer, experts)
-                for expert in experts:
-                    pager.page(layer, expert)
+                pages(pager, layer, experts)
         assert pager.hits + pager.misses == 800
         hits[name] = pager.hits
         pager.close()
@@ -168,11 +295,10 @@ def test_a_flipped_byte_is_named_and_the_cache_stays_whole(tmp_path: Path) -> No
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
     pager = Pager(tmp_path, manifest, slots=2)
-    pager.page(0, 0)
-    pager.page(0, 1)
+    pages(pager, 0, [0, 1])
     for _ in range(3):
         with pytest.raises(BundleError, match=r"layer_1\.bin: .*layer 1, expert 2 is damaged"):
-            pager.page(1, 2)
+            pages(pager, 1, [2])
     assert content(pager, 1, 3) == expected(tmp_path, 1, 3)
     assert content(pager, 0, 1) == expected(tmp_path, 0, 1)
     pager.close()
@@ -184,16 +310,7 @@ def test_hashes_are_not_checked_when_told_so(tmp_path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
     pager = Pager(tmp_path, manifest, slots=2, verify=False)
     assert not any(content(pager, 0, 0))
-    assert pager.verified == 0
-    pager.close()
-
-
-def test_a_page_is_hashed_only_once(bundle: tuple[Path, Manifest]) -> None:
-    pager = Pager(*bundle, slots=1)
-    for _ in range(3):
-        pager.page(0, 0)
-        pager.page(0, 1)
-    assert (pager.misses, pager.verified) == (6, 2)
+    assert pager.readers.verified == 0
     pager.close()
 
 
@@ -203,7 +320,7 @@ def test_a_cut_file_is_named(tmp_path: Path) -> None:
     pager = Pager(tmp_path, manifest, slots=2)
     assert content(pager, 0, 2) == expected(tmp_path, 0, 2)
     with pytest.raises(BundleError, match="layer 0, expert 3 cannot be read"):
-        pager.page(0, 3)
+        content(pager, 0, 3)
     assert content(pager, 0, 2) == expected(tmp_path, 0, 2)
     pager.close()
 
@@ -218,7 +335,7 @@ def fail_reads(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
             raise OSError(errno.EIO, "Input/output error")
         return real(fd, buffers, offset)
 
-    monkeypatch.setattr(pager_module.os, "preadv", preadv)
+    monkeypatch.setattr(page_file.os, "preadv", preadv)
 
 
 def test_one_failed_read_is_tried_again(
@@ -233,14 +350,14 @@ def test_two_failed_reads_are_an_error_that_passes(
 ) -> None:
     fail_reads(monkeypatch, 2)
     with pytest.raises(BundleError, match=r"layer 0, expert 1 cannot be read \(Input/output"):
-        pager.page(0, 1)
+        content(pager, 0, 1)
     assert content(pager, 0, 1) == expected(bundle[0], 0, 1)
 
 
 def test_without_direct_reads(
     bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pager_module, "_O_DIRECT", 0)
+    monkeypatch.setattr(page_file, "_O_DIRECT", 0)
     pager = Pager(*bundle, slots=2)
     assert not pager.direct
     assert content(pager, 1, 3) == expected(bundle[0], 1, 3)
@@ -260,7 +377,7 @@ def test_a_file_system_that_refuses_direct_reads_late(
             raise OSError(errno.EINVAL, "Invalid argument")
         return real(fd, buffers, offset)
 
-    monkeypatch.setattr(pager_module.os, "preadv", preadv)
+    monkeypatch.setattr(page_file.os, "preadv", preadv)
     assert content(pager, 0, 3) == expected(bundle[0], 0, 3)
     assert not pager.direct
     assert content(pager, 0, 2) == expected(bundle[0], 0, 2)

@@ -13,6 +13,7 @@ import pytest
 
 import pocketmoe
 from pocketmoe.errors import BudgetError, BundleError, ContextError, InputError
+from pocketmoe.runtime import budget
 from pocketmoe.runtime import session as session_module
 from pocketmoe.runtime.bundle import read_manifest
 from pocketmoe.runtime.session import Session
@@ -66,6 +67,31 @@ def test_a_prompt_in_chunks_gives_the_logits_of_one_piece(tiny_bundle_fp32: Path
         last = session.forward(TOKENS, last_only=True)
     assert np.abs(whole - parts).max() / np.abs(whole).max() < 1e-4
     assert np.abs(whole[-1:] - last).max() / np.abs(whole).max() < 1e-4
+
+
+@pytest.mark.parametrize(("chunk", "batch"), [(16, 40), (7, 7), (8, 64)])
+def test_batches_of_several_chunks_give_the_same_logits(
+    tiny_bundle_fp32: Path, chunk: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention runs by chunks, experts by batches; a layer of the model has a window of 32."""
+    with pocketmoe.open(tiny_bundle_fp32) as session:
+        whole = session.forward(TOKENS)
+    monkeypatch.setattr(budget, "CHUNK", chunk)
+    monkeypatch.setattr(budget, "BATCH", batch)
+    with pocketmoe.open(tiny_bundle_fp32) as session:
+        assert (session.plan.chunk, session.plan.batch) == (chunk, batch)
+        by_chunks = session.forward(TOKENS)
+        requests = session.stats.page_hits + session.stats.page_misses
+        session.reset()
+        last = session.forward(TOKENS, last_only=True)
+        session.reset()
+        parts = [session.forward(TOKENS[:33]), session.forward(TOKENS[33:])]
+    assert np.abs(whole - by_chunks).max() / np.abs(whole).max() < 1e-4
+    assert np.abs(whole[-1:] - last).max() / np.abs(whole).max() < 1e-4
+    assert np.abs(whole - np.concatenate(parts)).max() / np.abs(whole).max() < 1e-4
+    # A batch asks for each expert of a layer once.
+    layers, experts = len(session.manifest.experts), len(session.manifest.experts[0].offsets)
+    assert requests <= -(-len(TOKENS) // batch) * layers * experts
 
 
 def test_generation_is_reproducible_and_streams(tiny_bundle: Path) -> None:
