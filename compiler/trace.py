@@ -167,7 +167,27 @@ def trace_segment(spec: ModelSpec, plan: SegmentPlan) -> onnx.ModelProto:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
+    divide_by_roots(program.model_proto.graph)
     return program.model_proto
+
+
+def divide_by_roots(graph: onnx.GraphProto) -> None:
+    """x · (1 / √v) becomes x / √v: a norm of that form is what ONNX Runtime computes as one
+    operator (SimplifiedLayerNormalization) instead of seven."""
+    roots = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Reciprocal"}
+    used: dict[str, int] = {}
+    for node in graph.node:
+        for name in node.input:
+            used[name] = used.get(name, 0) + 1
+    for node in graph.node:
+        root = next((name for name in node.input if name in roots), None)
+        if node.op_type == "Mul" and root is not None and used[root] == 1:
+            (other,) = (name for name in node.input if name != root)
+            node.op_type = "Div"
+            node.input[:] = [other, roots.pop(root)]
+    kept = [node for node in graph.node if node.op_type != "Reciprocal" or node.output[0] in roots]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ class RopeTable:
         self.sin = np.empty_like(self.cos)
 
     def fill(self, start: int, tokens: int, length: int) -> None:
-        """length: tokens of the sequence at the end of what is being run, later batches included."""
+        """length: tokens of the sequence at the end of the call, later batches included."""
         if self._rope.kind in _BY_LENGTH and length != self._length:
             self._set_frequencies(length)
         positions = np.arange(start, start + tokens, dtype=np.float32)

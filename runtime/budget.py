@@ -60,8 +60,8 @@ def read_budget(budget: int | str | None) -> int | None:
 def workspace_bytes(
     manifest: Manifest, context: int, chunk: int, batch: int, kernels: NativeKernels | None = None
 ) -> int:
-    """What computing `batch` tokens, a chunk at a time, takes beyond weights and caches: the largest of its steps,
-    and what the native kernels hold.
+    """What computing `batch` tokens, a chunk at a time, takes beyond weights and caches: the
+    largest of its steps, and what the native kernels hold.
 
     Logits count once: those of a whole prompt are memory of the caller who asks for them.
     """

@@ -162,14 +162,14 @@ class NativeExpertEngine:
         self, out: np.ndarray, x: np.ndarray, routing: Routing, batches: Iterator[list[Loaded]]
     ) -> None:
         """Computes what is there while the rest is read, and adds all of it in order at the end."""
-        batch = next(batches)
-        if len(batch) == len(routing.experts):
-            self._run(routing, [slot for _, slot in batch], x, out)
+        first = next(batches)
+        if len(first) == len(routing.experts):
+            self._run(routing, [slot for _, slot in first], x, out)
             return
         terms = np.empty((len(routing.tokens), x.shape[1]), np.float32)
         places: list[np.ndarray] = []
         done = 0
-        for batch in chain([batch], batches):
+        for batch in chain([first], batches):
             part, rows = routing.pick([expert for expert, _ in batch])
             self._kernels.expert_terms(
                 self._format, [slot.data for _, slot in batch], part.starts, part.tokens,

@@ -73,7 +73,7 @@ def test_a_prompt_in_chunks_gives_the_logits_of_one_piece(tiny_bundle_fp32: Path
 def test_batches_of_several_chunks_give_the_same_logits(
     tiny_bundle_fp32: Path, chunk: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attention runs by chunks, experts by batches; a layer of the model has a window of 32."""
+    """Attention runs by chunks, experts by batches; layers of the model have a window of 16."""
     with pocketmoe.open(tiny_bundle_fp32) as session:
         whole = session.forward(TOKENS)
     monkeypatch.setattr(budget, "CHUNK", chunk)
