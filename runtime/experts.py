@@ -200,10 +200,13 @@ def add_experts(
 
 
 def group_by_expert(weights: np.ndarray, experts: np.ndarray) -> Iterator[Group]:
-    """In ascending order of experts, and of tokens within each."""
+    """In ascending order of experts, and of tokens within each; ids below 0 stand for no expert."""
     top_k = experts.shape[1]
     chosen = experts.ravel()
     order = np.argsort(chosen, kind="stable")
+    order = order[np.count_nonzero(chosen < 0) :]
+    if not len(order):
+        return
     ordered, tokens, shares = chosen[order], order // top_k, weights.ravel()[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1)).tolist()
     for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):

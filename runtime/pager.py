@@ -143,6 +143,10 @@ class Pager:
                 return victims[0]
         raise RuntimeError("the cache policy gives up no page of a full cache")
 
+    def holds(self, layer: int, expert: int) -> bool:
+        """Whether the page is in the cache."""
+        return ExpertKey(layer, expert) in self._resident
+
     def resident(self) -> frozenset[ExpertKey]:
         """The pages in the cache."""
         return frozenset(self._resident)

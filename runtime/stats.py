@@ -12,7 +12,9 @@ class Stats:
     prompt_*, new_*, decode_*: of `generate` alone. decode_steps: new tokens that were run through
     the model again; decode_seconds is theirs. time_to_first_token: of the latest prompt.
     page_*, bytes_read, read_seconds: of the cache. direct_reads: past the page cache.
-    expert_engine: "onnxruntime", or "native" and its instruction set.
+    expert_engine: "onnxruntime", or "native" and its instruction set. lossy: what changes the
+    output, in the bundle and by the session's options. skipped_experts: how often a token went
+    without an expert because of `skip_cold`.
     """
 
     prompt_tokens: int
@@ -33,6 +35,8 @@ class Stats:
     threads: int
     expert_engine: str
     direct_reads: bool
+    lossy: tuple[str, ...]
+    skipped_experts: int
     budget_bytes: int | None
     planned_bytes: int
     peak_rss_bytes: int
