@@ -82,6 +82,21 @@ CONTEXT = click.option(
     help="Tokens that it can see.  [default: the model's, at most 4096]",
 )
 
+ACTIVE_EXPERTS = click.option(
+    "--active-experts",
+    metavar="K",
+    type=POSITIVE,
+    help="Use only the K strongest experts of each token (lossy).  [default: all that it has]",
+)
+SKIP_COLD = click.option(
+    "--skip-cold",
+    metavar="SHARE",
+    type=FiniteRange(0, 1),
+    default=0.0,
+    help="Leave out experts that are not in the cache and whose weight is below this share of an "
+    "even split (lossy).",
+)
+
 
 def read_prompt(prompt: str) -> str:
     """The text of `--prompt`; `-` stands for standard input.

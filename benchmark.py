@@ -28,7 +28,7 @@ class Benchmark:
     limit_tokens_per_second: no faster than memory gives the weights of a token, and storage the
     pages that were missed, at the bandwidths (bytes per second) measured in the same run;
     storage_bandwidth is None where nothing was read. prompt: where its tokens came from, "text" or
-    "random ids".
+    "random ids". lossy, skipped_experts: see Stats.
     """
 
     bundle: str
@@ -52,6 +52,8 @@ class Benchmark:
     num_pages: int
     budget_bytes: int | None
     peak_rss_bytes: int
+    lossy: tuple[str, ...]
+    skipped_experts: int
 
 
 _SILENT = Silent()
@@ -68,6 +70,8 @@ def run_benchmark(
     memory_budget: int | None = None,
     context: int | None = None,
     kernels: str = "auto",
+    active_experts: int | None = None,
+    skip_cold: float = 0.0,
     progress: Progress = _SILENT,
 ) -> Benchmark:
     """Opens the bundle, reads a prompt and decodes greedily; an end-of-text token does not stop it.
@@ -79,8 +83,9 @@ def run_benchmark(
 
     opening = time.perf_counter()
     with open_bundle(
-        bundle, memory_budget=memory_budget, threads=threads, context=context, kernels=kernels
-    ) as session:
+        bundle, memory_budget=memory_budget, threads=threads, context=context, kernels=kernels,
+        active_experts=active_experts, skip_cold=skip_cold,
+    ) as session:  # fmt: skip
         opened = time.perf_counter()
         if prompt_tokens + new_tokens > session.context:
             raise InputError(
@@ -103,9 +108,11 @@ def run_benchmark(
         manifest = session.manifest
     steps = new_tokens - 1
     missed = (stats.bytes_read - before.bytes_read) / steps if steps else 0.0
+    skipped = (stats.skipped_experts - before.skipped_experts) / steps if steps else 0.0
+    resident = token_bytes(manifest, active_experts) - skipped * manifest.page_bytes
     bandwidth = measure_memory(stats.threads, memory_budget)
     storage = stats.read_bytes_per_second or None
-    seconds = max(token_bytes(manifest) / bandwidth, missed / storage if storage else 0.0)
+    seconds = max(resident / bandwidth, missed / storage if storage else 0.0)
     hits = stats.page_hits - before.page_hits
     requests = hits + stats.page_misses - before.page_misses
     return Benchmark(
@@ -130,14 +137,17 @@ def run_benchmark(
         num_pages=stats.num_pages,
         budget_bytes=stats.budget_bytes,
         peak_rss_bytes=stats.peak_rss_bytes,
+        lossy=stats.lossy,
+        skipped_experts=stats.skipped_experts,
     )
 
 
-def token_bytes(manifest: Manifest) -> int:
-    """Weights that one token reads: the backbone, and k pages of each MoE layer."""
+def token_bytes(manifest: Manifest, active_experts: int | None = None) -> int:
+    """Weights that one token reads: the backbone, and k pages of each MoE layer, or fewer where
+    fewer experts are active."""
     layers = manifest.spec.layers
     pages = sum(
-        pages.format.nbytes * router.top_k
+        pages.format.nbytes * min(router.top_k, active_experts or router.top_k)
         for pages in manifest.experts
         if (router := layers[pages.layer].router) is not None
     )

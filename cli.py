@@ -11,6 +11,7 @@ import click
 
 from . import __version__
 from .arguments import (
+    ACTIVE_EXPERTS,
     AGAINST,
     BUDGET,
     BUNDLE,
@@ -18,6 +19,7 @@ from .arguments import (
     JSON,
     POSITIVE,
     SIZE,
+    SKIP_COLD,
     TARGET,
     FiniteRange,
     decode_argument,
@@ -200,6 +202,8 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
     help="Sample from the likeliest tokens that make up this probability.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes sampling repeatable.")
+@ACTIVE_EXPERTS
+@SKIP_COLD
 @click.option("--stats", is_flag=True, help="Print speed, hits and memory to stderr.")
 def run(
     bundle: Path,
@@ -213,6 +217,8 @@ def run(
     top_k: int,
     top_p: float,
     seed: int | None,
+    active_experts: int | None,
+    skip_cold: float,
     stats: bool,
 ) -> None:
     """Generate text from a prompt."""
@@ -234,7 +240,10 @@ def run(
         "max_new_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
         "seed": seed,
     }  # fmt: skip
-    with open_bundle(bundle, memory_budget=memory_budget, context=context) as session:
+    with open_bundle(
+        bundle, memory_budget=memory_budget, context=context, active_experts=active_experts,
+        skip_cold=skip_cold,
+    ) as session:  # fmt: skip
         conversation = Conversation(session, system=system, **sampling)
         try:
             if text is None:
@@ -281,8 +290,19 @@ def replay(routes: Path, budgets: tuple[int, ...], as_json: bool) -> None:
     "--data", metavar="FILE", type=click.Path(path_type=Path), required=True, help="UTF-8 text."
 )
 @AGAINST
+@BUDGET
+@ACTIVE_EXPERTS
+@SKIP_COLD
 @JSON
-def eval_command(bundle: Path, data: Path, against: Path | None, as_json: bool) -> None:
+def eval_command(
+    bundle: Path,
+    data: Path,
+    against: Path | None,
+    memory_budget: int | None,
+    active_experts: int | None,
+    skip_cold: float,
+    as_json: bool,
+) -> None:
     """Measure the quality on a text.
 
     Perplexity; with --against, the KL divergence and top-1 agreement too.
@@ -291,7 +311,10 @@ def eval_command(bundle: Path, data: Path, against: Path | None, as_json: bool) 
     from .tables import evaluation_rows
 
     with ProgressDisplay("tokens") as progress:
-        result = run_evaluation(bundle, data, against, progress)
+        result = run_evaluation(
+            bundle, data, against, progress, memory_budget=memory_budget,
+            active_experts=active_experts, skip_cold=skip_cold,
+        )  # fmt: skip
     if as_json:
         print_json({"bundle": str(bundle), "data": str(data), **vars(result)})
         return
@@ -305,6 +328,8 @@ def eval_command(bundle: Path, data: Path, against: Path | None, as_json: bool) 
 @click.option("--threads", metavar="N", type=POSITIVE, help="[default: one per core]")
 @BUDGET
 @CONTEXT
+@ACTIVE_EXPERTS
+@SKIP_COLD
 @JSON
 def bench(
     bundle: Path,
@@ -313,6 +338,8 @@ def bench(
     threads: int | None,
     memory_budget: int | None,
     context: int | None,
+    active_experts: int | None,
+    skip_cold: float,
     as_json: bool,
 ) -> None:
     """Measure speed, cache hits and memory."""
@@ -322,7 +349,8 @@ def bench(
     with ProgressDisplay("tokens") as progress:
         result = run_benchmark(
             bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads,
-            memory_budget=memory_budget, context=context, progress=progress,
+            memory_budget=memory_budget, context=context, active_experts=active_experts,
+            skip_cold=skip_cold, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(result)

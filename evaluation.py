@@ -15,16 +15,28 @@ _WINDOW = 512  # tokens that share one context
 
 
 def run_evaluation(
-    bundle: Path, data: Path, against: Path | None = None, progress: Progress = _SILENT
+    bundle: Path,
+    data: Path,
+    against: Path | None = None,
+    progress: Progress = _SILENT,
+    *,
+    memory_budget: int | None = None,
+    active_experts: int | None = None,
+    skip_cold: float = 0.0,
 ) -> Evaluation:
     """Scores the text in the file `data`; `against` is a checkpoint, which runs in float32.
+
+    With skip_cold the text runs token by token, as in decoding: a whole chunk reads nearly every
+    expert for one of its tokens, and would show no loss.
 
     Raises:
         InputError: the text is too short, or not UTF-8.
         BundleError: the bundle was compiled from another checkpoint.
     """
     text = read_text(data)
-    with open_bundle(bundle) as session:
+    with open_bundle(
+        bundle, memory_budget=memory_budget, active_experts=active_experts, skip_cold=skip_cold
+    ) as session:
         token_ids = session.encode(text)
         if len(token_ids) < 2:
             raise InputError(f"{data} holds {len(token_ids)} token; give a longer text")
@@ -35,4 +47,5 @@ def run_evaluation(
             check_same_model(bundle, session.manifest, against)
             reference = reference_logits(against)
         window = min(session.context, _WINDOW)
-        return evaluate(session, token_ids, window, reference, progress)
+        step = 1 if skip_cold else None
+        return evaluate(session, token_ids, window, reference, progress, step)

@@ -138,6 +138,7 @@ def benchmark_rows(result: Benchmark) -> list[Row]:
         ("experts", result.expert_engine),
         ("threads", str(result.threads)),
         ("peak memory", _memory(result.peak_rss_bytes, result.budget_bytes)),
+        *_lossy_rows(result),
     ]  # fmt: skip
 
 
@@ -158,7 +159,17 @@ def stat_rows(stats: Stats) -> list[Row]:
         ("experts", stats.expert_engine),
         ("threads", str(stats.threads)),
         ("peak memory", _memory(stats.peak_rss_bytes, stats.budget_bytes)),
+        *_lossy_rows(stats),
     ]  # fmt: skip
+
+
+def _lossy_rows(figures: Stats | Benchmark) -> list[Row]:
+    """What changes the output, where something does."""
+    if not figures.lossy:
+        return []
+    skipped = figures.skipped_experts
+    count = f"; {skipped:,} times an expert was skipped" if skipped else ""
+    return [("lossy", ", ".join(figures.lossy) + count)]
 
 
 def replay_columns(rows: list[ReplayRow]) -> list[str]:
@@ -176,9 +187,9 @@ def replay_table(rows: list[ReplayRow]) -> list[Row]:
 def evaluation_rows(result: Evaluation) -> list[Row]:
     """Names and values of what `eval` measured."""
     return [
-        (name.replace("_", " "), _number(value))
+        (name.replace("_", " "), ", ".join(value) if isinstance(value, tuple) else _number(value))
         for name, value in vars(result).items()
-        if value is not None
+        if value is not None and value != ()
     ]
 
 

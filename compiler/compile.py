@@ -7,9 +7,11 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -19,7 +21,6 @@ from ..errors import BundleError, CheckpointError, InputError
 from ..model.checkpoint import Checkpoint
 from ..model.parameters import end_shapes, layer_shapes
 from ..model.spec import ModelSpec
-from ..model.tensors import TensorReader
 from ..progress import Progress, Silent
 from ..runtime.bundle import (
     EMBEDDING,
@@ -36,7 +37,7 @@ from ..runtime.pages import PageFormat
 from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
 from .chat import write_chat_template
-from .experts import choose_workers, write_expert_layer
+from .experts import build_pages, choose_workers, write_expert_layer
 from .output import building, refuse_existing
 from .precision import check_blocks
 from .quantize import ReadTiles
@@ -47,6 +48,18 @@ from .trace import check_attention, trace_segment
 _FP16_LARGEST = 65504.0
 
 _log = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """Gives a parameter in float32, as consecutive blocks of rows."""
+
+    def tiles(self, parameter: str) -> Iterator[torch.Tensor]: ...
+
+
+class Source(Protocol):
+    """Where a model's parameters come from: a `Checkpoint`, or anything with such a reader."""
+
+    def tensors(self) -> AbstractContextManager[Reader]: ...
 
 
 def compile_bundle(
@@ -94,12 +107,17 @@ def compile_bundle(
             segments=segments,
             experts=experts,
             backbone_bytes=backbone_bytes,
-            toolchain={name: version(name) for name in ("pocketmoe", "torch", "onnx")},
+            toolchain=toolchain(),
             lossy=lossy,
         )
         manifest = replace(manifest, files=hash_files(root, progress))
         write_manifest(root, manifest)
     return manifest
+
+
+def toolchain() -> dict[str, str]:
+    """Versions of what makes a bundle."""
+    return {name: version(name) for name in ("pocketmoe", "torch", "onnx")}
 
 
 def with_active_experts(spec: ModelSpec, count: int | None) -> tuple[ModelSpec, tuple[str, ...]]:
@@ -148,7 +166,7 @@ def head_parameter(spec: ModelSpec, parameter: str) -> str:
     return "embed.weight" if tied else parameter
 
 
-def tile_reader(reader: TensorReader, spec: ModelSpec, advance: Callable[[int], None]) -> ReadTiles:
+def tile_reader(reader: Reader, spec: ModelSpec, advance: Callable[[int], None]) -> ReadTiles:
     """Parameters as float32 blocks of rows; advance is told the bytes of each."""
 
     def read(parameter: str) -> Iterator[np.ndarray]:
@@ -161,7 +179,7 @@ def tile_reader(reader: TensorReader, spec: ModelSpec, advance: Callable[[int], 
 
 
 def write_backbone(
-    root: Path, source: Checkpoint, spec: ModelSpec, precision: Precision, progress: Progress
+    root: Path, source: Source, spec: ModelSpec, precision: Precision, progress: Progress
 ) -> tuple[tuple[Segment, ...], int]:
     """Traces each kind of segment once and stamps every segment's weights; returns the bytes that
     they take once loaded."""
@@ -196,8 +214,30 @@ def backbone_float32_bytes(spec: ModelSpec) -> int:
 def write_experts(
     root: Path, source: Checkpoint, spec: ModelSpec, precision: Precision, progress: Progress
 ) -> tuple[ExpertLayer, ...]:
+    formats = page_formats(spec, precision)
+    counts = expert_counts(spec)
+    progress.stage("experts", sum(formats[layer].nbytes * counts[layer] for layer in formats))
+    workers = choose_workers(formats.values(), encoded=source.encoding is not None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    written = []
+    try:
+        for layer, page_format in formats.items():
+            with source.tensors() as reader:
+                read = tile_reader(reader, spec, lambda _: None)
+                pages = build_pages(layer, counts[layer], page_format, read, workers)
+                written.append(
+                    write_expert_layer(root, layer, page_format, pages, progress.advance)
+                )
+    finally:
+        torch.set_num_threads(threads)
+    return tuple(written)
+
+
+def page_formats(spec: ModelSpec, precision: Precision) -> dict[int, PageFormat]:
+    """By paged layer."""
     block_size = precision.block_size if precision.experts in ("int4", "int8") else 0
-    formats = {
+    return {
         layer: PageFormat(
             precision.experts,
             block_size,
@@ -208,27 +248,15 @@ def write_experts(
         )
         for layer in spec.paged_layers
     }
-    counts = {layer: spec.layers[layer].router.num_experts for layer in formats}  # type: ignore[union-attr]
-    progress.stage("experts", sum(formats[layer].nbytes * counts[layer] for layer in formats))
-    workers = choose_workers(formats.values(), encoded=source.encoding is not None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    written = []
-    try:
-        for layer, page_format in formats.items():
-            with source.tensors() as reader:
-                read = tile_reader(reader, spec, lambda _: None)
-                written.append(
-                    write_expert_layer(
-                        root, layer, counts[layer], page_format, read, workers, progress.advance
-                    )
-                )
-    finally:
-        torch.set_num_threads(threads)
-    return tuple(written)
 
 
-def write_embedding(root: Path, source: Checkpoint, precision: Precision) -> str:
+def expert_counts(spec: ModelSpec) -> dict[int, int]:
+    """Experts of each paged layer."""
+    routers = {layer: spec.layers[layer].router for layer in spec.paged_layers}
+    return {layer: router.num_experts for layer, router in routers.items() if router is not None}
+
+
+def write_embedding(root: Path, source: Source, precision: Precision) -> str:
     """Rows in float16, or in float32 where the backbone is, or where float16 would overflow."""
     path = root / EMBEDDING
     with source.tensors() as reader:

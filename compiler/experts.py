@@ -36,18 +36,17 @@ def choose_workers(formats: Iterable[PageFormat], *, encoded: bool) -> int:
 def write_expert_layer(
     root: Path,
     layer: int,
-    num_experts: int,
     page_format: PageFormat,
-    read: ReadTiles,
-    workers: int,
+    pages: Iterable[bytearray],
     advance: Callable[[int], None],
 ) -> ExpertLayer:
-    """Writes `experts/layer_NNN/` below root; advance is told the bytes of each page written."""
+    """Writes `experts/layer_NNN/` below root, a page for each expert in order; advance is told the
+    bytes of each page written."""
     folder = root / "experts" / f"layer_{layer:03d}"
     folder.mkdir(parents=True)
     offsets, hashes, end = [], [], 0
     with (folder / "pages.bin").open("wb") as file:
-        for page in build_pages(layer, num_experts, page_format, read, workers):
+        for page in pages:
             file.write(page)
             offsets.append(end)
             hashes.append(hashlib.sha256(page).hexdigest())

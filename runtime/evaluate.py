@@ -19,7 +19,7 @@ class Evaluation:
     in nats, over tokens.
 
     top1_agreement: share of tokens where both find the same one most likely. What needs a
-    reference is None without one.
+    reference is None without one. lossy: what changes the bundle's output.
     """
 
     window: int
@@ -29,6 +29,7 @@ class Evaluation:
     kl_p99: float | None = None
     top1_agreement: float | None = None
     reference_perplexity: float | None = None
+    lossy: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -37,19 +38,24 @@ def evaluate(
     window: int,
     reference: Callable[[Sequence[int]], np.ndarray] | None = None,
     progress: Progress | None = None,
+    step: int | None = None,
 ) -> Evaluation:
     """Scores windows of `window` tokens, each from an empty context; its first token is not scored.
 
-    reference: token ids → logits `[T, V]`. progress is told tokens.
+    reference: token ids → logits `[T, V]`. progress is told tokens. step: tokens run at once, by
+    default the session's chunk; 1 is how they run while decoding.
 
     Raises:
-        InputError: fewer than two tokens, or a window that scores nothing.
+        InputError: fewer than two tokens, a window that scores nothing, or a step below 1.
         ContextError: the window is longer than the session's context.
     """
     if len(token_ids) < 2:
         raise InputError(f"evaluation needs at least 2 tokens, and the text has {len(token_ids)}")
     if window < 2:
         raise InputError(f"evaluation window must be 2 tokens or more, not {window}")
+    step = session.plan.chunk if step is None else step
+    if step < 1:
+        raise InputError(f"evaluation step must be 1 token or more, not {step}")
     if window > session.context:
         raise ContextError(
             f"evaluation window of {window} tokens is longer than the context of "
@@ -67,9 +73,9 @@ def evaluate(
             continue
         expected = reference(ids) if reference is not None else None
         session.reset()
-        # By chunks, so that only a chunk's logits are held at once.
-        for begin in range(0, len(ids), session.plan.chunk):
-            part = ids[begin : begin + session.plan.chunk]
+        # By steps, so that only a step's logits are held at once.
+        for begin in range(0, len(ids), step):
+            part = ids[begin : begin + step]
             targets = np.asarray(ids[begin + 1 : begin + 1 + len(part)])
             logits = session.forward(part)[: len(targets)]
             progress.advance(len(part))
@@ -84,9 +90,9 @@ def evaluate(
                 agreements.append(wanted.argmax(axis=1) == found.argmax(axis=1))
     session.reset()
     loss = np.concatenate(losses)
-    perplexity = math.exp(loss.mean())
+    perplexity, lossy = math.exp(loss.mean()), session.stats.lossy
     if reference is None:
-        return Evaluation(window, len(loss), perplexity)
+        return Evaluation(window, len(loss), perplexity, lossy=lossy)
     divergence = np.concatenate(divergences)
     return Evaluation(
         window=window,
@@ -96,6 +102,7 @@ def evaluate(
         kl_p99=float(np.percentile(divergence, 99)),
         top1_agreement=float(np.concatenate(agreements).mean()),
         reference_perplexity=math.exp(np.concatenate(reference_losses).mean()),
+        lossy=lossy,
     )
 
 

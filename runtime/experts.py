@@ -145,6 +145,8 @@ class NativeExpertEngine:
         self._most_rows = most_rows
 
     def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
+        if not routing.experts:
+            return
         if len(routing.tokens) <= FEW_ROWS:
             self._add_as_they_come(out, x, routing, pages(False))
             return
@@ -262,13 +264,16 @@ def load_engines(
 
 
 def route(weights: np.ndarray, experts: np.ndarray) -> Routing:
-    """From a router's `[T, k]`: float32 weights and int64 experts."""
+    """From `[T, k]`: float32 weights and int64 experts; those below 0 stand for no expert."""
     tokens, top_k = experts.shape
     chosen = experts.ravel()
     order = np.argsort(chosen, kind="stable")
+    if chosen[order[0]] < 0:
+        order = order[np.count_nonzero(chosen < 0) :]
     ordered, shares = chosen[order], weights.ravel()[order]
     if tokens == 1:
-        return Routing(ordered.tolist(), np.arange(top_k + 1), np.zeros(top_k, np.int64), shares)
+        count = len(order)
+        return Routing(ordered.tolist(), np.arange(count + 1), np.zeros(count, np.int64), shares)
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))
     names = ordered[starts].tolist()
     return Routing(names, np.append(starts, len(order)), order // top_k, shares)

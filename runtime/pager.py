@@ -183,6 +183,10 @@ class Pager:
         except Empty:
             return
 
+    def holds(self, layer: int, expert: int) -> bool:
+        """Whether the page is in the cache."""
+        return ExpertKey(layer, expert) in self._resident
+
     def resident(self) -> frozenset[ExpertKey]:
         """The pages in the cache."""
         return frozenset(self._resident)

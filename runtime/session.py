@@ -22,6 +22,7 @@ from .embedding import Embedding
 from .experts import choose_kernels, load_engines, route
 from .generation import Clock, encode_chat, encode_text, start_generation
 from .kv_cache import KvCache
+from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
 from .ort import set_up
 from .pager import Pager
@@ -43,6 +44,8 @@ def open_bundle(
     context: int | None = None,
     verify_pages: bool = True,
     kernels: str = "auto",
+    active_experts: int | None = None,
+    skip_cold: float = 0.0,
 ) -> Session:
     """Opens a bundle to run it.
 
@@ -51,6 +54,8 @@ def open_bundle(
     can see, by default 4096, or what the model can see if that is less. verify_pages: check the
     hashes of graphs and backbone now, and the hash of each page when it is first read.
     kernels: what computes the experts, "native", "onnxruntime", or "auto": native where it can.
+    Lossy, see lossy.py: active_experts, how many of a token's experts are used, the strongest ones;
+    skip_cold, below which share of an even split an expert that is not in the cache is left out.
 
     Raises:
         BundleError, BudgetError, ContextError, InputError: each says what to do.
@@ -62,6 +67,7 @@ def open_bundle(
     elif threads < 1:
         raise InputError(f"threads must be 1 or more, not {threads}")
     manifest = read_manifest(root)
+    choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
     longest = manifest.spec.max_context
     if context is None:
         context = min(longest, DEFAULT_CONTEXT)
@@ -78,7 +84,7 @@ def open_bundle(
         name=str(root),
         kernels=native,
     )
-    return Session(root, manifest, plan, tokenizer, context, threads, verify_pages, native)
+    return Session(root, manifest, plan, tokenizer, context, threads, verify_pages, native, choice)
 
 
 class Session:
@@ -99,6 +105,7 @@ class Session:
         threads: int,
         verify_pages: bool,
         kernels: NativeKernels | None,
+        choice: ExpertChoice,
     ):
         self.manifest = manifest
         self.context = context
@@ -108,6 +115,7 @@ class Session:
         self.turn = 0
         self._threads = threads
         self._clock = Clock()
+        self._choice = choice
         self._cache = KvCache(manifest.spec, context, plan.batch)
         if verify_pages:
             for segment in manifest.segments:
@@ -247,6 +255,8 @@ class Session:
             threads=self._threads,
             expert_engine=self._engine,
             direct_reads=pager.direct,
+            lossy=(*self.manifest.lossy, *self._choice.names),
+            skipped_experts=self._choice.skipped,
             budget_bytes=self.plan.budget,
             planned_bytes=self.plan.total,
             peak_rss_bytes=process_memory("VmHWM"),
@@ -266,7 +276,13 @@ class Session:
             out = backbone.run(index, tokens)
             if observe is not None:
                 observe(index, out)
-            routing = route(out["expert_weights"], out["expert_ids"])
+            weights, experts = self._choice.choose(
+                layer,
+                out["expert_weights"],
+                out["expert_ids"],
+                lambda expert, layer=layer: self._pager.holds(layer, expert),  # type: ignore[misc]
+            )
+            routing = route(weights, experts)
             self._engines[layer].add(
                 out["moe_base"],
                 out["expert_input"],

@@ -103,7 +103,8 @@ def test_every_expert_file_is_the_expert_of_its_page(
     def read(name: str) -> Iterator[np.ndarray]:
         return tiles(weights[int(name.split(".")[3])], name)
 
-    layer = write_expert_layer(tmp_path, 2, 3, page_format, read, 2, lambda _: None)
+    pages = build_pages(2, 3, page_format, read, 2)
+    layer = write_expert_layer(tmp_path, 2, page_format, pages, lambda _: None)
     assert all(offset % PAGE_ALIGNMENT == 0 for offset in layer.offsets)
     x = np.random.default_rng(9).normal(size=(5, page_format.hidden_size)).astype(np.float32)
     for expert in range(3):
