@@ -40,6 +40,7 @@ from .chat import write_chat_template
 from .experts import build_pages, choose_workers, write_expert_layer
 from .output import building, refuse_existing
 from .precision import check_blocks
+from .predictors import write_predictors
 from .quantize import ReadTiles
 from .segments import SegmentPlan, plan_segments, segment_parameters
 from .stamp import stamp_segment
@@ -200,6 +201,8 @@ def write_backbone(
                 tile_reader(reader, spec, progress.advance), root / file,
             )  # fmt: skip
         segments.append(Segment(file, plan.layers, plan.router_layer))
+    with source.tensors() as reader:
+        write_predictors(root, spec, tile_reader(reader, spec, lambda _: None))
     return tuple(segments), loaded
 
 

@@ -30,7 +30,8 @@ class MemoryPlan:
     """Bytes by purpose. chunk: tokens that a graph gets at once; batch: tokens that go through a
     layer together; slots: pages in the cache.
 
-    process: interpreter, libraries and sessions. workspace: what computing one batch needs.
+    predicts: whether the next pages are guessed, for which there must be room. process:
+    interpreter, libraries and sessions. workspace: what computing one batch needs.
     """
 
     budget: int | None
@@ -42,6 +43,7 @@ class MemoryPlan:
     batch: int
     slots: int
     page: int
+    predicts: bool = False
 
     @property
     def total(self) -> int:
@@ -114,9 +116,11 @@ def plan_memory(
     process: int,
     name: str,
     kernels: NativeKernels | None = None,
+    predictor: int = 0,
 ) -> MemoryPlan:
     """Decides how many pages the cache holds. `process`: bytes that it takes before any weights;
-    kernels: what computes the experts, if not ONNX Runtime.
+    kernels: what computes the experts, if not ONNX Runtime; predictor: bytes of what guesses the
+    next pages, where pages are read at all.
 
     Raises:
         BudgetError: one layer's experts of a token, and one page more, do not fit; the message
@@ -151,4 +155,7 @@ def plan_memory(
             "(a shorter context needs less)"
         )
     slots = (budget - empty.total) // page if page else 0
+    if slots < manifest.num_pages and predictor <= (slots - fewest) * page:
+        empty = replace(empty, workspace=empty.workspace + predictor, predicts=predictor > 0)
+        slots = (budget - empty.total) // page
     return replace(empty, slots=min(manifest.num_pages, slots))

@@ -4,6 +4,7 @@ manifest.json                  this file's `Manifest`
 tokenizer.json
 chat.json                      the chat template and its special tokens, where there is one
 backbone/embedding.bin         one row per token
+backbone/predictors.bin        routers to guess the next layer's experts with; may be missing
 backbone/segment_000.onnx …    from one paged layer to the next; the last one ends in the logits
 backbone/segment_000.bin …     their weights
 experts/layer_000/pages.bin    one page per expert (see pages.py)
@@ -30,6 +31,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat.json"
 EMBEDDING = "backbone/embedding.bin"
+PREDICTORS = "backbone/predictors.bin"
 ENGINE = "engine.onnx"
 _CHUNK = 1 << 20
 

@@ -30,14 +30,20 @@ class Slot:
 
 
 class Load:
-    """A page on its way into a slot. `error` is set, or the slot is filled, once it is done."""
+    """A page on its way into a slot. Once it is done, the slot is filled, or `error` is set, or
+    `dropped` is. unwanted: what has not begun may be left out.
+    """
 
-    __slots__ = ("error", "file", "page", "parts_left", "slot", "stamp", "where")
+    __slots__ = (
+        "dropped", "error", "file", "page", "parts_left", "slot", "stamp", "unwanted",
+        "where",
+    )  # fmt: skip
 
     def __init__(self, page: ExpertPage, file: PageFile, slot: Slot, where: str):
         self.page, self.file, self.slot, self.where = page, file, slot, where
         self.stamp: Stamp | None = None  # of the file, when it was last looked at
         self.error: BundleError | None = None
+        self.unwanted = self.dropped = False
         self.parts_left = 0
 
 
@@ -92,7 +98,9 @@ class Readers:
         while (part := self._parts.get()) is not None:
             load, start, stop = part
             try:
-                if load.error is None:
+                if load.unwanted:
+                    load.dropped = True
+                elif load.error is None:
                     self._read(load, start, stop)
             except MemoryError:
                 load.error = self._failure(load, "out of memory")
@@ -104,7 +112,7 @@ class Readers:
             last = load.parts_left == 0
         if not last:
             return
-        if load.error is None and self._verify:
+        if load.error is None and not load.dropped and self._verify:
             self._check(load)
         self.done.put(load)
 

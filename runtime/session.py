@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,12 +26,14 @@ from .kv_cache import KvCache
 from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
 from .ort import set_up
-from .pager import Pager
+from .pager import Loaded, Pager
+from .predict import WORTHWHILE, Predictor, can_predict, predictor_bytes
 from .sampling import Sampler
 from .stats import Stats, process_memory
 from .text import load_tokenizer
 
 DEFAULT_CONTEXT = 4096
+EARLY_PAGES = 2  # read early, at most, for the next layer
 _log = logging.getLogger(__name__)
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
@@ -44,6 +47,7 @@ def open_bundle(
     context: int | None = None,
     verify_pages: bool = True,
     kernels: str = "auto",
+    prefetch: str = "auto",
     active_experts: int | None = None,
     skip_cold: float = 0.0,
 ) -> Session:
@@ -54,6 +58,8 @@ def open_bundle(
     can see, by default 4096, or what the model can see if that is less. verify_pages: check the
     hashes of graphs and backbone now, and the hash of each page when it is first read.
     kernels: what computes the experts, "native", "onnxruntime", or "auto": native where it can.
+    prefetch: whether pages that the next layer may want are read early, "on", "off", or "auto":
+    while most guesses are right.
     Lossy, see lossy.py: active_experts, how many of a token's experts are used, the strongest ones;
     skip_cold, below which share of an even split an expert that is not in the cache is left out.
 
@@ -83,8 +89,11 @@ def open_bundle(
         process=process_memory("VmRSS"),
         name=str(root),
         kernels=native,
+        predictor=predictor_bytes(manifest.spec) if can_predict(manifest, prefetch) else 0,
     )
-    return Session(root, manifest, plan, tokenizer, context, threads, verify_pages, native, choice)
+    return Session(
+        root, manifest, plan, tokenizer, context, threads, verify_pages, native, choice, prefetch
+    )
 
 
 class Session:
@@ -106,6 +115,7 @@ class Session:
         verify_pages: bool,
         kernels: NativeKernels | None,
         choice: ExpertChoice,
+        prefetch: str,
     ):
         self.manifest = manifest
         self.context = context
@@ -128,6 +138,8 @@ class Session:
         self._engine = "onnxruntime" if kernels is None else f"native, {kernels.instruction_set}"
         self._embedding = Embedding(root, manifest)
         self._pager = Pager(root, manifest, plan.slots, verify=verify_pages)
+        self._predictor = Predictor(root, manifest.spec) if plan.predicts else None
+        self._least_accuracy = 0.0 if prefetch == "on" else WORTHWHILE
         self._routers = [segment.router_layer for segment in manifest.segments]
         self._closed = False
         self._busy = threading.Lock()
@@ -254,6 +266,9 @@ class Session:
             context=self.context,
             threads=self._threads,
             expert_engine=self._engine,
+            early_pages=pager.early,
+            early_pages_used=pager.early_used,
+            guess_accuracy=self._predictor.accuracy if self._predictor is not None else None,
             direct_reads=pager.direct,
             lossy=(*self.manifest.lossy, *self._choice.names),
             skipped_experts=self._choice.skipped,
@@ -287,11 +302,23 @@ class Session:
                 out["moe_base"],
                 out["expert_input"],
                 routing,
-                lambda in_order, layer=layer, routing=routing: self._pager.visit(  # type: ignore[misc]
-                    layer, routing.experts, in_order=in_order
-                ),
+                partial(self._visit, layer, routing.experts, out["hidden_out"]),
             )
         self._cache.commit(tokens)
+
+    def _visit(
+        self, layer: int, experts: list[int], hidden: np.ndarray, in_order: bool
+    ) -> Iterator[list[Loaded]]:
+        """Has a layer's pages read, and behind them those that the next layer may want."""
+        pages = self._pager.visit(layer, experts, in_order=in_order)
+        if self._predictor is not None and len(hidden) == 1:
+            self._predictor.learn(layer, experts)
+            guess = self._predictor.guess(layer, hidden[0], len(experts))
+            if guess is not None:
+                self._predictor.remember(*guess)
+                if self._predictor.accuracy >= self._least_accuracy:
+                    self._pager.read_early(*guess, most=EARLY_PAGES)
+        return pages
 
     def _need_open(self) -> None:
         if self._closed:
