@@ -32,11 +32,11 @@ from ..runtime.bundle import (
     hash_file,
     write_manifest,
 )  # fmt: skip
-from ..runtime.pages import PageFormat
 from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
 from .chat import write_chat_template
 from .experts import choose_workers, write_expert_layer
+from .footprint import page_formats
 from .output import building, refuse_existing
 from .precision import check_blocks
 from .quantize import ReadTiles
@@ -196,18 +196,7 @@ def backbone_float32_bytes(spec: ModelSpec) -> int:
 def write_experts(
     root: Path, source: Checkpoint, spec: ModelSpec, precision: Precision, progress: Progress
 ) -> tuple[ExpertLayer, ...]:
-    block_size = precision.block_size if precision.experts in ("int4", "int8") else 0
-    formats = {
-        layer: PageFormat(
-            precision.experts,
-            block_size,
-            spec.hidden_size,
-            spec.layers[layer].intermediate_size,
-            bias=spec.expert_bias,
-            activation=spec.activation,
-        )
-        for layer in spec.paged_layers
-    }
+    formats = page_formats(spec, precision)
     counts = {layer: spec.layers[layer].router.num_experts for layer in formats}  # type: ignore[union-attr]
     progress.stage("experts", sum(formats[layer].nbytes * counts[layer] for layer in formats))
     workers = choose_workers(formats.values(), encoded=source.encoding is not None)

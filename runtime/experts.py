@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import BundleError, InputError
 from .bundle import Manifest
+from .footprint import Footprint
 from .native.kernels import ExpertFormat, NativeKernels
 from .native.library import available
 from .ort import Binding, load_session
@@ -126,7 +127,9 @@ class NativeExpertEngine:
             )
 
 
-def choose_kernels(choice: str, manifest: Manifest, threads: int) -> NativeKernels | None:
+def choose_kernels(
+    choice: str, manifest: Manifest | Footprint, threads: int
+) -> NativeKernels | None:
     """The native kernels, or None where ONNX Runtime is to compute the experts.
 
     choice: "native", "onnxruntime", or "auto": native where it can, which is said once if not.
@@ -153,7 +156,7 @@ def choose_kernels(choice: str, manifest: Manifest, threads: int) -> NativeKerne
     return None
 
 
-def native_bytes(kernels: NativeKernels, manifest: Manifest, chunk: int) -> int:
+def native_bytes(kernels: NativeKernels, manifest: Manifest | Footprint, chunk: int) -> int:
     """Memory that the kernels hold once each page format has had a whole chunk."""
     formats = {layer.format for layer in manifest.experts}
     return sum(kernels.scratch_bytes(ExpertFormat(item), chunk, chunk) for item in formats)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ContextError, InputError
+from ..errors import InputError
 from .backbone import Backbone
-from .budget import MemoryPlan, plan_memory, read_budget
+from .budget import AUTO, MemoryPlan, plan_memory, read_budget
 from .bundle import TOKENIZER, Manifest, check_file, read_manifest
 from .chat import Message, load_chat_template
-from .context import check_tokens
+from .context import check_tokens, choose_context
 from .embedding import Embedding
 from .experts import add_experts, choose_kernels, load_engines
 from .generation import Clock, encode_chat, encode_text, start_generation
@@ -29,7 +29,6 @@ from .sampling import Sampler
 from .stats import Stats, process_memory
 from .text import load_tokenizer
 
-DEFAULT_CONTEXT = 4096
 _log = logging.getLogger(__name__)
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
@@ -46,8 +45,9 @@ def open_bundle(
 ) -> Session:
     """Opens a bundle to run it.
 
-    memory_budget: bytes, or text like "2GiB", for the whole process; None keeps all experts in
-    memory. threads: default is all CPUs that the process may use. context: tokens that a session
+    memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
+    has free, and None keeps all experts in memory.
+    threads: default is all CPUs that the process may use. context: tokens that a session
     can see, by default 4096, or what the model can see if that is less. verify_pages: check the
     hashes of graphs and backbone now, and the hash of each page when it is first read.
     kernels: what computes the experts, "native", "onnxruntime", or "auto": native where it can.
@@ -62,21 +62,18 @@ def open_bundle(
     elif threads < 1:
         raise InputError(f"threads must be 1 or more, not {threads}")
     manifest = read_manifest(root)
-    longest = manifest.spec.max_context
-    if context is None:
-        context = min(longest, DEFAULT_CONTEXT)
-    elif not 1 <= context <= longest:
-        raise ContextError(f"context must be from 1 to {longest} tokens for {root}, not {context}")
+    context = choose_context(context, manifest.spec, str(root))
     tokenizer = load_tokenizer(root / TOKENIZER)
     threads = set_up(threads)
     native = choose_kernels(kernels, manifest, threads)
     plan = plan_memory(
-        manifest,
+        manifest.footprint,
         context=context,
         budget=budget,
         process=process_memory("VmRSS"),
         name=str(root),
         kernels=native,
+        auto=memory_budget == AUTO,
     )
     return Session(root, manifest, plan, tokenizer, context, threads, verify_pages, native)
 
@@ -247,6 +244,7 @@ class Session:
             expert_engine=self._engine,
             direct_reads=pager.direct,
             budget_bytes=self.plan.budget,
+            auto_budget=self.plan.auto,
             planned_bytes=self.plan.total,
             peak_rss_bytes=process_memory("VmHWM"),
         )
