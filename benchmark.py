@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sysconfig
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InputError
+from .measurement import measure_memory
+from .planning import machine_speed
 from .progress import Progress, Silent
+from .runtime.limits import MachineSpeed, SpeedEstimate, assumed_speed, estimate_speed
 
 if TYPE_CHECKING:
-    from .runtime.bundle import Manifest
     from .runtime.session import Session
+    from .targets import Target
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Benchmark:
     limit_tokens_per_second: no faster than memory gives the weights of a token, and storage the
     pages that were missed, at the bandwidths (bytes per second) measured in the same run;
     storage_bandwidth is None where nothing was read. prompt: where its tokens came from, "text" or
-    "random ids". lossy, skipped_experts: see Stats.
+    "random ids". lossy, skipped_experts: see Stats. predicted: a token while decoding, at
+    decode_hit_rate; predicted_from: the figures behind it, a target's or those of this run.
     """
 
     bundle: str
@@ -42,6 +45,9 @@ class Benchmark:
     prompt_tokens_per_second: float
     decode_tokens_per_second: float
     limit_tokens_per_second: float
+    predicted_tokens_per_second: float
+    predicted: SpeedEstimate
+    predicted_from: str
     memory_bandwidth: float
     storage_bandwidth: float | None
     hit_rate: float
@@ -51,14 +57,13 @@ class Benchmark:
     cache_slots: int
     num_pages: int
     budget_bytes: int | None
+    auto_budget: bool
     peak_rss_bytes: int
     lossy: tuple[str, ...]
     skipped_experts: int
 
 
 _SILENT = Silent()
-_BUFFER_BYTES = 256 << 20  # beyond every cache of a CPU
-_REPEATS = 3
 
 
 def run_benchmark(
@@ -67,14 +72,17 @@ def run_benchmark(
     prompt_tokens: int,
     new_tokens: int,
     threads: int | None = None,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     context: int | None = None,
     kernels: str = "auto",
     active_experts: int | None = None,
     skip_cold: float = 0.0,
+    target: Target | None = None,
     progress: Progress = _SILENT,
 ) -> Benchmark:
     """Opens the bundle, reads a prompt and decodes greedily; an end-of-text token does not stop it.
+
+    target: whose figures the prediction is made of, if it was measured.
 
     Raises:
         InputError: the tokens do not fit the context.
@@ -108,13 +116,19 @@ def run_benchmark(
         manifest = session.manifest
     steps = new_tokens - 1
     missed = (stats.bytes_read - before.bytes_read) / steps if steps else 0.0
+    footprint = manifest.footprint.with_active(active_experts)
     skipped = (stats.skipped_experts - before.skipped_experts) / steps if steps else 0.0
-    resident = token_bytes(manifest, active_experts) - skipped * manifest.page_bytes
-    bandwidth = measure_memory(stats.threads, memory_budget)
+    resident = footprint.token_bytes - skipped * manifest.page_bytes
+    bandwidth = measure_memory(stats.threads, stats.budget_bytes)
     storage = stats.read_bytes_per_second or None
     seconds = max(resident / bandwidth, missed / storage if storage else 0.0)
     hits = stats.page_hits - before.page_hits
     requests = hits + stats.page_misses - before.page_misses
+    hit_rate = hits / requests if requests else 1.0
+    speed, speed_from = _speed(target, bandwidth, storage, needs_storage=hit_rate < 1)
+    predicted = estimate_speed(
+        footprint, speed, hit_rate=hit_rate, position=prompt_tokens + new_tokens // 2
+    )
     return Benchmark(
         bundle=str(bundle),
         prompt=source,
@@ -127,44 +141,33 @@ def run_benchmark(
         prompt_tokens_per_second=prompt_tokens / (first - start),
         decode_tokens_per_second=steps / (end - decode),
         limit_tokens_per_second=1 / seconds,
+        predicted_tokens_per_second=predicted.tokens_per_second,
+        predicted=predicted,
+        predicted_from=speed_from,
         memory_bandwidth=bandwidth,
         storage_bandwidth=storage,
         hit_rate=stats.hit_rate,
-        decode_hit_rate=hits / requests if requests else 1.0,
+        decode_hit_rate=hit_rate,
         decode_bytes_per_token=missed,
         bytes_read=stats.bytes_read,
         cache_slots=stats.cache_slots,
         num_pages=stats.num_pages,
         budget_bytes=stats.budget_bytes,
+        auto_budget=stats.auto_budget,
         peak_rss_bytes=stats.peak_rss_bytes,
         lossy=stats.lossy,
         skipped_experts=stats.skipped_experts,
     )
 
 
-def token_bytes(manifest: Manifest, active_experts: int | None = None) -> int:
-    """Weights that one token reads: the backbone, and k pages of each MoE layer, or fewer where
-    fewer experts are active."""
-    layers = manifest.spec.layers
-    pages = sum(
-        pages.format.nbytes * min(router.top_k, active_experts or router.top_k)
-        for pages in manifest.experts
-        if (router := layers[pages.layer].router) is not None
-    )
-    return manifest.backbone_bytes + pages
-
-
-def measure_memory(threads: int, memory_budget: int | None = None) -> float:
-    """Bytes per second at which `threads` read memory together, in a share of the budget."""
-    nbytes = min(_BUFFER_BYTES, (memory_budget or _BUFFER_BYTES * 4) // 4)
-    parts = np.array_split(np.ones(max(1, nbytes // 8), np.int64), threads)
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(_REPEATS):
-            start = time.perf_counter()
-            list(pool.map(np.sum, parts))
-            best = max(best, nbytes / (time.perf_counter() - start))
-    return best
+def _speed(
+    target: Target | None, memory: float, storage: float | None, *, needs_storage: bool
+) -> tuple[MachineSpeed, str]:
+    """The target's figures where it has them, else the bandwidths of this run; and which it was."""
+    speed = machine_speed(target) if target is not None else None
+    if target is None or speed is None or (needs_storage and speed.storage_bandwidth is None):
+        return assumed_speed(memory, storage), "this run's bandwidths"
+    return speed, f"target {target.name}"
 
 
 def _prompt(session: Session, length: int) -> tuple[list[int], str]:

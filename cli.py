@@ -18,6 +18,8 @@ from .arguments import (
     CONTEXT,
     JSON,
     POSITIVE,
+    PRECISION,
+    PREDICT,
     SIZE,
     SKIP_COLD,
     TARGET,
@@ -35,8 +37,9 @@ from .console import (
 )
 from .entry import CommandLine
 from .errors import BundleError
+from .machine_commands import plan, predicted_by, targets
 from .sizes import format_size
-from .targets import TARGETS, Target, find_target
+from .targets import Target
 
 
 @click.group(
@@ -53,9 +56,18 @@ def main(ctx: click.Context, debug: bool, verbose: bool) -> None:
     """Compile a Mixture-of-Experts model for a device too small for it, and run it there."""
     # ONNX Runtime 1.32 collects usage data unless told otherwise before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    ctx.obj = config_folder() / "targets.json"
     start_logging(verbose=verbose)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+
+
+def config_folder() -> Path:
+    """Where the user's files are: $POCKETMOE_CONFIG, or pocketmoe below the XDG folder."""
+    if chosen := os.environ.get("POCKETMOE_CONFIG"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.config")) / "pocketmoe"
 
 
 @main.command()
@@ -76,24 +88,8 @@ def inspect(path: Path, as_json: bool) -> None:
     print_table(title, ["", *precisions], size_rows(facts.model))
 
 
-@main.command()
-@click.argument("name", required=False)
-@JSON
-def targets(name: str | None, as_json: bool) -> None:
-    """List the devices it knows, or show one."""
-    from .tables import target_rows
-
-    if name is None:
-        if as_json:
-            print_json(TARGETS)
-            return
-        print_facts("targets", [(target.name, target.description) for target in TARGETS])
-        return
-    target = find_target(name)
-    if as_json:
-        print_json(target)
-        return
-    print_facts(f"target {target.name}", target_rows(target))
+main.add_command(targets)
+main.add_command(plan)
 
 
 @main.command("compile")
@@ -103,10 +99,7 @@ def targets(name: str | None, as_json: bool) -> None:
     "-o", "--output", metavar="BUNDLE", type=click.Path(path_type=Path), required=True,
     help="The directory to make.",
 )  # fmt: skip
-@click.option(
-    "--precision", metavar="PRECISION", multiple=True,
-    help="int4, int8, fp16 or fp32, or by part.  [default: experts=int4,backbone=int8,head=int8]",
-)  # fmt: skip
+@PRECISION
 @click.option(
     "--block", type=click.Choice(["32", "64", "128"]), default="64",
     help="Weights that share one scale, where they are quantized.",
@@ -205,13 +198,16 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
 @ACTIVE_EXPERTS
 @SKIP_COLD
 @click.option("--stats", is_flag=True, help="Print speed, hits and memory to stderr.")
+@PREDICT
+@click.pass_context
 def run(
+    ctx: click.Context,
     bundle: Path,
     prompt: str | None,
     chat: bool,
     system: str | None,
     max_tokens: int,
-    memory_budget: int | None,
+    memory_budget: int | str | None,
     context: int | None,
     temperature: float,
     top_k: int,
@@ -220,13 +216,17 @@ def run(
     active_experts: int | None,
     skip_cold: float,
     stats: bool,
+    target: Target | None,
 ) -> None:
     """Generate text from a prompt."""
     if prompt is None and not chat:
-        raise click.UsageError("Missing option '--prompt'.", click.get_current_context())
+        raise click.UsageError("Missing option '--prompt'.", ctx)
     if system is not None and not chat:
-        raise click.UsageError("--system needs --chat", click.get_current_context())
+        raise click.UsageError("--system needs --chat", ctx)
+    if target is not None and not stats:
+        raise click.UsageError("--target needs --stats", ctx)
     from .chat import converse, prepare_chat
+    from .plan_tables import prediction_rows
     from .runtime.conversation import Conversation
     from .runtime.session import open_bundle
     from .tables import stat_rows
@@ -254,7 +254,9 @@ def run(
                 print_pieces(session.generate(text, **sampling))
         finally:
             if stats and session.stats.prompt_tokens:
-                print_facts("stats", stat_rows(session.stats), error=True)
+                done, by = session.stats, predicted_by(ctx, target)
+                rows = stat_rows(done) + prediction_rows(done, session.manifest.footprint, by)
+                print_facts("stats", rows, error=True)
 
 
 @main.command()
@@ -330,16 +332,20 @@ def eval_command(
 @CONTEXT
 @ACTIVE_EXPERTS
 @SKIP_COLD
+@PREDICT
 @JSON
+@click.pass_context
 def bench(
+    ctx: click.Context,
     bundle: Path,
     prompt_tokens: int,
     new_tokens: int,
     threads: int | None,
-    memory_budget: int | None,
+    memory_budget: int | str | None,
     context: int | None,
     active_experts: int | None,
     skip_cold: float,
+    target: Target | None,
     as_json: bool,
 ) -> None:
     """Measure speed, cache hits and memory."""
@@ -350,7 +356,7 @@ def bench(
         result = run_benchmark(
             bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads,
             memory_budget=memory_budget, context=context, active_experts=active_experts,
-            skip_cold=skip_cold, progress=progress,
+            skip_cold=skip_cold, target=predicted_by(ctx, target), progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(result)

@@ -36,8 +36,10 @@ def _figure(name: str, value: object) -> str:
         return "yes" if value else "no"
     if name.endswith("_bytes") and isinstance(value, int):
         return format_size(value)
-    if name.endswith("_bandwidth") and isinstance(value, (int, float)):
+    if name.endswith(("_bandwidth", "_rate")) and isinstance(value, (int, float)):
         return f"{format_size(round(value))}/s"
+    if name.endswith("_seconds") and isinstance(value, (int, float)):
+        return f"{1000 * value:.3f} ms"
     return str(value)
 
 
@@ -129,6 +131,8 @@ def benchmark_rows(result: Benchmark) -> list[Row]:
         ("decode", f"{result.new_tokens} tokens, {result.decode_tokens_per_second:.1f} tok/s"),
         ("limit", f"{result.limit_tokens_per_second:.1f} tok/s at {_bandwidths(result)}; "
                   f"{_reached(result):.1%} of it reached"),
+        ("predicted", f"{result.predicted_tokens_per_second:.1f} tok/s at these page hits, by "
+                      f"{result.predicted_from}"),
         ("time to first token", f"{result.time_to_first_token:.3f} s, after "
                                 f"{result.open_seconds:.3f} s to open"),
         ("page hits", f"{result.hit_rate:.1%}; while decoding {result.decode_hit_rate:.1%}"),
@@ -137,7 +141,7 @@ def benchmark_rows(result: Benchmark) -> list[Row]:
         ("cache", f"{result.cache_slots} of {result.num_pages} pages"),
         ("experts", result.expert_engine),
         ("threads", str(result.threads)),
-        ("peak memory", _memory(result.peak_rss_bytes, result.budget_bytes)),
+        ("peak memory", _memory(result)),
         *_lossy_rows(result),
     ]  # fmt: skip
 
@@ -158,7 +162,7 @@ def stat_rows(stats: Stats) -> list[Row]:
         ("context", f"{stats.context} tokens, chunks of {stats.chunk_tokens}"),
         ("experts", stats.expert_engine),
         ("threads", str(stats.threads)),
-        ("peak memory", _memory(stats.peak_rss_bytes, stats.budget_bytes)),
+        ("peak memory", _memory(stats)),
         *_lossy_rows(stats),
     ]  # fmt: skip
 
@@ -211,5 +215,10 @@ def _bandwidths(result: Benchmark) -> str:
     return f"{memory} and {format_size(round(result.storage_bandwidth))}/s of storage"
 
 
-def _memory(peak: int, budget: int | None) -> str:
-    return f"{format_size(peak)} of {format_size(budget) if budget else 'no limit'}"
+def _memory(figures: Benchmark | Stats) -> str:
+    budget = "no limit" if figures.budget_bytes is None else format_size(figures.budget_bytes)
+    return f"{format_size(figures.peak_rss_bytes)} of {budget}{_auto(figures.auto_budget)}"
+
+
+def _auto(auto: bool) -> str:
+    return " (auto: what the machine had free)" if auto else ""

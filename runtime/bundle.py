@@ -24,6 +24,7 @@ from typing import Any
 
 from ..errors import BundleError, ConfigError
 from ..model.spec import ModelSpec, spec_from_json
+from .footprint import Footprint, PagedLayer
 from .pages import ExpertKey, ExpertPage, PageFormat, page_format_from_json
 
 FORMAT_VERSION = 2
@@ -126,6 +127,16 @@ class Manifest:
     @property
     def num_pages(self) -> int:
         return sum(len(layer.offsets) for layer in self.experts)
+
+    @property
+    def footprint(self) -> Footprint:
+        """What memory and speed follow from."""
+        layers = [
+            PagedLayer(pages.layer, pages.format, len(pages.offsets), router.top_k)
+            for pages in self.experts
+            if (router := self.spec.layers[pages.layer].router) is not None
+        ]
+        return Footprint(self.spec, len(self.segments), self.backbone_bytes, tuple(layers))
 
     def pages(self) -> Iterator[ExpertPage]:
         for layer in self.experts:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ContextError, InputError
+from ..errors import InputError
 from .backbone import Backbone
-from .budget import MemoryPlan, plan_memory, read_budget
+from .budget import AUTO, MemoryPlan, fit_budget, plan_memory, read_budget
 from .bundle import TOKENIZER, Manifest, check_file, read_manifest
 from .chat import Message, load_chat_template
-from .context import check_tokens
+from .context import check_tokens, choose_context
 from .embedding import Embedding
 from .experts import choose_kernels, load_engines, route
 from .generation import Clock, encode_chat, encode_text, start_generation
@@ -32,7 +32,6 @@ from .sampling import Sampler
 from .stats import Stats, process_memory
 from .text import load_tokenizer
 
-DEFAULT_CONTEXT = 4096
 EARLY_PAGES = 2  # read early, at most, for the next layer
 _log = logging.getLogger(__name__)
 
@@ -53,8 +52,9 @@ def open_bundle(
 ) -> Session:
     """Opens a bundle to run it.
 
-    memory_budget: bytes, or text like "2GiB", for the whole process; None keeps all experts in
-    memory. threads: default is all CPUs that the process may use. context: tokens that a session
+    memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
+    has free, and None keeps all experts in memory.
+    threads: default is all CPUs that the process may use. context: tokens that a session
     can see, by default 4096, or what the model can see if that is less. verify_pages: check the
     hashes of graphs and backbone now, and the hash of each page when it is first read.
     kernels: what computes the experts, "native", "onnxruntime", or "auto": native where it can.
@@ -74,22 +74,19 @@ def open_bundle(
         raise InputError(f"threads must be 1 or more, not {threads}")
     manifest = read_manifest(root)
     choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
-    longest = manifest.spec.max_context
-    if context is None:
-        context = min(longest, DEFAULT_CONTEXT)
-    elif not 1 <= context <= longest:
-        raise ContextError(f"context must be from 1 to {longest} tokens for {root}, not {context}")
+    context = choose_context(context, manifest.spec, str(root))
     tokenizer = load_tokenizer(root / TOKENIZER)
     threads = set_up(threads)
     native = choose_kernels(kernels, manifest, threads)
     plan = plan_memory(
-        manifest,
+        manifest.footprint,
         context=context,
         budget=budget,
         process=process_memory("VmRSS"),
         name=str(root),
         kernels=native,
         predictor=predictor_bytes(manifest.spec) if can_predict(manifest, prefetch) else 0,
+        auto=memory_budget == AUTO,
     )
     return Session(
         root, manifest, plan, tokenizer, context, threads, verify_pages, native, choice, prefetch
@@ -138,11 +135,16 @@ class Session:
         self._engine = "onnxruntime" if kernels is None else f"native, {kernels.instruction_set}"
         self._embedding = Embedding(root, manifest)
         self._pager = Pager(root, manifest, plan.slots, verify=verify_pages)
-        self._predictor = Predictor(root, manifest.spec) if plan.predicts else None
+        self._root = root
+        self._predictor: Predictor | None = None
+        self._wanted: MemoryPlan | None = plan  # to be followed when no forward is under way
         self._least_accuracy = 0.0 if prefetch == "on" else WORTHWHILE
         self._routers = [segment.router_layer for segment in manifest.segments]
         self._closed = False
-        self._busy = threading.Lock()
+        self._busy = threading.Lock()  # held by a call of `forward`
+        self._computing = threading.Lock()  # held while the pager is used
+        self._planning = threading.Lock()  # held for `plan` and `_wanted`
+        self._follow_plan()
         if not self._pager.direct:
             _log.info("%s: pages are read through the page cache (no O_DIRECT here)", root)
 
@@ -206,10 +208,56 @@ class Session:
             for start in range(0, len(ids), batch):
                 part = ids[start : start + batch]
                 wanted = logits if last_only else logits[start : start + batch]
-                self._run_batch(part, wanted, length, observe)
+                with self._computing:
+                    self._run_batch(part, wanted, length, observe)
+                    self._follow_plan()
         finally:
             self._busy.release()
+        if self._wanted is not None:
+            self._follow_plan_if_idle()
         return logits
+
+    def set_memory_budget(self, budget: int | str | None) -> None:
+        """Grows or shrinks the page cache: from now on the whole process keeps to another budget.
+
+        budget: as for `open_bundle`. It may be called at any time and from any thread; while
+        another thread is in `forward`, memory is given back after the tokens that go through the
+        layers just then, at most plan.batch. Output does not change.
+
+        Raises:
+            BudgetError: it is too small; the present one stays.
+        """
+        self._need_open()
+        plan = fit_budget(
+            self.plan,
+            read_budget(budget),
+            num_pages=self.manifest.num_pages,
+            context=self.context,
+            name=str(self._root),
+            auto=budget == AUTO,
+        )
+        with self._planning:
+            self.plan = self._wanted = plan
+        self._follow_plan_if_idle()
+
+    def _follow_plan_if_idle(self) -> None:
+        if self._computing.acquire(blocking=False):
+            try:
+                self._follow_plan()
+            finally:
+                self._computing.release()
+
+    def _follow_plan(self) -> None:
+        """Gives the cache the size that was asked for last. `_computing` is held."""
+        with self._planning:
+            plan, self._wanted = self._wanted, None
+        if plan is None:
+            return
+        if not plan.predicts:
+            self._predictor = None
+        self._pager.resize(plan.slots)
+        if plan.predicts and self._predictor is None:
+            self._predictor = Predictor(self._root, self.manifest.spec)
 
     def encode(self, text: str) -> list[int]:
         return encode_text(self, text)
@@ -273,6 +321,7 @@ class Session:
             lossy=(*self.manifest.lossy, *self._choice.names),
             skipped_experts=self._choice.skipped,
             budget_bytes=self.plan.budget,
+            auto_budget=self.plan.auto,
             planned_bytes=self.plan.total,
             peak_rss_bytes=process_memory("VmHWM"),
         )

@@ -10,11 +10,13 @@ class Stats:
     """Since the session was opened; times in seconds.
 
     prompt_*, new_*, decode_*: of `generate` alone. decode_steps: new tokens that were run through
-    the model again; decode_seconds is theirs. time_to_first_token: of the latest prompt.
+    the model again; decode_seconds, decode_page_* and decode_bytes_read are theirs, the latter
+    counted when a generation ends. time_to_first_token: of the latest prompt.
     page_*, bytes_read: of the cache. read_seconds: while pages were read; wait_seconds: the part of
     it in which there was nothing else to do. direct_reads: past the page cache.
     early_pages: read before the router asked for them; guess_accuracy: the share of recent guesses
     of what it would ask for that were right, None where nothing is guessed.
+    auto_budget: budget_bytes was made of what the machine had free.
     expert_engine: "onnxruntime", or "native" and its instruction set. lossy: what changes the
     output, in the bundle and by the session's options. skipped_experts: how often a token went
     without an expert because of `skip_cold`.
@@ -26,6 +28,9 @@ class Stats:
     decode_steps: int
     decode_seconds: float
     time_to_first_token: float | None
+    decode_page_hits: int
+    decode_page_misses: int
+    decode_bytes_read: int
     page_hits: int
     page_misses: int
     bytes_read: int
@@ -45,6 +50,7 @@ class Stats:
     lossy: tuple[str, ...]
     skipped_experts: int
     budget_bytes: int | None
+    auto_budget: bool
     planned_bytes: int
     peak_rss_bytes: int
 
@@ -53,6 +59,12 @@ class Stats:
         """Share of page requests that the cache answered; 1 where there were none."""
         requests = self.page_hits + self.page_misses
         return self.page_hits / requests if requests else 1.0
+
+    @property
+    def decode_hit_rate(self) -> float:
+        """As hit_rate, of new tokens alone."""
+        requests = self.decode_page_hits + self.decode_page_misses
+        return self.decode_page_hits / requests if requests else 1.0
 
     @property
     def prompt_tokens_per_second(self) -> float:

@@ -28,7 +28,7 @@ from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.model.spec import RouterSpec
 from pocketmoe.runtime.bundle import EMBEDDING, find_damage, read_manifest
 from pocketmoe.runtime.session import open_bundle
-from pocketmoe.targets.devices import find_target
+from pocketmoe.targets import find_target
 
 CPU = find_target("cpu")
 

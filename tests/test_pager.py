@@ -183,6 +183,58 @@ def test_a_run_left_early_and_new_sizes_do_no_harm(
     pager.close()
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    runs=st.lists(
+        st.tuples(st.integers(0, LAYERS - 1), experts_of_a_run, experts_of_a_run), max_size=25
+    ),
+    slots=st.integers(2, LAYERS * EXPERTS),
+    wait=st.booleans(),
+)
+def test_wrong_and_right_guesses_change_nothing_but_the_counts(
+    bundle: tuple[Path, Manifest],
+    runs: list[tuple[int, list[int], list[int]]],
+    slots: int,
+    wait: bool,
+) -> None:
+    """Each run guesses another; wait: until what was guessed has come."""
+    pager = Pager(*bundle, slots=slots)
+    guesses = 0
+    for layer, experts, guessed in runs:
+        visit = pager.visit(layer, experts)
+        before = pager.early
+        if len(experts) <= slots:
+            pager.read_early(1 - layer, guessed, most=2)
+        guesses += pager.early - before
+        assert pager.early - before <= 2
+        seen = []
+        for batch in visit:
+            for expert, slot in batch:
+                page = slot.data[: FORMATS[layer].nbytes].tobytes()
+                assert page == expected(bundle[0], layer, expert)
+                seen.append(expert)
+        assert sorted(seen) == experts
+        assert len(pager.resident()) <= slots
+        while wait and pager._loading:
+            pager._collect(wait=True)
+    assert pager.early == guesses
+    assert pager.early_used <= guesses
+    pager.close()
+
+
+def test_an_early_page_is_a_hit(bundle: tuple[Path, Manifest]) -> None:
+    pager = Pager(*bundle, slots=LAYERS * EXPERTS)
+    list(pager.visit(0, [0, 1]))
+    pager.read_early(1, [3, 2, 1], most=2)
+    while pager._loading:
+        pager._collect(wait=True)
+    assert {key.expert for key in pager.resident() if key.layer == 1} == {3, 2}
+    hits = pager.hits
+    assert sorted(e for batch in pager.visit(1, [0, 3]) for e, _ in batch) == [0, 3]
+    assert (pager.hits - hits, pager.early, pager.early_used) == (1, 2, 1)
+    pager.close()
+
+
 def test_what_is_there_comes_first_and_does_not_wait(
     bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
