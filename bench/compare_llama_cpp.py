@@ -36,6 +36,7 @@ LIMITS = (3000, 2400, 2000, 1500)  # MiB
 PAGING_LIMIT = 2000  # MiB, of the rows `prompt` and `first`
 SLOW_LIMIT = 2000  # MiB, at and below which llama.cpp decodes few tokens
 LEAST_CORRELATION = 0.9
+MOST_DRIFT = 0.1  # of bandwidths within one run, before it is said
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,11 @@ def show(comparison: Comparison) -> None:
         click.echo(
             f"bandwidths {when}: memory {found.memory / 1e9:.1f} GB/s, "
             f"storage {found.storage / 1e9:.2f} GB/s"
+        )
+    if comparison.drift > MOST_DRIFT:
+        click.echo(
+            f"bandwidths differ by {comparison.drift:.0%} before and after: so uncertain are the "
+            "limits and the shares below"
         )
     if comparison.agreement is not None:
         found = comparison.agreement

@@ -62,6 +62,13 @@ class Comparison:
     def bandwidths(self) -> Bandwidths:
         return self.before.mean(self.after)
 
+    @property
+    def drift(self) -> float:
+        """The larger change of a bandwidth from before to after, as a share of their mean."""
+        mean = self.bandwidths
+        memory = abs(self.after.memory - self.before.memory) / mean.memory
+        return max(memory, abs(self.after.storage - self.before.storage) / mean.storage)
+
 
 def figures(comparison: Comparison, row: Row) -> dict[str, Any]:
     """The row in numbers; None where a side did not get that far. Speeds in tokens per second,
@@ -129,6 +136,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     return {
         **asdict(comparison),
         "bandwidths": asdict(comparison.bandwidths),
+        "drift": comparison.drift,
         "figures": [figures(comparison, row) for row in comparison.rows],
         "published_elsewhere": {
             "decode": PUBLISHED,
@@ -151,8 +159,8 @@ def tables(comparison: Comparison) -> Iterator[Table]:
     decoded = [numbers for row, numbers in zip(comparison.rows, rows, strict=True) if row.decodes]
     if decoded:
         columns = (
-            "", "pocketmoe", "llama.cpp", "ratio", "limit", "share", "hits", "pages used", "read/token",
-            "reads", "O_DIRECT", "peak", "llama.cpp peak", "end", "llama.cpp end",
+            "", "pocketmoe", "llama.cpp", "ratio", "limit", "share", "hits", "pages used",
+            "read/token", "reads", "O_DIRECT", "peak", "llama.cpp peak", "end", "llama.cpp end",
         )  # fmt: skip
         cells = [
             [

@@ -42,9 +42,9 @@ def side_run(limit: int | None = None, **result: Any) -> SideRun:
 def compared(*rows: Row) -> Comparison:
     """Memory gives 100 bytes per second and storage 10, before and after together."""
     return Comparison(
-        bundle="b", manifest_sha256="0", bundle_bytes=1, gguf_bytes=1, pages=4, threads=2, context=1024,
-        seed=0, agreement=None, before=Bandwidths(90, 12), after=Bandwidths(110, 8), resident=50,
-        rows=rows,
+        bundle="b", manifest_sha256="0", bundle_bytes=1, gguf_bytes=1, pages=4, threads=2,
+        context=1024, seed=0, agreement=None, before=Bandwidths(90, 12), after=Bandwidths(110, 8),
+        resident=50, rows=rows,
     )  # fmt: skip
 
 
@@ -144,6 +144,10 @@ def test_the_limit_is_the_slower_of_memory_and_storage() -> None:
     assert bandwidths.token_seconds(resident=50, missed=0) == 0.5
     assert bandwidths.token_seconds(resident=50, missed=20) == 2
     assert bandwidths.mean(Bandwidths(300, 20)) == Bandwidths(200, 15)
+
+
+def test_bandwidths_that_changed_are_told() -> None:
+    assert compared().drift == pytest.approx(0.4)  # storage: from 12 to 8
 
 
 def test_figures_of_a_row() -> None:
