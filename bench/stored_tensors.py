@@ -132,7 +132,8 @@ class Weights:
     """An endless supply of numbers of each kind: one block, read from another place each time.
 
     Weights are normal with the standard deviation that their tensor names, in FP8 with STD, and
-    every other tensor has the other sign; those in MXFP4 are any bytes, with exponents for about STD. No E4M3 number is NaN.
+    every other tensor has the other sign; those in MXFP4 are any bytes, with exponents for about
+    STD. No E4M3 number is NaN.
     """
 
     def __init__(self, seed: int):
