@@ -62,13 +62,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """The pages of one layer: page e starts at `offsets[e]` of `file`."""
+    """The pages of one layer: page e starts at `offsets[e]` of `file`.
+
+    xxh64: checksums that are quicker to check than sha256; empty where the compiler had none.
+    """
 
     layer: int
     file: str
     format: PageFormat
     offsets: tuple[int, ...]
     sha256: tuple[str, ...]
+    xxh64: tuple[str, ...] = ()
 
     @property
     def engine(self) -> str:
@@ -78,7 +82,7 @@ class ExpertLayer:
     def page(self, expert: int) -> ExpertPage:
         return ExpertPage(
             ExpertKey(self.layer, expert), self.file, self.offsets[expert], self.format.nbytes,
-            self.sha256[expert], self.format,
+            self.sha256[expert], self.format, self.xxh64[expert] if self.xxh64 else "",
         )  # fmt: skip
 
 
@@ -226,7 +230,7 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
         experts=tuple(
             ExpertLayer(
                 item["layer"], item["file"], page_format_from_json(item["format"]),
-                tuple(item["offsets"]), tuple(item["sha256"]),
+                tuple(item["offsets"]), tuple(item["sha256"]), tuple(item.get("xxh64", ())),
             )
             for item in data["experts"]
         ),

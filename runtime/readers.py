@@ -10,6 +10,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from ..errors import BundleError
+from .native.checksum import find_xxh64
 from .page_file import PageFile, Stamp
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
 
@@ -59,6 +60,7 @@ class Readers:
         self.bytes_read = self.verified = 0
         self.read_seconds = 0.0
         self._verify = verify
+        self._xxh64 = find_xxh64()
         self._trusted: dict[ExpertKey, Stamp] = {}  # pages that were right when the file was so
         self._parts: SimpleQueue[tuple[Load, int, int] | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -146,7 +148,12 @@ class Readers:
         after = load.stamp
         if load.error is not None or self._trusted.get(page.key) == after == before:
             return
-        if hashlib.sha256(load.slot.data.data[: page.nbytes]).hexdigest() != page.sha256:
+        data = load.slot.data[: page.nbytes]
+        if page.xxh64 and self._xxh64 is not None:
+            right = self._xxh64(data) == page.xxh64
+        else:
+            right = hashlib.sha256(data.data).hexdigest() == page.sha256
+        if not right:
             load.error = BundleError(
                 f"{load.where} is damaged: its hash is not the manifest's; compile the bundle again"
             )

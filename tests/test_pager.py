@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from pocketmoe.model.rope import RopeSpec
 from pocketmoe.model.spec import LayerSpec, ModelSpec, RouterSpec
 from pocketmoe.runtime import page_file, readers
 from pocketmoe.runtime.bundle import ExpertLayer, Manifest, Precision
+from pocketmoe.runtime.native.checksum import find_xxh64
 from pocketmoe.runtime.pager import Pager
 from pocketmoe.runtime.pages import ExpertKey, PageFormat
 from pocketmoe.runtime.policy import CachePolicy, Lru
@@ -34,7 +36,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     return root, write_pages(root)
 
 
-def write_pages(root: Path, formats: tuple[PageFormat, ...] = FORMATS) -> Manifest:
+def write_pages(
+    root: Path, formats: tuple[PageFormat, ...] = FORMATS, *, checksums: bool = True
+) -> Manifest:
     """Layers of random pages: by default two, the second with larger ones."""
     random = np.random.default_rng(0)
     layers = []
@@ -44,7 +48,8 @@ def write_pages(root: Path, formats: tuple[PageFormat, ...] = FORMATS) -> Manife
         (root / file).write_bytes(b"".join(pages))
         offsets = tuple(expert * page_format.nbytes for expert in range(EXPERTS))
         hashes = tuple(hashlib.sha256(page).hexdigest() for page in pages)
-        layers.append(ExpertLayer(layer, file, page_format, offsets, hashes))
+        quick = tuple(xxhash.xxh64_hexdigest(page) for page in pages) if checksums else ()
+        layers.append(ExpertLayer(layer, file, page_format, offsets, hashes, quick))
     rule = LayerSpec(window=None, intermediate_size=96, router=RouterSpec(EXPERTS, 2, True))
     rope = RopeSpec(1e4, 32)
     spec = ModelSpec("reference", 8, 64, 2, 1, 32, 64, rope, 1e-5, True, (rule,) * len(formats))
@@ -309,6 +314,15 @@ def test_pages_of_a_file_that_has_settled_are_hashed_once(tmp_path: Path) -> Non
     pager.close()
 
 
+@given(data=st.binary(max_size=200))
+def test_checksums_are_those_of_the_xxhash_package(data: bytes) -> None:
+    xxh64 = find_xxh64()
+    if xxh64 is None:
+        pytest.skip("no native library")
+    for part in (data, data * 50):
+        assert xxh64(np.frombuffer(part, np.uint8)) == xxhash.xxh64_hexdigest(part)
+
+
 def test_a_page_in_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "PART_BYTES", 4096)
     manifest = write_pages(tmp_path)
@@ -339,8 +353,13 @@ def test_below_a_tokens_pages_the_default_has_hits_where_lru_has_none(tmp_path: 
     assert hits["default"] > 800 / 5, hits
 
 
-def test_a_flipped_byte_is_named_and_the_cache_stays_whole(tmp_path: Path) -> None:
-    manifest = write_pages(tmp_path)
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_flipped_byte_is_named_and_the_cache_stays_whole(
+    tmp_path: Path, checksums: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_pages(tmp_path, checksums=checksums)
+    if checksums and find_xxh64() is not None:  # sha256 would find it too, but more slowly
+        monkeypatch.setattr(readers.hashlib, "sha256", None)
     with (tmp_path / "layer_1.bin").open("r+b") as file:
         file.seek(2 * FORMATS[1].nbytes + 777)
         byte = file.read(1)[0]
