@@ -107,7 +107,7 @@ def plan_model(
     def plan(budget: int | None) -> MemoryPlan:
         return plan_memory(
             footprint, context=context, budget=budget, process=process, name=str(path),
-            kernels=kernels,
+            kernels=kernels, reads_early=True,
         )  # fmt: skip
 
     hit_rate = no_locality(footprint)
@@ -189,18 +189,22 @@ def _row(
     if speed is None or (hit_rate < 1 and speed.storage_bandwidth is None):
         return row
     short = min(CHUNK, context - 1)
-    decode = estimate_speed(footprint, speed, hit_rate=hit_rate, position=short)
-    full = estimate_speed(footprint, speed, hit_rate=hit_rate, position=context - 1)
+    decode = estimate_speed(
+        footprint, speed, hit_rate=hit_rate, position=short, reads_early=memory.predicts
+    )
+    full = estimate_speed(
+        footprint, speed, hit_rate=hit_rate, position=context - 1, reads_early=memory.predicts
+    )
     # A chunk needs about every page, in turn: those in the cache are as many as there are slots.
     held = no_locality(footprint)(memory.slots)
-    chunk = estimate_prompt(footprint, speed, hit_rate=held, tokens=memory.chunk)
+    chunk = estimate_prompt(footprint, speed, hit_rate=held, tokens=memory.batch)
     return replace(
         row,
         speed=decode,
         tokens_per_second=decode.tokens_per_second,
         limit_tokens_per_second=decode.limit_tokens_per_second,
         full_context_tokens_per_second=full.tokens_per_second,
-        prompt_tokens_per_second=memory.chunk / chunk,
+        prompt_tokens_per_second=memory.batch / chunk,
     )
 
 
@@ -214,13 +218,22 @@ def machine_speed(target: Target) -> MachineSpeed | None:
 
 
 def predict_run(stats: Stats, footprint: Footprint, target: Target) -> SpeedEstimate | None:
-    """What a run's new tokens should have taken at the hit rate that they had.
+    """What a run's new tokens should have taken, with what was read for them.
 
     None where there were none, or where the target's bandwidths are not known.
     """
     speed = machine_speed(target)
-    hit_rate = stats.decode_hit_rate
-    if speed is None or not stats.decode_steps or (hit_rate < 1 and not speed.storage_bandwidth):
+    if speed is None or not stats.decode_steps:
+        return None
+    hit_rate = share_not_read(footprint, stats.decode_bytes_read / stats.decode_steps)
+    if hit_rate < 1 and not speed.storage_bandwidth:
         return None
     position = stats.prompt_tokens + stats.new_tokens // 2
-    return estimate_speed(footprint, speed, hit_rate=hit_rate, position=position)
+    return estimate_speed(
+        footprint, speed, hit_rate=hit_rate, position=position, reads_early=stats.early_pages > 0
+    )
+
+
+def share_not_read(footprint: Footprint, bytes_per_token: float) -> float:
+    """The hit rate that leads to so many bytes: early reads count as what they are."""
+    return max(0.0, 1 - bytes_per_token / max(1, footprint.token_page_bytes))

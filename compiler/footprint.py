@@ -10,7 +10,7 @@ from math import prod
 from ..model.parameters import Shape, end_shapes, layer_shapes
 from ..model.spec import MlaSpec, ModelSpec
 from ..runtime.bundle import Precision
-from ..runtime.footprint import Footprint, PagedLayer
+from ..runtime.footprint import Footprint, PagedLayer, predictor_bytes
 from ..runtime.pages import PageFormat
 from .precision import precision_of
 from .segments import plan_segments
@@ -49,6 +49,7 @@ def expected_footprint(spec: ModelSpec, precision: Precision) -> Footprint:
         segments=len(plan_segments(spec)),
         backbone_bytes=expected_backbone_bytes(spec, precision),
         experts=tuple(layers),
+        predictor_bytes=predictor_bytes(spec),
     )
 
 

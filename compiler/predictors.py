@@ -13,7 +13,7 @@ import numpy as np
 from ..model.parameters import layer_shapes
 from ..model.spec import ModelSpec
 from ..runtime.bundle import PREDICTORS
-from ..runtime.predict import predicted_layers
+from ..runtime.footprint import predicted_layers
 from .lower import read_whole
 from .quantize import ReadTiles
 

@@ -139,12 +139,12 @@ def plan_memory(
     process: int,
     name: str,
     kernels: NativeKernels | None = None,
-    predictor: int = 0,
+    reads_early: bool = False,
     auto: bool = False,
 ) -> MemoryPlan:
     """Decides how many pages the cache holds. `process`: bytes that it takes before any weights;
-    kernels: what computes the experts, if not ONNX Runtime; predictor: bytes of what guesses the
-    next pages, where pages are read at all. auto: see MemoryPlan.
+    kernels: what computes the experts, if not ONNX Runtime; reads_early: the next pages are guessed
+    where pages are read at all. auto: see MemoryPlan.
 
     Raises:
         BudgetError: one layer's experts of a token, and one page more, do not fit; the message
@@ -166,7 +166,7 @@ def plan_memory(
         slots=footprint.num_pages,
         page=align(footprint.page_bytes, PAGE_ALIGNMENT),
         fewest=min(footprint.num_pages, top_k + 1),
-        predictor=predictor,
+        predictor=footprint.predictor_bytes if reads_early else 0,
     )
     return fit_budget(
         plan, budget, num_pages=footprint.num_pages, context=context, name=name, auto=auto

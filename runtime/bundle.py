@@ -24,7 +24,7 @@ from typing import Any
 
 from ..errors import BundleError, ConfigError
 from ..model.spec import ModelSpec, spec_from_json
-from .footprint import Footprint, PagedLayer
+from .footprint import Footprint, PagedLayer, predictor_bytes
 from .pages import ExpertKey, ExpertPage, PageFormat, page_format_from_json
 
 FORMAT_VERSION = 2
@@ -140,7 +140,10 @@ class Manifest:
             for pages in self.experts
             if (router := self.spec.layers[pages.layer].router) is not None
         ]
-        return Footprint(self.spec, len(self.segments), self.backbone_bytes, tuple(layers))
+        guessing = predictor_bytes(self.spec) if PREDICTORS in self.files else 0
+        return Footprint(
+            self.spec, len(self.segments), self.backbone_bytes, tuple(layers), guessing
+        )
 
     def pages(self) -> Iterator[ExpertPage]:
         for layer in self.experts:

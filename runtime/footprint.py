@@ -23,12 +23,15 @@ class PagedLayer:
 
 @dataclass(frozen=True)
 class Footprint:
-    """segments: number of backbone graphs. backbone_bytes: what their weights take once loaded."""
+    """segments: number of backbone graphs. backbone_bytes: what their weights take once loaded.
+    predictor_bytes: of what guesses the next pages (predict.py), 0 where nothing can.
+    """
 
     spec: ModelSpec
     segments: int
     backbone_bytes: int
     experts: tuple[PagedLayer, ...]
+    predictor_bytes: int = 0
 
     @property
     def num_pages(self) -> int:
@@ -55,3 +58,17 @@ class Footprint:
             return self
         layers = (replace(layer, top_k=min(layer.top_k, experts)) for layer in self.experts)
         return replace(self, experts=tuple(layers))
+
+
+def predicted_layers(spec: ModelSpec) -> list[int]:
+    """Paged layers with a router, but the first, before which there is nothing to go by."""
+    return [layer for layer in spec.paged_layers if spec.layers[layer].is_moe][1:]
+
+
+def predictor_bytes(spec: ModelSpec) -> int:
+    """What a Predictor of all of them holds."""
+    return sum(
+        router.num_experts * (spec.hidden_size + 2) * 4
+        for layer in predicted_layers(spec)
+        if (router := spec.layers[layer].router) is not None
+    )

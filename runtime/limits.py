@@ -9,7 +9,9 @@ pages of c seconds to compute and r to read, m of them missed, takes
 
     max( k · c,  r + m · c,  m · r + c )        (k · c where nothing is missed)
 
-and one cannot see from the hit rate how the misses fall among layers: each page of a token is taken
+What is read early, behind the reads of the layer before and while the backbone runs, is taken off
+the reads: at most the backbone's time, and that of the pages that were guessed right.
+One cannot see from the hit rate how the misses fall among layers: each page of a token is taken
 to miss by itself, and the time is the expectation over that.
 """
 
@@ -21,6 +23,7 @@ from math import comb
 
 from .footprint import Footprint, PagedLayer
 from .kv_cache import capacity
+from .predict import EARLY_PAGES
 
 # What stands in for figures that were not measured: shares of the memory bandwidth, and seconds.
 # They are what `pocketmoe targets --measure --bundle` found for OLMoE's shape in int4, 2 cores.
@@ -28,6 +31,8 @@ EXPERT_SHARE = 0.65
 BACKBONE_SHARE = 0.9
 LAYER_SECONDS = 4e-4
 PROMPT_SHARE = 3.5
+# Of guesses what to read early; as `bench/prefetch.py` found for the demo model.
+RIGHT_GUESSES = 0.86
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,16 @@ class SpeedEstimate:
 
 
 def estimate_speed(
-    footprint: Footprint, speed: MachineSpeed, *, hit_rate: float, position: int = 0
+    footprint: Footprint,
+    speed: MachineSpeed,
+    *,
+    hit_rate: float,
+    position: int = 0,
+    reads_early: bool = False,
 ) -> SpeedEstimate:
     """What a token takes at a hit rate, after `position` others.
+
+    hit_rate: of pages that need not be read for the token, early or not.
 
     Raises:
         ValueError: pages are missed, and the storage bandwidth is not known.
@@ -110,21 +122,25 @@ def estimate_speed(
     if missed and storage is None:
         raise ValueError("pages are missed, and the storage bandwidth is not known")
     computing = footprint.token_page_bytes / speed.expert_bandwidth
-    with_reads = sum(
-        expected_layer_seconds(
+    backbone = footprint.backbone_bytes / speed.backbone_bandwidth
+    attention = cached_bytes(footprint, position) / speed.memory_bandwidth
+    segment = (backbone + attention) / max(1, footprint.segments) + speed.layer_seconds
+    with_reads = 0.0
+    for layer in footprint.experts:
+        read = layer.format.nbytes / storage if storage else 0.0
+        with_reads += expected_layer_seconds(
             layer.top_k,
             1 - hit_rate,
             compute=layer.format.nbytes / speed.expert_bandwidth,
-            read=layer.format.nbytes / storage if storage else 0.0,
+            read=read,
+            early=min(segment, RIGHT_GUESSES * EARLY_PAGES * read) if reads_early else 0.0,
         )
-        for layer in footprint.experts
-    )
     return SpeedEstimate(
         hit_rate=hit_rate,
         position=position,
         missed_bytes=missed,
-        backbone_seconds=footprint.backbone_bytes / speed.backbone_bandwidth,
-        attention_seconds=cached_bytes(footprint, position) / speed.memory_bandwidth,
+        backbone_seconds=backbone,
+        attention_seconds=attention,
         expert_seconds=computing,
         wait_seconds=max(0.0, with_reads - computing),
         overhead_seconds=speed.layer_seconds * len(footprint.experts),
@@ -140,18 +156,24 @@ def cached_bytes(footprint: Footprint, position: int) -> int:
     return positions * spec.cache_elements * 4
 
 
-def layer_seconds(top_k: int, missed: int, *, compute: float, read: float) -> float:
-    """Of a layer's pages; compute, read: of each, the `missed` ones read one after another."""
+def layer_seconds(
+    top_k: int, missed: int, *, compute: float, read: float, early: float = 0.0
+) -> float:
+    """Of a layer's pages; compute, read: of each, the `missed` ones read one after another; early:
+    seconds of reading that were over when the layer began."""
     if not missed:
         return top_k * compute
     # Computing goes on without a gap from the start, from the first page read, or from the last.
-    return max(top_k * compute, read + missed * compute, missed * read + compute)
+    first, last = max(0.0, read - early), max(0.0, missed * read - early)
+    return max(top_k * compute, first + missed * compute, last + compute)
 
 
-def expected_layer_seconds(top_k: int, miss_rate: float, *, compute: float, read: float) -> float:
+def expected_layer_seconds(
+    top_k: int, miss_rate: float, *, compute: float, read: float, early: float = 0.0
+) -> float:
     """The expectation of `layer_seconds`, each page missed by itself."""
     return sum(
-        chance * layer_seconds(top_k, missed, compute=compute, read=read)
+        chance * layer_seconds(top_k, missed, compute=compute, read=read, early=early)
         for missed, chance in enumerate(_binomial(top_k, miss_rate))
     )
 

@@ -13,26 +13,14 @@ import numpy as np
 from ..errors import BundleError, InputError
 from ..model.spec import ModelSpec
 from .bundle import PREDICTORS, Manifest
+from .footprint import predicted_layers, predictor_bytes
 
 PREFETCH = ("auto", "on", "off")
+EARLY_PAGES = 2  # read early, at most, for the next layer
 # How fast the share of right guesses forgets: it covers about as many guesses.
 _MEMORY = 256
 # Guesses below this share of right ones are not acted on.
 WORTHWHILE = 0.6
-
-
-def predicted_layers(spec: ModelSpec) -> list[int]:
-    """Paged layers with a router, but the first, before which there is nothing to go by."""
-    return [layer for layer in spec.paged_layers if spec.layers[layer].is_moe][1:]
-
-
-def predictor_bytes(spec: ModelSpec) -> int:
-    """What a Predictor holds."""
-    return sum(
-        router.num_experts * (spec.hidden_size + 2) * 4
-        for layer in predicted_layers(spec)
-        if (router := spec.layers[layer].router) is not None
-    )
 
 
 def can_predict(manifest: Manifest, choice: str) -> bool:

@@ -27,12 +27,11 @@ from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
 from .ort import set_up
 from .pager import Loaded, Pager
-from .predict import WORTHWHILE, Predictor, can_predict, predictor_bytes
+from .predict import EARLY_PAGES, WORTHWHILE, Predictor, can_predict
 from .sampling import Sampler
 from .stats import Stats, process_memory
 from .text import load_tokenizer
 
-EARLY_PAGES = 2  # read early, at most, for the next layer
 _log = logging.getLogger(__name__)
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
@@ -85,7 +84,7 @@ def open_bundle(
         process=process_memory("VmRSS"),
         name=str(root),
         kernels=native,
-        predictor=predictor_bytes(manifest.spec) if can_predict(manifest, prefetch) else 0,
+        reads_early=can_predict(manifest, prefetch),
         auto=memory_budget == AUTO,
     )
     return Session(

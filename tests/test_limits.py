@@ -43,9 +43,11 @@ def footprint(layers: int = 6, experts: int = 32, top_k: int = 4) -> Footprint:
     )
 
 
-def simulated_layer(hits: int, missed: int, compute: float, read: float) -> float:
+def simulated_layer(
+    hits: int, missed: int, compute: float, read: float, early: float = 0.0
+) -> float:
     """Event by event: pages come one after another, and whatever is there is computed."""
-    arrivals = [0.0] * hits + [read * (i + 1) for i in range(missed)]
+    arrivals = [0.0] * hits + [max(0.0, read * (i + 1) - early) for i in range(missed)]
     clock = 0.0
     for arrival in arrivals:
         clock = max(clock, arrival) + compute
@@ -56,9 +58,10 @@ def simulated_layer(hits: int, missed: int, compute: float, read: float) -> floa
 def test_a_layer_takes_what_its_events_take(compute: float, read: float) -> None:
     for top_k in range(1, 9):
         for missed in range(top_k + 1):
-            expected = simulated_layer(top_k - missed, missed, compute, read)
-            found = layer_seconds(top_k, missed, compute=compute, read=read)
-            assert found == pytest.approx(expected)
+            for early in (0.0, 0.4, 1.3, 2.9, 50.0):
+                expected = simulated_layer(top_k - missed, missed, compute, read, early)
+                found = layer_seconds(top_k, missed, compute=compute, read=read, early=early)
+                assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.4, 0.9, 1.0])

@@ -45,7 +45,8 @@ def few_budgets(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]
     """Room for a third of the tiny bundle's pages, and for all."""
     monkeypatch.setattr(planning, "process_memory", lambda _: 100 << 20)
     whole = plan_model(tiny_bundle, find_target("cpu")).everything
-    return [whole.fixed + whole.slots // 3 * whole.page, whole.total]
+    pages = whole.slots // 3 * whole.page
+    return [whole.fixed + whole.predictor + pages, whole.total]
 
 
 @pytest.fixture
@@ -148,7 +149,10 @@ def test_speeds_are_those_of_the_limit_model(
     for row in plan.rows:
         assert row.memory is not None
         assert row.hit_rate == pytest.approx(min(1, row.memory.slots / footprint.num_pages))
-        estimate = estimate_speed(footprint, speed, hit_rate=row.hit_rate, position=128)
+        estimate = estimate_speed(
+            footprint, speed, hit_rate=row.hit_rate, position=128, reads_early=row.memory.predicts
+        )
+        assert row.memory.predicts == (row.hit_rate < 1)
         assert row.speed == estimate
         assert row.tokens_per_second == estimate.tokens_per_second
         assert row.tokens_per_second is not None
