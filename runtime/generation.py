@@ -15,6 +15,7 @@ from .text import TextStream, encode
 
 if TYPE_CHECKING:
     from .session import Session
+    from .stats import Counters
 
 
 @dataclass
@@ -27,6 +28,22 @@ class Clock:
     decode_steps: int = 0
     decode_seconds: float = 0.0
     time_to_first_token: float | None = None
+    decode_page_hits: int = 0
+    decode_page_misses: int = 0
+    decode_bytes_read: int = 0
+    decode_wait_seconds: float = 0.0
+    decode_skipped_experts: int = 0
+
+    def count_step(self, seconds: float, done: Counters) -> None:
+        """Adds a new token that was run through the model."""
+        self.new_tokens += 1
+        self.decode_steps += 1
+        self.decode_seconds += seconds
+        self.decode_page_hits += done.page_hits
+        self.decode_page_misses += done.page_misses
+        self.decode_bytes_read += done.bytes_read
+        self.decode_wait_seconds += done.wait_seconds
+        self.decode_skipped_experts += done.skipped_experts
 
 
 def encode_text(session: Session, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -110,11 +127,10 @@ def _generate(
                     + longer_context(spec, context)
                 )
             turn += 1
+            before = session.counters
             logits = session.forward([token], last_only=True)
             token = sampler.sample(logits[0])
-            clock.new_tokens += 1
-            clock.decode_steps += 1
-            clock.decode_seconds += time.perf_counter() - begun
+            clock.count_step(time.perf_counter() - begun, session.counters - before)
     if piece := stream.finish():
         yield piece
 

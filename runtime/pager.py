@@ -21,6 +21,7 @@ from .page_file import PageFile
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
 from .policy import CachePolicy
 from .readers import Load, Readers, Slot
+from .trace import Recorder
 
 Loaded = tuple[int, Slot]  # an expert and its page
 
@@ -40,11 +41,13 @@ class Pager:
         *,
         verify: bool = True,
         policy: CachePolicy | None = None,
+        trace: Recorder | None = None,
     ):
         self._root = root
         self._pages: dict[ExpertKey, ExpertPage] = {page.key: page for page in manifest.pages()}
         self._files = {layer.file: PageFile(root / layer.file) for layer in manifest.experts}
-        self.readers = Readers(verify=verify)
+        self.readers = Readers(verify=verify, trace=trace)
+        self._trace = trace
         self._policy = policy or NextUse(max(1, len(manifest.experts)))
         self._slot_bytes = max(PAGE_ALIGNMENT, align(manifest.page_bytes, PAGE_ALIGNMENT))
         self._resident: dict[ExpertKey, Slot] = {}
@@ -55,7 +58,7 @@ class Pager:
         self.wait_seconds = 0.0
 
     def visit(
-        self, layer: int, experts: Sequence[int], *, in_order: bool = False
+        self, layer: int, experts: Sequence[int], in_order: bool = False
     ) -> Iterator[list[Loaded]]:
         """A layer runs, and needs the pages of these experts, each named once.
 
@@ -76,7 +79,21 @@ class Pager:
         running = frozenset(keys)
         to_come = dict.fromkeys(keys)  # not handed out yet, in order
         self._start(missing, running, to_come)
-        return self._hand_out(missing, running, to_come, in_order)
+        batches = self._hand_out(missing, running, to_come, in_order)
+        return batches if self._trace is None else self._traced(batches, layer, self._trace)
+
+    def _traced(
+        self, batches: Iterator[list[Loaded]], layer: int, trace: Recorder
+    ) -> Iterator[list[Loaded]]:
+        """A list's experts are computed from when it is handed out until the next is asked for, or
+        none any more."""
+        trace.count("cache slots", time.perf_counter(), used=self.used)
+        for batch in batches:
+            started = time.perf_counter()
+            try:
+                yield batch
+            finally:
+                trace.span(f"experts {layer}", "experts", started, layer=layer, experts=len(batch))
 
     def _hand_out(
         self,
@@ -169,6 +186,9 @@ class Pager:
             load = self.readers.done.get(block=wait)
             if wait:
                 self.wait_seconds += time.perf_counter() - started
+                if self._trace is not None:
+                    left = len(self._loading)
+                    self._trace.span("wait for pages", "wait", started, reading=left)
             while True:
                 key = load.page.key
                 del self._loading[key]
@@ -209,6 +229,11 @@ class Pager:
     def _where(self, page: ExpertPage) -> str:
         path, key = self._root / page.file, page.key
         return f"{path}: the page of layer {key.layer}, expert {key.expert}"
+
+    @property
+    def used(self) -> int:
+        """Slots with a page, or one on its way."""
+        return len(self._resident) + len(self._loading)
 
     @property
     def direct(self) -> bool:

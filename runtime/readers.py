@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import BundleError
 from .page_file import PageFile, Stamp
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
+from .trace import Recorder
 
 # Two reads at a time keep a disk busy; the third thread checks hashes meanwhile.
 THREADS = 3
@@ -48,11 +49,12 @@ class Readers:
     one read was under way, hashing not counted.
     """
 
-    def __init__(self, *, verify: bool, threads: int = THREADS):
+    def __init__(self, *, verify: bool, threads: int = THREADS, trace: Recorder | None = None):
         self.done: SimpleQueue[Load] = SimpleQueue()
         self.bytes_read = self.verified = 0
         self.read_seconds = 0.0
         self._verify = verify
+        self._trace = trace
         self._trusted: dict[ExpertKey, Stamp] = {}  # pages that were right when the file was so
         self._parts: SimpleQueue[tuple[Load, int, int] | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -112,7 +114,7 @@ class Readers:
         target = load.slot.data.data[start:stop]
         reason = ""
         for _ in range(2):
-            self._begin_read()
+            started = self._begin_read()
             count = 0
             try:
                 count = load.file.read(target, load.page.offset + start)
@@ -123,6 +125,7 @@ class Readers:
                 return
             finally:
                 self._end_read(count)
+                self._record(load, "read", started, count)
             if count == len(target):
                 return
             if count:
@@ -138,7 +141,10 @@ class Readers:
         after = load.stamp
         if load.error is not None or self._trusted.get(page.key) == after == before:
             return
-        if hashlib.sha256(load.slot.data.data[: page.nbytes]).hexdigest() != page.sha256:
+        started = time.perf_counter()
+        digest = hashlib.sha256(load.slot.data.data[: page.nbytes]).hexdigest()
+        self._record(load, "hash", started, page.nbytes)
+        if digest != page.sha256:
             load.error = BundleError(
                 f"{load.where} is damaged: its hash is not the manifest's; compile the bundle again"
             )
@@ -154,11 +160,14 @@ class Readers:
         except OSError as error:
             load.error = self._failure(load, error.strerror or str(error))
 
-    def _begin_read(self) -> None:
+    def _begin_read(self) -> float:
+        """The time."""
         with self._lock:
+            now = time.perf_counter()
             self._reading += 1
             if self._reading == 1:
-                self._reading_since = time.perf_counter()
+                self._reading_since = now
+        return now
 
     def _end_read(self, count: int) -> None:
         with self._lock:
@@ -166,6 +175,12 @@ class Readers:
             self._reading -= 1
             if self._reading == 0:
                 self.read_seconds += time.perf_counter() - self._reading_since
+
+    def _record(self, load: Load, what: str, started: float, nbytes: int) -> None:
+        if self._trace is not None:
+            layer, expert = load.page.key.layer, load.page.key.expert
+            name = f"{what} {layer}.{expert}"
+            self._trace.span(name, what, started, layer=layer, expert=expert, bytes=nbytes)
 
     @staticmethod
     def _failure(load: Load, reason: str) -> BundleError:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,8 +29,9 @@ from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
 from .ort import set_up
 from .pager import Pager
+from .recording import Recording, is_prompt, open_recording
 from .sampling import Sampler
-from .stats import Stats, process_memory
+from .stats import Counters, Stats, process_memory
 from .text import load_tokenizer
 
 DEFAULT_CONTEXT = 4096
@@ -46,6 +50,8 @@ def open_bundle(
     kernels: str = "auto",
     active_experts: int | None = None,
     skip_cold: float = 0.0,
+    record_routes: str | os.PathLike[str] | None = None,
+    trace: str | os.PathLike[str] | None = None,
 ) -> Session:
     """Opens a bundle to run it.
 
@@ -56,6 +62,8 @@ def open_bundle(
     kernels: what computes the experts, "native", "onnxruntime", or "auto": native where it can.
     Lossy, see lossy.py: active_experts, how many of a token's experts are used, the strongest ones;
     skip_cold, below which share of an even split an expert that is not in the cache is left out.
+    Files that are made when the session is closed: record_routes, which experts each token went to,
+    for `pocketmoe replay`; trace, what happened when, for chrome://tracing.
 
     Raises:
         BundleError, BudgetError, ContextError, InputError: each says what to do.
@@ -84,7 +92,16 @@ def open_bundle(
         name=str(root),
         kernels=native,
     )
-    return Session(root, manifest, plan, tokenizer, context, threads, verify_pages, native, choice)
+    about = {"bundle": str(root), "threads": threads, "cache_slots": plan.slots}
+    with ExitStack() as undo:
+        recording = open_recording(manifest, record_routes, trace, about)
+        undo.callback(recording.discard)
+        session = Session(
+            root, manifest, plan, tokenizer, context, threads, verify_pages, native, choice,
+            recording,
+        )  # fmt: skip
+        undo.pop_all()
+    return session
 
 
 class Session:
@@ -106,6 +123,7 @@ class Session:
         verify_pages: bool,
         kernels: NativeKernels | None,
         choice: ExpertChoice,
+        recording: Recording,
     ):
         self.manifest = manifest
         self.context = context
@@ -116,6 +134,7 @@ class Session:
         self._threads = threads
         self._clock = Clock()
         self._choice = choice
+        self._recording = recording
         self._cache = KvCache(manifest.spec, context, plan.batch)
         if verify_pages:
             for segment in manifest.segments:
@@ -127,7 +146,7 @@ class Session:
         self._engines = load_engines(root, manifest, plan.batch, kernels)
         self._engine = "onnxruntime" if kernels is None else f"native, {kernels.instruction_set}"
         self._embedding = Embedding(root, manifest)
-        self._pager = Pager(root, manifest, plan.slots, verify=verify_pages)
+        self._pager = Pager(root, manifest, plan.slots, verify=verify_pages, trace=recording.trace)
         self._routers = [segment.router_layer for segment in manifest.segments]
         self._closed = False
         self._busy = threading.Lock()
@@ -163,6 +182,7 @@ class Session:
             self._pager.close()
             self._embedding.close()
             del self._backbone, self._engines, self._cache
+            self._recording.close()
 
     def forward(
         self,
@@ -187,14 +207,18 @@ class Session:
         ids = check_tokens(token_ids, spec, position=self.position, context=self.context)
         rows = 1 if last_only else len(ids)
         logits = np.empty((rows, spec.vocab_size), np.float32)
-        batch, length = self.plan.batch, self.position + len(ids)
+        batch, first = self.plan.batch, self.position
+        routes, prompt = self._recording.routes, is_prompt(first, len(ids))
         if not self._busy.acquire(blocking=False):
             raise InputError("the session is in use by another thread; open one for each thread")
         try:
-            for start in range(0, len(ids), batch):
-                part = ids[start : start + batch]
-                wanted = logits if last_only else logits[start : start + batch]
-                self._run_batch(part, wanted, length, observe)
+            with self._recording.call(first, len(ids), self._pager):
+                for start in range(0, len(ids), batch):
+                    part = ids[start : start + batch]
+                    wanted = logits if last_only else logits[start : start + batch]
+                    if routes is not None:
+                        routes.begin(first + start, prompt=prompt)
+                    self._run_batch(part, wanted, first + len(ids), observe)
         finally:
             self._busy.release()
         return logits
@@ -238,15 +262,24 @@ class Session:
         return start_generation(self, prompt, sampler, max_new_tokens, self._clock)
 
     @property
+    def counters(self) -> Counters:
+        """As of now. Cheaper than `stats`; two can be subtracted."""
+        pager, readers = self._pager, self._pager.readers
+        return Counters(
+            page_hits=pager.hits,
+            page_misses=pager.misses,
+            bytes_read=readers.bytes_read,
+            read_seconds=readers.read_seconds,
+            wait_seconds=pager.wait_seconds,
+            skipped_experts=self._choice.skipped,
+        )
+
+    @property
     def stats(self) -> Stats:
         pager = self._pager
         return Stats(
             **vars(self._clock),
-            page_hits=pager.hits,
-            page_misses=pager.misses,
-            bytes_read=pager.readers.bytes_read,
-            read_seconds=pager.readers.read_seconds,
-            wait_seconds=pager.wait_seconds,
+            **vars(self.counters),
             verified_pages=pager.readers.verified,
             num_pages=self.manifest.num_pages,
             cache_slots=pager.slots,
@@ -256,7 +289,6 @@ class Session:
             expert_engine=self._engine,
             direct_reads=pager.direct,
             lossy=(*self.manifest.lossy, *self._choice.names),
-            skipped_experts=self._choice.skipped,
             budget_bytes=self.plan.budget,
             planned_bytes=self.plan.total,
             peak_rss_bytes=process_memory("VmHWM"),
@@ -265,31 +297,37 @@ class Session:
     def _run_batch(
         self, ids: np.ndarray, logits: np.ndarray, length: int, observe: Observer | None
     ) -> None:
-        backbone, tokens = self._backbone, len(ids)
+        backbone, pager, tokens = self._backbone, self._pager, len(ids)
+        routes, trace = self._recording.routes, self._recording.trace
         self._embedding.read(ids, backbone.begin(tokens, length))
         for index, layer in enumerate(self._routers):
+            started = time.perf_counter()
             if layer is None:
                 backbone.run_last(tokens, logits)
+                if trace is not None:
+                    trace.span("last layers and head", "backbone", started, tokens=tokens)
                 if observe is not None:
                     observe(index, {"logits": logits})
                 continue
             out = backbone.run(index, tokens)
+            if trace is not None:
+                trace.span(f"backbone {layer}", "backbone", started, layer=layer, tokens=tokens)
             if observe is not None:
                 observe(index, out)
             weights, experts = self._choice.choose(
                 layer,
                 out["expert_weights"],
                 out["expert_ids"],
-                lambda expert, layer=layer: self._pager.holds(layer, expert),  # type: ignore[misc]
+                partial(pager.holds, layer),
             )
+            if routes is not None:
+                routes.add(layer, weights, experts, pager.holds)
             routing = route(weights, experts)
             self._engines[layer].add(
                 out["moe_base"],
                 out["expert_input"],
                 routing,
-                lambda in_order, layer=layer, routing=routing: self._pager.visit(  # type: ignore[misc]
-                    layer, routing.experts, in_order=in_order
-                ),
+                partial(pager.visit, layer, routing.experts),
             )
         self._cache.commit(tokens)
 

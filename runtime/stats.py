@@ -6,11 +6,32 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Counters:
+    """What the pager and the lossy options have counted; see Stats."""
+
+    page_hits: int
+    page_misses: int
+    bytes_read: int
+    read_seconds: float
+    wait_seconds: float
+    skipped_experts: int
+
+    def __sub__(self, before: Counters) -> Counters:
+        return Counters(**{name: now - vars(before)[name] for name, now in vars(self).items()})
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of page requests that the cache answered; 1 where there were none."""
+        requests = self.page_hits + self.page_misses
+        return self.page_hits / requests if requests else 1.0
+
+
+@dataclass(frozen=True)
 class Stats:
     """Since the session was opened; times in seconds.
 
     prompt_*, new_*, decode_*: of `generate` alone. decode_steps: new tokens that were run through
-    the model again; decode_seconds is theirs. time_to_first_token: of the latest prompt.
+    the model again; the other decode_* are theirs. time_to_first_token: of the latest prompt.
     page_*, bytes_read: of the cache. read_seconds: while pages were read; wait_seconds: the part of
     it in which there was nothing else to do. direct_reads: past the page cache.
     expert_engine: "onnxruntime", or "native" and its instruction set. lossy: what changes the
@@ -24,6 +45,11 @@ class Stats:
     decode_steps: int
     decode_seconds: float
     time_to_first_token: float | None
+    decode_page_hits: int
+    decode_page_misses: int
+    decode_bytes_read: int
+    decode_wait_seconds: float
+    decode_skipped_experts: int
     page_hits: int
     page_misses: int
     bytes_read: int
@@ -48,6 +74,12 @@ class Stats:
         """Share of page requests that the cache answered; 1 where there were none."""
         requests = self.page_hits + self.page_misses
         return self.page_hits / requests if requests else 1.0
+
+    @property
+    def decode_hit_rate(self) -> float:
+        """As hit_rate, of new tokens alone."""
+        requests = self.decode_page_hits + self.decode_page_misses
+        return self.decode_page_hits / requests if requests else 1.0
 
     @property
     def prompt_tokens_per_second(self) -> float:
