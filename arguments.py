@@ -75,6 +75,22 @@ BUDGET = click.option(
     type=SIZE,
     help="Memory for the whole process, such as 512MiB.  [default: no limit]",
 )
+BUDGETS = click.option(
+    "--memory-budget",
+    "budgets",
+    metavar="SIZE",
+    type=SIZE,
+    multiple=True,
+    help="Memory for the whole process, such as 512MiB; with --plot, several times.  "
+    "[default: no limit]",
+)
+PLOT = click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw speed against memory budget, from a run for each.  [default budgets: 5, from the "
+    "smallest to all in memory]",
+)
 CONTEXT = click.option(
     "--context",
     metavar="N",
@@ -95,6 +111,18 @@ SKIP_COLD = click.option(
     default=0.0,
     help="Leave out experts that are not in the cache and whose weight is below this share of an "
     "even split (lossy).",
+)
+RECORD_ROUTES = click.option(
+    "--record-routes",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write which experts each token went to, for replay; gzipped if FILE ends in .gz.",
+)
+TRACE = click.option(
+    "--trace",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write what happened when, as JSON for chrome://tracing or ui.perfetto.dev.",
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,20 @@ from .progress import Progress, Silent
 if TYPE_CHECKING:
     from .runtime.bundle import Manifest
     from .runtime.session import Session
+    from .runtime.stats import Stats
+
+
+@dataclass(frozen=True)
+class Limit:
+    """No faster than memory gives the weights of a token, and storage the pages that were missed.
+
+    The bandwidths, in bytes per second, are of the same run: of storage, while at least one read
+    was under way, hashing not counted; None where nothing was read.
+    """
+
+    tokens_per_second: float
+    memory_bandwidth: float
+    storage_bandwidth: float | None
 
 
 @dataclass(frozen=True)
@@ -24,11 +39,10 @@ class Benchmark:
     """One cold run; times in seconds, speeds in tokens per second.
 
     time_to_first_token: from the opened bundle to the first token, the prompt included.
-    decode_hit_rate, decode_bytes_per_token: of the page cache while new tokens were made.
-    limit_tokens_per_second: no faster than memory gives the weights of a token, and storage the
-    pages that were missed, at the bandwidths (bytes per second) measured in the same run;
-    storage_bandwidth is None where nothing was read. prompt: where its tokens came from, "text" or
-    "random ids". lossy, skipped_experts: see Stats.
+    decode_*: while new tokens were made; decode_wait_seconds: of it, in which nothing could be done
+    before a page came. limit_tokens_per_second and the bandwidths: see Limit; limit_reached: the
+    share of it. prompt: where its tokens came from, "text" or "random ids". lossy, skipped_experts:
+    see Stats.
     """
 
     bundle: str
@@ -42,11 +56,14 @@ class Benchmark:
     prompt_tokens_per_second: float
     decode_tokens_per_second: float
     limit_tokens_per_second: float
+    limit_reached: float
     memory_bandwidth: float
     storage_bandwidth: float | None
     hit_rate: float
     decode_hit_rate: float
     decode_bytes_per_token: float
+    decode_seconds: float
+    decode_wait_seconds: float
     bytes_read: int
     cache_slots: int
     num_pages: int
@@ -72,19 +89,24 @@ def run_benchmark(
     kernels: str = "auto",
     active_experts: int | None = None,
     skip_cold: float = 0.0,
+    record_routes: Path | None = None,
+    trace: Path | None = None,
     progress: Progress = _SILENT,
 ) -> Benchmark:
     """Opens the bundle, reads a prompt and decodes greedily; an end-of-text token does not stop it.
 
+    record_routes, trace: files to make, see open_bundle.
+
     Raises:
-        InputError: the tokens do not fit the context.
+        InputError: the tokens do not fit the context, or a file cannot be made.
     """
     from .runtime.session import open_bundle
 
     opening = time.perf_counter()
     with open_bundle(
         bundle, memory_budget=memory_budget, threads=threads, context=context, kernels=kernels,
-        active_experts=active_experts, skip_cold=skip_cold,
+        active_experts=active_experts, skip_cold=skip_cold, record_routes=record_routes,
+        trace=trace,
     ) as session:  # fmt: skip
         opened = time.perf_counter()
         if prompt_tokens + new_tokens > session.context:
@@ -97,24 +119,23 @@ def run_benchmark(
         start = time.perf_counter()
         token = int(session.forward(prompt, last_only=True)[-1].argmax())
         first = time.perf_counter()
-        before = session.stats
+        before = session.counters
         progress.stage("decode", new_tokens - 1)
         decode = time.perf_counter()
         for _ in range(new_tokens - 1):
             token = int(session.forward([token], last_only=True)[-1].argmax())
             progress.advance(1)
         end = time.perf_counter()
+        decoding = session.counters - before
         stats = session.stats
         manifest = session.manifest
     steps = new_tokens - 1
-    missed = (stats.bytes_read - before.bytes_read) / steps if steps else 0.0
-    skipped = (stats.skipped_experts - before.skipped_experts) / steps if steps else 0.0
-    resident = token_bytes(manifest, active_experts) - skipped * manifest.page_bytes
-    bandwidth = measure_memory(stats.threads, memory_budget)
-    storage = stats.read_bytes_per_second or None
-    seconds = max(resident / bandwidth, missed / storage if storage else 0.0)
-    hits = stats.page_hits - before.page_hits
-    requests = hits + stats.page_misses - before.page_misses
+    missed = decoding.bytes_read / max(1, steps)
+    limit = measure_limit(
+        manifest, stats, missed_bytes=missed,
+        skipped=decoding.skipped_experts / max(1, steps), active_experts=active_experts,
+    )  # fmt: skip
+    speed = steps / (end - decode)
     return Benchmark(
         bundle=str(bundle),
         prompt=source,
@@ -125,13 +146,16 @@ def run_benchmark(
         open_seconds=opened - opening,
         time_to_first_token=first - start,
         prompt_tokens_per_second=prompt_tokens / (first - start),
-        decode_tokens_per_second=steps / (end - decode),
-        limit_tokens_per_second=1 / seconds,
-        memory_bandwidth=bandwidth,
-        storage_bandwidth=storage,
+        decode_tokens_per_second=speed,
+        limit_tokens_per_second=limit.tokens_per_second,
+        limit_reached=speed / limit.tokens_per_second,
+        memory_bandwidth=limit.memory_bandwidth,
+        storage_bandwidth=limit.storage_bandwidth,
         hit_rate=stats.hit_rate,
-        decode_hit_rate=hits / requests if requests else 1.0,
+        decode_hit_rate=decoding.hit_rate,
         decode_bytes_per_token=missed,
+        decode_seconds=end - decode,
+        decode_wait_seconds=decoding.wait_seconds,
         bytes_read=stats.bytes_read,
         cache_slots=stats.cache_slots,
         num_pages=stats.num_pages,
@@ -140,6 +164,38 @@ def run_benchmark(
         lossy=stats.lossy,
         skipped_experts=stats.skipped_experts,
     )
+
+
+def measure_limit(
+    manifest: Manifest,
+    stats: Stats,
+    *,
+    missed_bytes: float,
+    skipped: float,
+    active_experts: int | None = None,
+) -> Limit:
+    """The limit of a session's decoding, once it is closed: measuring takes memory of the budget.
+
+    missed_bytes: read per token; skipped: experts that a token went without because of `skip_cold`.
+    """
+    resident = token_bytes(manifest, active_experts) - skipped * manifest.page_bytes
+    bandwidth = measure_memory(stats.threads, stats.budget_bytes)
+    storage = stats.read_bytes_per_second or None
+    seconds = max(resident / bandwidth, missed_bytes / storage if storage else 0.0)
+    return Limit(1 / seconds, bandwidth, storage)
+
+
+def generation_limit(
+    manifest: Manifest, stats: Stats, active_experts: int | None = None
+) -> Limit | None:
+    """As measure_limit, of what `generate` has decoded; None where that is nothing."""
+    steps = stats.decode_steps
+    if not steps:
+        return None
+    return measure_limit(
+        manifest, stats, missed_bytes=stats.decode_bytes_read / steps,
+        skipped=stats.decode_skipped_experts / steps, active_experts=active_experts,
+    )  # fmt: skip
 
 
 def token_bytes(manifest: Manifest, active_experts: int | None = None) -> int:
@@ -156,15 +212,27 @@ def token_bytes(manifest: Manifest, active_experts: int | None = None) -> int:
 
 def measure_memory(threads: int, memory_budget: int | None = None) -> float:
     """Bytes per second at which `threads` read memory together, in a share of the budget."""
+    from .runtime.native.kernels import NativeKernels
+    from .runtime.native.library import available
+
     nbytes = min(_BUFFER_BYTES, (memory_budget or _BUFFER_BYTES * 4) // 4)
-    parts = np.array_split(np.ones(max(1, nbytes // 8), np.int64), threads)
-    best = 0.0
+    data = np.ones(max(1, nbytes // 128) * 128, np.uint8)
+    if available():
+        kernels = NativeKernels(threads)
+        return data.nbytes / _best(lambda: kernels.read(data))
+    parts = np.array_split(data.view(np.int64), threads)
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(_REPEATS):
-            start = time.perf_counter()
-            list(pool.map(np.sum, parts))
-            best = max(best, nbytes / (time.perf_counter() - start))
-    return best
+        return data.nbytes / _best(lambda: list(pool.map(np.sum, parts)))
+
+
+def _best(run: Callable[[], object]) -> float:
+    """The shortest time of a few runs, in seconds."""
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def _prompt(session: Session, length: int) -> tuple[list[int], str]:

@@ -14,13 +14,17 @@ from .arguments import (
     ACTIVE_EXPERTS,
     AGAINST,
     BUDGET,
+    BUDGETS,
     BUNDLE,
     CONTEXT,
     JSON,
+    PLOT,
     POSITIVE,
+    RECORD_ROUTES,
     SIZE,
     SKIP_COLD,
     TARGET,
+    TRACE,
     FiniteRange,
     decode_argument,
     read_prompt,
@@ -205,6 +209,8 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
 @ACTIVE_EXPERTS
 @SKIP_COLD
 @click.option("--stats", is_flag=True, help="Print speed, hits and memory to stderr.")
+@RECORD_ROUTES
+@TRACE
 def run(
     bundle: Path,
     prompt: str | None,
@@ -220,12 +226,15 @@ def run(
     active_experts: int | None,
     skip_cold: float,
     stats: bool,
+    record_routes: Path | None,
+    trace: Path | None,
 ) -> None:
     """Generate text from a prompt."""
     if prompt is None and not chat:
         raise click.UsageError("Missing option '--prompt'.", click.get_current_context())
     if system is not None and not chat:
         raise click.UsageError("--system needs --chat", click.get_current_context())
+    from .benchmark import generation_limit
     from .chat import converse, prepare_chat
     from .runtime.conversation import Conversation
     from .runtime.session import open_bundle
@@ -242,7 +251,7 @@ def run(
     }  # fmt: skip
     with open_bundle(
         bundle, memory_budget=memory_budget, context=context, active_experts=active_experts,
-        skip_cold=skip_cold,
+        skip_cold=skip_cold, record_routes=record_routes, trace=trace,
     ) as session:  # fmt: skip
         conversation = Conversation(session, system=system, **sampling)
         try:
@@ -253,8 +262,10 @@ def run(
             else:
                 print_pieces(session.generate(text, **sampling))
         finally:
-            if stats and session.stats.prompt_tokens:
-                print_facts("stats", stat_rows(session.stats), error=True)
+            if stats and (done := session.stats).prompt_tokens:
+                session.close()  # measuring wants its memory
+                limit = generation_limit(session.manifest, done, active_experts)
+                print_facts("stats", stat_rows(done, limit), error=True)
 
 
 @main.command()
@@ -326,33 +337,82 @@ def eval_command(
 @click.option("--prompt-tokens", metavar="N", type=POSITIVE, default=128, help="Tokens to read.")
 @click.option("--new-tokens", metavar="N", type=POSITIVE, default=64, help="Tokens to generate.")
 @click.option("--threads", metavar="N", type=POSITIVE, help="[default: one per core]")
-@BUDGET
+@BUDGETS
 @CONTEXT
 @ACTIVE_EXPERTS
 @SKIP_COLD
+@PLOT
+@RECORD_ROUTES
+@TRACE
 @JSON
 def bench(
     bundle: Path,
     prompt_tokens: int,
     new_tokens: int,
     threads: int | None,
-    memory_budget: int | None,
+    budgets: tuple[int, ...],
     context: int | None,
     active_experts: int | None,
     skip_cold: float,
+    plot: Path | None,
+    record_routes: Path | None,
+    trace: Path | None,
     as_json: bool,
 ) -> None:
     """Measure speed, cache hits and memory."""
     from .benchmark import run_benchmark
     from .tables import benchmark_rows
 
+    if plot is not None:
+        if record_routes is not None or trace is not None:
+            raise click.UsageError(
+                "--record-routes and --trace are of one run; --plot makes several",
+                click.get_current_context(),
+            )
+        options: dict[str, Any] = {
+            "--prompt-tokens": prompt_tokens, "--new-tokens": new_tokens, "--threads": threads,
+            "--context": context, "--active-experts": active_experts, "--skip-cold": skip_cold,
+        }  # fmt: skip
+        plot_speeds(bundle, plot, budgets, options, as_json=as_json)
+        return
+    if len(budgets) > 1:
+        raise click.UsageError("several --memory-budget need --plot", click.get_current_context())
     with ProgressDisplay("tokens") as progress:
         result = run_benchmark(
             bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads,
-            memory_budget=memory_budget, context=context, active_experts=active_experts,
-            skip_cold=skip_cold, progress=progress,
+            memory_budget=budgets[0] if budgets else None, context=context,
+            active_experts=active_experts, skip_cold=skip_cold, record_routes=record_routes,
+            trace=trace, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(result)
         return
     print_facts(f"bench {bundle}", benchmark_rows(result))
+
+
+def plot_speeds(
+    bundle: Path, path: Path, budgets: tuple[int, ...], options: dict[str, Any], *, as_json: bool
+) -> None:
+    """Runs `bench` at each budget and draws what came of it. options: of `bench`, None for those
+    that were not given."""
+    from .budget_sweep import run_budgets, usual_budgets
+    from .inspection import BundleFacts, inspect_path
+    from .speed_plot import check_plot, draw_speed
+    from .tables import SPEED_COLUMNS, speed_rows
+
+    check_plot(path)
+    facts = inspect_path(bundle)
+    if not isinstance(facts, BundleFacts):
+        raise BundleError(f"{bundle} is a checkpoint; compile it first")
+    chosen = sorted(set(budgets)) or usual_budgets(
+        bundle, context=options["--context"], threads=options["--threads"]
+    )
+    given = [word for name, value in options.items() if value is not None
+             for word in (name, str(value))]  # fmt: skip
+    with ProgressDisplay() as progress:
+        results = run_budgets(bundle, chosen, given, progress)
+    draw_speed(path, facts, results)
+    if as_json:
+        print_json(results)
+        return
+    print_table(f"bench {bundle}: {path}", SPEED_COLUMNS, speed_rows(results))

@@ -31,6 +31,7 @@ class MemoryPlan:
     layer together; slots: pages in the cache.
 
     process: interpreter, libraries and sessions. workspace: what computing one batch needs.
+    fewest: slots that it cannot do without.
     """
 
     budget: int | None
@@ -42,10 +43,21 @@ class MemoryPlan:
     batch: int
     slots: int
     page: int
+    fewest: int
+
+    @property
+    def fixed(self) -> int:
+        """All but the pages."""
+        return self.process + self.backbone + self.kv + self.workspace
 
     @property
     def total(self) -> int:
-        return self.process + self.backbone + self.kv + self.workspace + self.slots * self.page
+        return self.fixed + self.slots * self.page
+
+    @property
+    def smallest(self) -> int:
+        """The smallest budget, in whole MiB; a process that starts a little larger fits too."""
+        return -(-(self.fixed + self.fewest * self.page + _MARGIN_BYTES) // MIB) * MIB
 
 
 def read_budget(budget: int | str | None) -> int | None:
@@ -126,10 +138,8 @@ def plan_memory(
     sessions = len(manifest.segments)
     if kernels is None:
         sessions += len({layer.format for layer in manifest.experts})
-    page = align(manifest.page_bytes, PAGE_ALIGNMENT)
     top_k = [layer.router.top_k for layer in manifest.spec.layers if layer.router is not None]
-    fewest = min(manifest.num_pages, max(top_k, default=0) + 1)
-    empty = MemoryPlan(
+    plan = MemoryPlan(
         budget=budget,
         process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
         backbone=manifest.backbone_bytes,
@@ -137,18 +147,17 @@ def plan_memory(
         workspace=workspace_bytes(manifest, context, chunk, batch, kernels),
         chunk=chunk,
         batch=batch,
-        slots=0,
-        page=page,
+        slots=manifest.num_pages,
+        page=align(manifest.page_bytes, PAGE_ALIGNMENT),
+        fewest=min(manifest.num_pages, max(top_k, default=0) + 1),
     )
     if budget is None:
-        return replace(empty, slots=manifest.num_pages)
-    smallest = empty.total + fewest * page
-    if budget < smallest:
-        named = -(-(smallest + _MARGIN_BYTES) // MIB)
+        return plan
+    if budget < plan.fixed + plan.fewest * plan.page:
         raise BudgetError(
             f"memory budget {format_size(budget)} is too small for {name} with a context of "
-            f"{context} tokens; the smallest that works is {named}MiB "
+            f"{context} tokens; the smallest that works is {plan.smallest // MIB}MiB "
             "(a shorter context needs less)"
         )
-    slots = (budget - empty.total) // page if page else 0
-    return replace(empty, slots=min(manifest.num_pages, slots))
+    slots = (budget - plan.fixed) // plan.page if plan.page else 0
+    return replace(plan, slots=min(plan.slots, slots))
