@@ -20,7 +20,9 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
         if isinstance(value, int):
             return value
         try:
@@ -29,8 +31,21 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class BudgetType(SizeType):
+    """A size, or "auto"."""
+
+    name = "budget"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if isinstance(value, str) and value.strip().lower() == "auto":
+            return "auto"
+        return super().convert(value, param, ctx)
+
+
 class TargetType(click.ParamType):  # type: ignore[type-arg]
-    """The name of a device."""
+    """The name of a device: of the table, or of the user's file of measured ones."""
 
     name = "target"
 
@@ -40,9 +55,15 @@ class TargetType(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, Target):
             return value
         try:
-            return find_target(value)
+            return find_target(value, targets_file(ctx))
         except TargetError as error:
             self.fail(str(error), param, ctx)
+
+
+def targets_file(ctx: click.Context | None) -> Path | None:
+    """The file of measured targets, which the command line's root has chosen."""
+    found = ctx.find_root().obj if ctx is not None else None
+    return found if isinstance(found, Path) else None
 
 
 class FiniteRange(click.FloatRange):
@@ -58,6 +79,7 @@ class FiniteRange(click.FloatRange):
 
 
 SIZE = SizeType()
+BUDGET_SIZE = BudgetType()
 TARGET = TargetType()
 POSITIVE = click.IntRange(min=1)
 
@@ -72,17 +94,30 @@ AGAINST = click.option(
 BUDGET = click.option(
     "--memory-budget",
     metavar="SIZE",
-    type=SIZE,
-    help="Memory for the whole process, such as 512MiB.  [default: no limit]",
+    type=BUDGET_SIZE,
+    help="Memory for the whole process, such as 512MiB; auto takes what is free.  "
+    "[default: no limit]",
+)
+PREDICT = click.option(
+    "--target",
+    metavar="NAME",
+    type=TARGET,
+    help="Whose figures the predicted speed is made of.  [default: local, if it was measured]",
+)
+PRECISION = click.option(
+    "--precision",
+    metavar="PRECISION",
+    multiple=True,
+    help="int4, int8, fp16 or fp32, or by part.  [default: experts=int4,backbone=int8,head=int8]",
 )
 BUDGETS = click.option(
     "--memory-budget",
     "budgets",
     metavar="SIZE",
-    type=SIZE,
+    type=BUDGET_SIZE,
     multiple=True,
-    help="Memory for the whole process, such as 512MiB; with --plot, several times.  "
-    "[default: no limit]",
+    help="Memory for the whole process, such as 512MiB; auto takes what is free; with --plot, "
+    "several times.  [default: no limit]",
 )
 PLOT = click.option(
     "--plot",
@@ -98,6 +133,12 @@ CONTEXT = click.option(
     help="Tokens that it can see.  [default: the model's, at most 4096]",
 )
 
+PREFETCH = click.option(
+    "--prefetch",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    help="Read pages early that the next layer may want.",
+)
 ACTIVE_EXPERTS = click.option(
     "--active-experts",
     metavar="K",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sysconfig
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InputError
+from .measurement import measure_memory
+from .planning import machine_speed
 from .progress import Progress, Silent
+from .runtime.limits import MachineSpeed, SpeedEstimate, assumed_speed, estimate_speed
 
 if TYPE_CHECKING:
     from .runtime.bundle import Manifest
     from .runtime.session import Session
     from .runtime.stats import Stats
+    from .targets import Target
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Benchmark:
     time_to_first_token: from the opened bundle to the first token, the prompt included.
     decode_*: while new tokens were made; decode_wait_seconds: of it, in which nothing could be done
     before a page came. limit_tokens_per_second and the bandwidths: see Limit; limit_reached: the
-    share of it. prompt: where its tokens came from, "text" or "random ids". lossy, skipped_experts:
-    see Stats.
+    share of it. predicted: a token while decoding, at decode_hit_rate; predicted_from: the figures
+    behind it, a target's or those of this run. prompt: where its tokens came from, "text" or
+    "random ids". early_pages, early_pages_used, guess_accuracy, lossy, skipped_experts: see Stats.
     """
 
     bundle: str
@@ -57,6 +60,9 @@ class Benchmark:
     decode_tokens_per_second: float
     limit_tokens_per_second: float
     limit_reached: float
+    predicted_tokens_per_second: float
+    predicted: SpeedEstimate
+    predicted_from: str
     memory_bandwidth: float
     storage_bandwidth: float | None
     hit_rate: float
@@ -68,14 +74,16 @@ class Benchmark:
     cache_slots: int
     num_pages: int
     budget_bytes: int | None
+    auto_budget: bool
     peak_rss_bytes: int
+    early_pages: int
+    early_pages_used: int
+    guess_accuracy: float | None
     lossy: tuple[str, ...]
     skipped_experts: int
 
 
 _SILENT = Silent()
-_BUFFER_BYTES = 256 << 20  # beyond every cache of a CPU
-_REPEATS = 3
 
 
 def run_benchmark(
@@ -84,29 +92,32 @@ def run_benchmark(
     prompt_tokens: int,
     new_tokens: int,
     threads: int | None = None,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     context: int | None = None,
     kernels: str = "auto",
+    prefetch: str = "auto",
     active_experts: int | None = None,
     skip_cold: float = 0.0,
     record_routes: Path | None = None,
     trace: Path | None = None,
+    target: Target | None = None,
     progress: Progress = _SILENT,
 ) -> Benchmark:
     """Opens the bundle, reads a prompt and decodes greedily; an end-of-text token does not stop it.
 
-    record_routes, trace: files to make, see open_bundle.
+    record_routes, trace: files to make, see open_bundle. target: whose figures the prediction is
+    made of, if it was measured.
 
     Raises:
         InputError: the tokens do not fit the context, or a file cannot be made.
     """
-    from .runtime.session import open_bundle
+    from .runtime.opening import open_bundle
 
     opening = time.perf_counter()
     with open_bundle(
         bundle, memory_budget=memory_budget, threads=threads, context=context, kernels=kernels,
-        active_experts=active_experts, skip_cold=skip_cold, record_routes=record_routes,
-        trace=trace,
+        prefetch=prefetch, active_experts=active_experts, skip_cold=skip_cold,
+        record_routes=record_routes, trace=trace,
     ) as session:  # fmt: skip
         opened = time.perf_counter()
         if prompt_tokens + new_tokens > session.context:
@@ -135,7 +146,12 @@ def run_benchmark(
         manifest, stats, missed_bytes=missed,
         skipped=decoding.skipped_experts / max(1, steps), active_experts=active_experts,
     )  # fmt: skip
-    speed = steps / (end - decode)
+    tokens_per_second = steps / (end - decode)
+    speed, speed_from = _speed(target, limit, needs_storage=decoding.hit_rate < 1)
+    predicted = estimate_speed(
+        manifest.footprint.with_active(active_experts), speed, hit_rate=decoding.hit_rate,
+        position=prompt_tokens + new_tokens // 2,
+    )  # fmt: skip
     return Benchmark(
         bundle=str(bundle),
         prompt=source,
@@ -146,9 +162,12 @@ def run_benchmark(
         open_seconds=opened - opening,
         time_to_first_token=first - start,
         prompt_tokens_per_second=prompt_tokens / (first - start),
-        decode_tokens_per_second=speed,
+        decode_tokens_per_second=tokens_per_second,
         limit_tokens_per_second=limit.tokens_per_second,
-        limit_reached=speed / limit.tokens_per_second,
+        limit_reached=tokens_per_second / limit.tokens_per_second,
+        predicted_tokens_per_second=predicted.tokens_per_second,
+        predicted=predicted,
+        predicted_from=speed_from,
         memory_bandwidth=limit.memory_bandwidth,
         storage_bandwidth=limit.storage_bandwidth,
         hit_rate=stats.hit_rate,
@@ -160,7 +179,11 @@ def run_benchmark(
         cache_slots=stats.cache_slots,
         num_pages=stats.num_pages,
         budget_bytes=stats.budget_bytes,
+        auto_budget=stats.auto_budget,
         peak_rss_bytes=stats.peak_rss_bytes,
+        early_pages=stats.early_pages,
+        early_pages_used=stats.early_pages_used,
+        guess_accuracy=stats.guess_accuracy,
         lossy=stats.lossy,
         skipped_experts=stats.skipped_experts,
     )
@@ -178,7 +201,8 @@ def measure_limit(
 
     missed_bytes: read per token; skipped: experts that a token went without because of `skip_cold`.
     """
-    resident = token_bytes(manifest, active_experts) - skipped * manifest.page_bytes
+    footprint = manifest.footprint.with_active(active_experts)
+    resident = footprint.token_bytes - skipped * manifest.page_bytes
     bandwidth = measure_memory(stats.threads, stats.budget_bytes)
     storage = stats.read_bytes_per_second or None
     seconds = max(resident / bandwidth, missed_bytes / storage if storage else 0.0)
@@ -198,41 +222,13 @@ def generation_limit(
     )  # fmt: skip
 
 
-def token_bytes(manifest: Manifest, active_experts: int | None = None) -> int:
-    """Weights that one token reads: the backbone, and k pages of each MoE layer, or fewer where
-    fewer experts are active."""
-    layers = manifest.spec.layers
-    pages = sum(
-        pages.format.nbytes * min(router.top_k, active_experts or router.top_k)
-        for pages in manifest.experts
-        if (router := layers[pages.layer].router) is not None
-    )
-    return manifest.backbone_bytes + pages
-
-
-def measure_memory(threads: int, memory_budget: int | None = None) -> float:
-    """Bytes per second at which `threads` read memory together, in a share of the budget."""
-    from .runtime.native.kernels import NativeKernels
-    from .runtime.native.library import available
-
-    nbytes = min(_BUFFER_BYTES, (memory_budget or _BUFFER_BYTES * 4) // 4)
-    data = np.ones(max(1, nbytes // 128) * 128, np.uint8)
-    if available():
-        kernels = NativeKernels(threads)
-        return data.nbytes / _best(lambda: kernels.read(data))
-    parts = np.array_split(data.view(np.int64), threads)
-    with ThreadPoolExecutor(threads) as pool:
-        return data.nbytes / _best(lambda: list(pool.map(np.sum, parts)))
-
-
-def _best(run: Callable[[], object]) -> float:
-    """The shortest time of a few runs, in seconds."""
-    times = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def _speed(target: Target | None, limit: Limit, *, needs_storage: bool) -> tuple[MachineSpeed, str]:
+    """The target's figures where it has them, else the bandwidths of this run; and which it was."""
+    speed = machine_speed(target) if target is not None else None
+    if target is None or speed is None or (needs_storage and speed.storage_bandwidth is None):
+        assumed = assumed_speed(limit.memory_bandwidth, limit.storage_bandwidth)
+        return assumed, "this run's bandwidths"
+    return speed, f"target {target.name}"
 
 
 def _prompt(session: Session, length: int) -> tuple[list[int], str]:

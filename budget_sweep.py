@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .benchmark import Benchmark
 from .errors import InputError
 from .progress import Progress, Silent
+from .runtime.limits import SpeedEstimate
 from .sizes import format_size
 
 _STEPS = 5
@@ -26,7 +28,7 @@ def usual_budgets(
     Raises:
         BundleError, ContextError, InputError: as open_bundle.
     """
-    from .runtime.session import open_bundle
+    from .runtime.opening import open_bundle
 
     with open_bundle(bundle, context=context, threads=threads, verify_pages=False) as session:
         plan = session.plan
@@ -65,5 +67,10 @@ def _run(bundle: Path, budget: int, options: Sequence[str]) -> Benchmark:
     if done.returncode:
         lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
         raise InputError(lines[-1].removeprefix("error: "))
-    facts = json.loads(done.stdout)
-    return Benchmark(**{**facts, "lossy": tuple(facts["lossy"])})
+    return read_benchmark(json.loads(done.stdout))
+
+
+def read_benchmark(facts: dict[str, Any]) -> Benchmark:
+    """What `bench --json` printed, as it was."""
+    predicted = SpeedEstimate(**facts["predicted"])
+    return Benchmark(**{**facts, "lossy": tuple(facts["lossy"]), "predicted": predicted})

@@ -117,31 +117,50 @@ def inspect_path(path: Path) -> CheckpointFacts | BundleFacts:
         InputError: the path is none of these.
         CheckpointError, ConfigError, BundleError: it is one, but damaged or not supported.
     """
+    if is_bundle(path):
+        return _inspect_bundle(path)
+    _need_config(path)
+    return _inspect_checkpoint(path)
+
+
+def _need_config(path: Path) -> None:
+    """Raises InputError where `path` is no directory with a config.json."""
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}; give the directory of a checkpoint or of a bundle")
-    if is_bundle(path):
-        return _inspect_bundle(path)
     if not (path / "config.json").is_file():
         raise InputError(
             f"{path} has neither config.json (a checkpoint) nor {MANIFEST} (a complete bundle)"
         )
-    return _inspect_checkpoint(path)
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """The spec of a checkpoint, from its config.json alone.
+
+    Raises:
+        InputError: there is none.
+        CheckpointError, ConfigError: it is damaged or not supported.
+    """
+    _need_config(path)
+    config = read_json(path / "config.json")
+    try:
+        return find_family(config).read_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _inspect_checkpoint(path: Path) -> CheckpointFacts:
     tokenizer = (path / "tokenizer.json").is_file()
     if not any((path / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
-        config = read_json(path / "config.json")
+        spec = read_spec(path)
         try:
-            model = model_facts(find_family(config).read_config(config), BLOCK_SIZE)
-            encoding = find_encoding(config)
+            encoding = find_encoding(read_json(path / "config.json"))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         return CheckpointFacts(
             kind="config",
             path=str(path),
-            model=model,
+            model=model_facts(spec, BLOCK_SIZE),
             files=0,
             stored_bytes=None,
             dtypes=None,

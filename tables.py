@@ -36,8 +36,10 @@ def _figure(name: str, value: object) -> str:
         return "yes" if value else "no"
     if name.endswith("_bytes") and isinstance(value, int):
         return format_size(value)
-    if name.endswith("_bandwidth") and isinstance(value, (int, float)):
+    if name.endswith(("_bandwidth", "_rate")) and isinstance(value, (int, float)):
         return f"{format_size(round(value))}/s"
+    if name.endswith("_seconds") and isinstance(value, (int, float)):
+        return f"{1000 * value:.3f} ms"
     return str(value)
 
 
@@ -130,6 +132,8 @@ def benchmark_rows(result: Benchmark) -> list[Row]:
         ("decode", f"{result.new_tokens} tokens, {result.decode_tokens_per_second:.1f} tok/s"),
         ("limit", f"{result.limit_tokens_per_second:.1f} tok/s at {_bandwidths(result, missed)}; "
                   f"{result.limit_reached:.1%} of it reached"),
+        ("predicted", f"{result.predicted_tokens_per_second:.1f} tok/s at these page hits, by "
+                      f"{result.predicted_from}"),
         ("time to first token", f"{result.time_to_first_token:.3f} s, after "
                                 f"{result.open_seconds:.3f} s to open"),
         ("page hits", f"{result.hit_rate:.1%}; while decoding {result.decode_hit_rate:.1%}"),
@@ -139,7 +143,8 @@ def benchmark_rows(result: Benchmark) -> list[Row]:
         ("cache", f"{result.cache_slots} of {result.num_pages} pages"),
         ("experts", result.expert_engine),
         ("threads", str(result.threads)),
-        ("peak memory", _memory(result.peak_rss_bytes, result.budget_bytes)),
+        ("peak memory", _memory(result)),
+        *_early_rows(result, result.new_tokens - 1),
         *_lossy_rows(result),
     ]  # fmt: skip
 
@@ -182,9 +187,20 @@ def stat_rows(stats: Stats, limit: Limit | None = None) -> list[Row]:
         ("context", f"{stats.context} tokens, chunks of {stats.chunk_tokens}"),
         ("experts", stats.expert_engine),
         ("threads", str(stats.threads)),
-        ("peak memory", _memory(stats.peak_rss_bytes, stats.budget_bytes)),
+        ("peak memory", _memory(stats)),
+        *_early_rows(stats, stats.decode_steps),
         *_lossy_rows(stats),
     ]  # fmt: skip
+
+
+def _early_rows(figures: Stats | Benchmark, steps: int) -> list[Row]:
+    """What was read before a router asked for it, where that was guessed. steps: tokens decoded."""
+    if not steps or (figures.guess_accuracy is None and not figures.early_pages):
+        return []
+    early, right = figures.early_pages, figures.guess_accuracy
+    used = f", {figures.early_pages_used / early:.1%} of them used" if early else ""
+    accuracy = f"; {right:.1%} of the guesses right" if right is not None else ""
+    return [("read early", f"{early / steps:.1f} pages per token{used}{accuracy}")]
 
 
 def _lossy_rows(figures: Stats | Benchmark) -> list[Row]:
@@ -255,5 +271,10 @@ def _bandwidths(limit: Benchmark | Limit, missed: float) -> str:
     return f"{memory} and {format_size(round(limit.storage_bandwidth))}/s of storage"
 
 
-def _memory(peak: int, budget: int | None) -> str:
-    return f"{format_size(peak)} of {format_size(budget) if budget else 'no limit'}"
+def _memory(figures: Benchmark | Stats) -> str:
+    budget = "no limit" if figures.budget_bytes is None else format_size(figures.budget_bytes)
+    return f"{format_size(figures.peak_rss_bytes)} of {budget}{_auto(figures.auto_budget)}"
+
+
+def _auto(auto: bool) -> str:
+    return " (auto: what the machine had free)" if auto else ""

@@ -20,10 +20,11 @@ import numpy as np
 from pocketmoe.bench.quality import read_tokens
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import BLOCK_SIZES, parse_precision
-from pocketmoe.errors import InputError, PocketMoEError
+from pocketmoe.errors import PocketMoEError
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.runtime.evaluate import evaluate
-from pocketmoe.runtime.session import Session, open_bundle
+from pocketmoe.runtime.opening import open_bundle
+from pocketmoe.runtime.session import Session
 from pocketmoe.sizes import format_size
 from pocketmoe.targets import find_target
 
@@ -32,22 +33,14 @@ HEADINGS = (
     "active experts", "skip cold", "perplexity", "KL, mean", "KL, 99 %", "top-1 agreement",
     "pages asked for", "hits", "read per token",
 )  # fmt: skip
-_TRIES = 20
 
 
 def open_with_pages(bundle: Path, pages: int, **options: Any) -> Session:
-    """A session whose cache has so many pages. The budget is the whole process, which grows a
-    little with each opening, so it takes a few."""
-    with open_bundle(bundle, **options) as session:
-        plan = session.plan
-    budget = plan.total - (plan.slots - pages) * plan.page + plan.page // 2
-    for _ in range(_TRIES):
-        session = open_bundle(bundle, memory_budget=budget, **options)
-        if session.plan.slots == pages:
-            return session
-        budget += (pages - session.plan.slots) * session.plan.page
-        session.close()
-    raise InputError(f"no memory budget gave a cache of {pages} pages; give --memory-budget")
+    """A session whose cache has so many pages."""
+    session = open_bundle(bundle, prefetch="off", **options)
+    plan = session.plan
+    session.set_memory_budget(plan.fixed + pages * plan.page)
+    return session
 
 
 def opener(bundle: Path, budget: str | None, cache: float, context: int) -> Callable[..., Session]:

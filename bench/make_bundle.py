@@ -23,12 +23,12 @@ from pocketmoe.bench.shapes import SHAPES, with_layers
 from pocketmoe.compiler.compile import (
     expert_counts,
     hash_files,
-    page_formats,
     toolchain,
     write_backbone,
     write_embedding,
 )
 from pocketmoe.compiler.experts import write_expert_layer
+from pocketmoe.compiler.footprint import page_formats
 from pocketmoe.compiler.output import building, refuse_existing
 from pocketmoe.compiler.precision import check_blocks, parse_precision
 from pocketmoe.compiler.trace import check_attention

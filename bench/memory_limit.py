@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import click
 
@@ -138,9 +139,9 @@ class Cgroup:
             self.path.rmdir()
 
 
-def drop_from_page_cache(folder: Path) -> None:
-    """Else what another run has read would be charged to nobody."""
-    for file in folder.rglob("*"):
+def drop_from_page_cache(path: Path) -> None:
+    """A file, or all of a folder: else what another run has read would be charged to nobody."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
             handle = os.open(file, os.O_RDONLY)
             try:
@@ -149,8 +150,14 @@ def drop_from_page_cache(folder: Path) -> None:
                 os.close(handle)
 
 
-def run_limited(command: Sequence[str], limit: int, quiet: bool = False) -> Outcome:
-    """Runs a command that may use `limit` bytes; its output is shown unless quiet."""
+def run_limited(
+    command: Sequence[str], limit: int, quiet: bool = False, output: IO[str] | None = None
+) -> Outcome:
+    """Runs a command that may use `limit` bytes; its output is shown unless quiet.
+
+    output: a file that gets its stdout instead.
+    """
+    shown = subprocess.DEVNULL if quiet else sys.stderr
     for argument in command:
         if is_bundle(Path(argument)):
             drop_from_page_cache(Path(argument))
@@ -158,7 +165,7 @@ def run_limited(command: Sequence[str], limit: int, quiet: bool = False) -> Outc
         began = time.monotonic()
         process = subprocess.Popen(
             cgroup.enter_command(command),
-            stdout=subprocess.DEVNULL if quiet else sys.stderr,
+            stdout=output or shown,
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
+from math import prod, sqrt
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from pocketmoe.errors import ConfigError
 from pocketmoe.model.families import find_family
 from pocketmoe.model.headers import DTYPE_BYTES
 from pocketmoe.model.parameters import Shape, parameter_shapes
+from pocketmoe.model.spec import ModelSpec
 
 STD = 0.02
 NUMBERS = 16_000_057  # of a block; prime, so that no row length divides it
@@ -26,12 +27,13 @@ Fill = Literal["weights", "ones", "scales"]
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """dtype: as safetensors writes it. scales: of a quantized tensor."""
+    """dtype: as safetensors writes it. scales: of a quantized tensor. std: of plain weights."""
 
     name: str
     dtype: str
     shape: Shape
     fill: Fill = "weights"
+    std: float = STD
 
     @property
     def nbytes(self) -> int:
@@ -61,6 +63,7 @@ def stored_tensors(config: dict[str, Any]) -> list[PlannedTensor]:
             "F32" if parameter.endswith("router_correction") else "BF16",
             location.place.stored_shape(shape, router.num_experts if router else 0),
             "ones" if parameter.endswith("norm.weight") else "weights",
+            weight_std(spec, parameter),
         )
         for tensor in _encode(stored, parameter, method):
             tensors[tensor.name] = tensor
@@ -68,6 +71,18 @@ def stored_tensors(config: dict[str, Any]) -> list[PlannedTensor]:
         for tensor in _predictor(f"model.layers.{layer}", spec.vocab_size, spec.hidden_size):
             tensors[tensor.name] = tensor
     return list(tensors.values())
+
+
+def weight_std(spec: ModelSpec, parameter: str) -> float:
+    """STD, but for what would make all tokens alike, so that they go to the same experts: embedding
+    rows enter the model with 1 (a tied head needs them small), and what attention adds, which
+    neighbouring tokens have in common, is smaller by the square root of twice the layers, as where
+    training begins."""
+    if parameter == "embed.weight" and not spec.tie_word_embeddings:
+        return 1 / spec.embedding_multiplier
+    if parameter.endswith("attention.o_proj.weight"):
+        return STD / sqrt(2 * spec.num_hidden_layers)
+    return STD
 
 
 def quantization(config: dict[str, Any]) -> str | None:
@@ -116,8 +131,9 @@ def _predictor(prefix: str, vocab_size: int, hidden_size: int) -> Iterator[Plann
 class Weights:
     """An endless supply of numbers of each kind: one block, read from another place each time.
 
-    Weights are normal with a standard deviation of STD, and every other tensor has the other sign;
-    those in MXFP4 are any bytes, with exponents for about STD. No E4M3 number is NaN.
+    Weights are normal with the standard deviation that their tensor names, in FP8 with STD, and
+    every other tensor has the other sign; those in MXFP4 are any bytes, with exponents for about
+    STD. No E4M3 number is NaN.
     """
 
     def __init__(self, seed: int):
@@ -127,8 +143,9 @@ class Weights:
         factors = self._random.uniform(0.8, 1.2, NUMBERS >> 8).astype(np.float32)
         few = normal[: NUMBERS >> 8]
         e4m3 = (normal * _FP8_STD).clamp(-448, 448)
+        self._normal = normal
+        self._plain: dict[float, list[memoryview]] = {}  # BF16, by standard deviation
         self._blocks: dict[tuple[str, Fill], list[memoryview]] = {
-            ("BF16", "weights"): [_view((sign * STD * normal).bfloat16()) for sign in (1, -1)],
             ("BF16", "ones"): [_view(ones)],
             ("F32", "weights"): [_view(sign * STD * few) for sign in (1, -1)],
             ("F8_E4M3", "weights"): [
@@ -141,7 +158,10 @@ class Weights:
         }
 
     def write(self, file: BinaryIO, tensor: PlannedTensor) -> None:
-        blocks = self._blocks[tensor.dtype, tensor.fill]
+        plain = (tensor.dtype, tensor.fill) == ("BF16", "weights")
+        blocks = (
+            self._normal_blocks(tensor.std) if plain else self._blocks[tensor.dtype, tensor.fill]
+        )
         block = blocks[int(self._random.integers(len(blocks)))]
         size = DTYPE_BYTES[tensor.dtype]
         start = size * int(self._random.integers(len(block) // size))
@@ -149,6 +169,11 @@ class Weights:
         while left:
             left -= file.write(block[start : start + left])
             start = 0
+
+    def _normal_blocks(self, std: float) -> list[memoryview]:
+        if std not in self._plain:
+            self._plain[std] = [_view((sign * std * self._normal).bfloat16()) for sign in (1, -1)]
+        return self._plain[std]
 
 
 def _view(tensor: torch.Tensor) -> memoryview:

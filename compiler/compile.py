@@ -33,13 +33,14 @@ from ..runtime.bundle import (
     hash_file,
     write_manifest,
 )  # fmt: skip
-from ..runtime.pages import PageFormat
 from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
 from .chat import write_chat_template
 from .experts import build_pages, choose_workers, write_expert_layer
+from .footprint import page_formats
 from .output import building, refuse_existing
 from .precision import check_blocks
+from .predictors import write_predictors
 from .quantize import ReadTiles
 from .segments import SegmentPlan, plan_segments, segment_parameters
 from .stamp import stamp_segment
@@ -200,6 +201,8 @@ def write_backbone(
                 tile_reader(reader, spec, progress.advance), root / file,
             )  # fmt: skip
         segments.append(Segment(file, plan.layers, plan.router_layer))
+    with source.tensors() as reader:
+        write_predictors(root, spec, tile_reader(reader, spec, lambda _: None))
     return tuple(segments), loaded
 
 
@@ -232,22 +235,6 @@ def write_experts(
     finally:
         torch.set_num_threads(threads)
     return tuple(written)
-
-
-def page_formats(spec: ModelSpec, precision: Precision) -> dict[int, PageFormat]:
-    """By paged layer."""
-    block_size = precision.block_size if precision.experts in ("int4", "int8") else 0
-    return {
-        layer: PageFormat(
-            precision.experts,
-            block_size,
-            spec.hidden_size,
-            spec.layers[layer].intermediate_size,
-            bias=spec.expert_bias,
-            activation=spec.activation,
-        )
-        for layer in spec.paged_layers
-    }
 
 
 def expert_counts(spec: ModelSpec) -> dict[int, int]:

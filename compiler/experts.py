@@ -15,6 +15,7 @@ import onnx
 from ..model.parameters import expert_prefix
 from ..model.tensors import TILE_BYTES
 from ..runtime.bundle import ENGINE, ExpertLayer
+from ..runtime.native.checksum import find_xxh64
 from ..runtime.pages import PROJECTIONS, PageFormat, TensorPlace
 from .expert_graphs import engine_graph, expert_graph, point_into_page
 from .quantize import ReadTiles, quantize_matrix
@@ -44,12 +45,15 @@ def write_expert_layer(
     bytes of each page written."""
     folder = root / "experts" / f"layer_{layer:03d}"
     folder.mkdir(parents=True)
-    offsets, hashes, end = [], [], 0
+    offsets, hashes, checksums, end = [], [], [], 0
+    xxh64 = find_xxh64()
     with (folder / "pages.bin").open("wb") as file:
         for page in pages:
             file.write(page)
             offsets.append(end)
             hashes.append(hashlib.sha256(page).hexdigest())
+            if xxh64 is not None:
+                checksums.append(xxh64(np.frombuffer(page, np.uint8)))
             end += len(page)
             advance(len(page))
     graph = expert_graph(page_format)
@@ -62,7 +66,9 @@ def write_expert_layer(
     onnx.checker.check_model(engine)
     onnx.save(engine, folder / ENGINE)
     file_name = f"experts/{folder.name}/pages.bin"
-    return ExpertLayer(layer, file_name, page_format, tuple(offsets), tuple(hashes))
+    return ExpertLayer(
+        layer, file_name, page_format, tuple(offsets), tuple(hashes), tuple(checksums)
+    )
 
 
 def build_pages(

@@ -11,15 +11,10 @@ from onnx import TensorProto, helper
 
 from ..runtime.bundle import Precision
 from .external_data import ExternalData
+from .footprint import QUANTIZED_BITS, float_bytes, nodes_bytes, quantized_bytes
 from .placeholders import INTO_LATENT
 from .precision import precision_of
 from .quantize import ReadTiles, quantize_matrix
-
-_BITS = {"int4": 4, "int8": 8}
-# What ONNX Runtime holds of each block of a MatMulNBits, beside the values: its scale as stored and
-# as packed, and a sum.
-_BLOCK_BYTES = 12
-_NODE_BYTES = 12 << 10  # of one MatMulNBits beside its weights; it counts where there are hundreds
 
 
 @dataclass
@@ -53,12 +48,12 @@ def lower_linear(
     chosen = precision_of(weight, precision)
     if bias is not None:
         lowered.initializers.append(data.add(bias, (rows,), np.float32, read(bias)))
-        lowered.nbytes += 4 * rows
-    if chosen in _BITS:
+        lowered.nbytes += float_bytes((rows,))
+    if chosen in QUANTIZED_BITS:
         product = y if bias is None else f"{y}.product"
         _add_quantized(
-            lowered, x, weight, product, (rows, columns), _BITS[chosen], precision.block_size,
-            read(weight), data,
+            lowered, x, weight, product, (rows, columns), QUANTIZED_BITS[chosen],
+            precision.block_size, read(weight), data,
         )  # fmt: skip
         if bias is not None:
             lowered.nodes.append(helper.make_node("Add", [product, bias], [y]))
@@ -94,17 +89,17 @@ def lower_head_linear(
     _, rows, columns = matrices.shape
     lowered = Lowered()
     chosen = precision_of(parameter, precision)
-    if chosen in _BITS:
+    if chosen in QUANTIZED_BITS:
         parts = [f"{name}.x{head}" for head in range(heads)]
         products = [f"{name}.y{head}" for head in range(heads)]
         lowered.nodes.append(helper.make_node("Split", [x], parts, axis=1, num_outputs=heads))
         for head, matrix in enumerate(matrices):
             _add_quantized(
                 lowered, parts[head], f"{name}.{head}", products[head], (rows, columns),
-                _BITS[chosen], precision.block_size, iter([matrix]), data,
+                QUANTIZED_BITS[chosen], precision.block_size, iter([matrix]), data,
             )  # fmt: skip
         lowered.nodes.append(helper.make_node("Concat", products, [y], axis=1))
-        lowered.nbytes += heads * _NODE_BYTES
+        lowered.nbytes += nodes_bytes(heads)
         return lowered
     shape = (heads, columns, rows)
     stored = _add_float(lowered, name, shape, chosen, iter([matrices.transpose(0, 2, 1)]), data)
@@ -149,7 +144,7 @@ def _add_quantized(
             K=columns, N=rows, bits=bits, block_size=block_size, accuracy_level=4,
         )
     )  # fmt: skip
-    lowered.nbytes += rows * columns * bits // 8 + _BLOCK_BYTES * rows * blocks
+    lowered.nbytes += quantized_bytes(rows, columns, bits, block_size)
 
 
 def _add_float(
@@ -160,11 +155,8 @@ def _add_float(
     tiles: Iterator[np.ndarray],
     data: ExternalData,
 ) -> str:
-    """Stores a matrix in fp16 or fp32; returns the name of its fp32 values.
-
-    ONNX Runtime computes in fp32 on a CPU: what is stored as fp16 is cast when it is loaded.
-    """
-    lowered.nbytes += 4 * int(np.prod(shape))
+    """Stores a matrix in fp16 or fp32; returns the name of its fp32 values."""
+    lowered.nbytes += float_bytes(shape)
     if precision == "fp32":
         lowered.initializers.append(data.add(name, shape, np.float32, tiles))
         return name

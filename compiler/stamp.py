@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from onnx import helper
 from ..model.parameters import Shape
 from ..runtime.bundle import Precision
 from .external_data import ExternalData
+from .footprint import float_bytes
 from .lower import lower_head_linear, lower_linear, read_whole
 from .placeholders import LINEAR, LINEAR_DOMAIN
 from .quantize import ReadTiles
@@ -82,7 +82,7 @@ def stamp_weights(
         if name in parameters:
             shape = parameters[name]
             initializer.CopyFrom(data.add(name, shape, np.float32, read(name)))
-            loaded += 4 * prod(shape)
+            loaded += float_bytes(shape)
             stamped.add(name)
     # Both directions of a LatentProjection are made of one weight.
     read_latent = lru_cache(maxsize=1)(lambda name: read_whole(read, name))

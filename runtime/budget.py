@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from ..errors import BudgetError, InputError
 from ..model.spec import ModelSpec
 from ..sizes import format_size, parse_size
-from .bundle import Manifest
 from .experts import native_bytes
+from .footprint import Footprint
+from .host_memory import read_host_memory
 from .kv_cache import capacity, kv_bytes
 from .native.kernels import NativeKernels
 from .pages import PAGE_ALIGNMENT, align
 
 MIB = 1 << 20
+AUTO = "auto"  # as a budget
 # Tokens that a graph gets at once, and tokens that go through a layer together, so that a page is
 # read once for all of them. The same figures for every budget: others would round differently, and
 # paged output has to be the resident output to the byte.
@@ -30,8 +32,9 @@ class MemoryPlan:
     """Bytes by purpose. chunk: tokens that a graph gets at once; batch: tokens that go through a
     layer together; slots: pages in the cache.
 
-    process: interpreter, libraries and sessions. workspace: what computing one batch needs.
-    fewest: slots that it cannot do without.
+    fewest: slots that it cannot do without. auto: the budget was made of what the machine has free.
+    predicts: whether the next pages are guessed, for which there must be room for `predictor`
+    bytes. process: interpreter, libraries and sessions. workspace: what computing one batch needs.
     """
 
     budget: int | None
@@ -44,11 +47,15 @@ class MemoryPlan:
     slots: int
     page: int
     fewest: int
+    auto: bool = False
+    predictor: int = 0
+    predicts: bool = False
 
     @property
     def fixed(self) -> int:
         """All but the pages."""
-        return self.process + self.backbone + self.kv + self.workspace
+        guess = self.predictor if self.predicts else 0
+        return self.process + self.backbone + self.kv + self.workspace + guess
 
     @property
     def total(self) -> int:
@@ -61,7 +68,13 @@ class MemoryPlan:
 
 
 def read_budget(budget: int | str | None) -> int | None:
-    """Bytes of a budget as a caller gives it; raises InputError if it is no positive size."""
+    """Bytes of a budget as a caller gives it; "auto" is what the machine has free.
+
+    Raises:
+        InputError: it is no positive size, or "auto" where the machine does not say.
+    """
+    if budget == AUTO:
+        return read_host_memory().budget
     if isinstance(budget, str):
         return parse_size(budget)
     if budget is not None and (isinstance(budget, bool) or budget < 1):
@@ -70,14 +83,14 @@ def read_budget(budget: int | str | None) -> int | None:
 
 
 def workspace_bytes(
-    manifest: Manifest, context: int, chunk: int, batch: int, kernels: NativeKernels | None = None
+    footprint: Footprint, context: int, chunk: int, batch: int, kernels: NativeKernels | None = None
 ) -> int:
     """What computing `batch` tokens, a chunk at a time, takes beyond weights and caches: the
     largest of its steps, and what the native kernels hold.
 
     Logits count once: those of a whole prompt are memory of the caller who asks for them.
     """
-    spec = manifest.spec
+    spec = footprint.spec
     projected = attention_elements(spec)
     attention = feed_forward = 0
     for layer in spec.layers:
@@ -86,18 +99,18 @@ def workspace_bytes(
         dense = 0 if layer.is_paged else layer.intermediate_size
         width = max(layer.shared_intermediate_size, dense)
         feed_forward = max(feed_forward, chunk * width * _FFN_ACTIVATIONS * 4)
-    experts = onnx_bytes(manifest, batch) if kernels is None else 0
-    held = native_bytes(kernels, manifest, batch) if kernels is not None else 0
+    experts = onnx_bytes(footprint, batch) if kernels is None else 0
+    held = native_bytes(kernels, footprint, batch) if kernels is not None else 0
     logits = 2 * spec.vocab_size * 4
     # Of the batch: hidden, sums and their input, and the routes; of the chunk: within a graph.
     streams = (6 * batch + 6 * chunk) * spec.hidden_size * 4
     return streams + logits + held + max(attention, feed_forward, experts)
 
 
-def onnx_bytes(manifest: Manifest, batch: int) -> int:
+def onnx_bytes(footprint: Footprint, batch: int) -> int:
     """What ONNX Runtime takes for the largest expert."""
     experts = 0
-    for page in manifest.experts:
+    for page in footprint.experts:
         # A projection in fp32, and the next while the last is not given back yet.
         projections = 2 * page.format.hidden_size * page.format.intermediate_size
         unpacked = 0 if page.format.precision == "fp32" else projections * 4
@@ -119,38 +132,62 @@ def attention_elements(spec: ModelSpec) -> int:
 
 
 def plan_memory(
-    manifest: Manifest,
+    footprint: Footprint,
     *,
     context: int,
     budget: int | None,
     process: int,
     name: str,
     kernels: NativeKernels | None = None,
+    predictor: int = 0,
+    auto: bool = False,
 ) -> MemoryPlan:
     """Decides how many pages the cache holds. `process`: bytes that it takes before any weights;
-    kernels: what computes the experts, if not ONNX Runtime.
+    kernels: what computes the experts, if not ONNX Runtime; predictor: bytes of what guesses the
+    next pages, where pages are read at all. auto: see MemoryPlan.
 
     Raises:
         BudgetError: one layer's experts of a token, and one page more, do not fit; the message
             names the smallest budget.
     """
     chunk, batch = min(CHUNK, context), min(BATCH, context)
-    sessions = len(manifest.segments)
+    sessions = footprint.segments
     if kernels is None:
-        sessions += len({layer.format for layer in manifest.experts})
-    top_k = [layer.router.top_k for layer in manifest.spec.layers if layer.router is not None]
+        sessions += len({layer.format for layer in footprint.experts})
+    top_k = max((layer.top_k for layer in footprint.experts), default=0)
     plan = MemoryPlan(
         budget=budget,
         process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
-        backbone=manifest.backbone_bytes,
-        kv=kv_bytes(manifest.spec, context, batch),
-        workspace=workspace_bytes(manifest, context, chunk, batch, kernels),
+        backbone=footprint.backbone_bytes,
+        kv=kv_bytes(footprint.spec, context, batch),
+        workspace=workspace_bytes(footprint, context, chunk, batch, kernels),
         chunk=chunk,
         batch=batch,
-        slots=manifest.num_pages,
-        page=align(manifest.page_bytes, PAGE_ALIGNMENT),
-        fewest=min(manifest.num_pages, max(top_k, default=0) + 1),
+        slots=footprint.num_pages,
+        page=align(footprint.page_bytes, PAGE_ALIGNMENT),
+        fewest=min(footprint.num_pages, top_k + 1),
+        predictor=predictor,
     )
+    return fit_budget(
+        plan, budget, num_pages=footprint.num_pages, context=context, name=name, auto=auto
+    )
+
+
+def fit_budget(
+    plan: MemoryPlan,
+    budget: int | None,
+    *,
+    num_pages: int,
+    context: int,
+    name: str,
+    auto: bool = False,
+) -> MemoryPlan:
+    """The plan with as many cached pages as another budget leaves room for; None: all of them.
+
+    Raises:
+        BudgetError: see plan_memory.
+    """
+    plan = replace(plan, budget=budget, auto=auto, predicts=False, slots=num_pages)
     if budget is None:
         return plan
     if budget < plan.fixed + plan.fewest * plan.page:
@@ -160,4 +197,7 @@ def plan_memory(
             "(a shorter context needs less)"
         )
     slots = (budget - plan.fixed) // plan.page if plan.page else 0
-    return replace(plan, slots=min(plan.slots, slots))
+    if slots < num_pages and 0 < plan.predictor <= (slots - plan.fewest) * plan.page:
+        plan = replace(plan, predicts=True)
+        slots = (budget - plan.fixed) // plan.page
+    return replace(plan, slots=min(num_pages, slots))

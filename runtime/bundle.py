@@ -4,6 +4,7 @@ manifest.json                  this file's `Manifest`
 tokenizer.json
 chat.json                      the chat template and its special tokens, where there is one
 backbone/embedding.bin         one row per token
+backbone/predictors.bin        routers to guess the next layer's experts with; may be missing
 backbone/segment_000.onnx …    from one paged layer to the next; the last one ends in the logits
 backbone/segment_000.bin …     their weights
 experts/layer_000/pages.bin    one page per expert (see pages.py)
@@ -23,6 +24,7 @@ from typing import Any
 
 from ..errors import BundleError, ConfigError
 from ..model.spec import ModelSpec, spec_from_json
+from .footprint import Footprint, PagedLayer
 from .pages import ExpertKey, ExpertPage, PageFormat, page_format_from_json
 
 FORMAT_VERSION = 2
@@ -30,6 +32,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat.json"
 EMBEDDING = "backbone/embedding.bin"
+PREDICTORS = "backbone/predictors.bin"
 ENGINE = "engine.onnx"
 _CHUNK = 1 << 20
 
@@ -59,13 +62,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """The pages of one layer: page e starts at `offsets[e]` of `file`."""
+    """The pages of one layer: page e starts at `offsets[e]` of `file`.
+
+    xxh64: checksums that are quicker to check than sha256; empty where the compiler had none.
+    """
 
     layer: int
     file: str
     format: PageFormat
     offsets: tuple[int, ...]
     sha256: tuple[str, ...]
+    xxh64: tuple[str, ...] = ()
 
     @property
     def engine(self) -> str:
@@ -75,7 +82,7 @@ class ExpertLayer:
     def page(self, expert: int) -> ExpertPage:
         return ExpertPage(
             ExpertKey(self.layer, expert), self.file, self.offsets[expert], self.format.nbytes,
-            self.sha256[expert], self.format,
+            self.sha256[expert], self.format, self.xxh64[expert] if self.xxh64 else "",
         )  # fmt: skip
 
 
@@ -124,6 +131,16 @@ class Manifest:
     @property
     def num_pages(self) -> int:
         return sum(len(layer.offsets) for layer in self.experts)
+
+    @property
+    def footprint(self) -> Footprint:
+        """What memory and speed follow from."""
+        layers = [
+            PagedLayer(pages.layer, pages.format, len(pages.offsets), router.top_k)
+            for pages in self.experts
+            if (router := self.spec.layers[pages.layer].router) is not None
+        ]
+        return Footprint(self.spec, len(self.segments), self.backbone_bytes, tuple(layers))
 
     def pages(self) -> Iterator[ExpertPage]:
         for layer in self.experts:
@@ -213,7 +230,7 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
         experts=tuple(
             ExpertLayer(
                 item["layer"], item["file"], page_format_from_json(item["format"]),
-                tuple(item["offsets"]), tuple(item["sha256"]),
+                tuple(item["offsets"]), tuple(item["sha256"]), tuple(item.get("xxh64", ())),
             )
             for item in data["experts"]
         ),

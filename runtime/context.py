@@ -9,6 +9,22 @@ import numpy as np
 from ..errors import ContextError, InputError
 from ..model.spec import ModelSpec
 
+DEFAULT_CONTEXT = 4096
+
+
+def choose_context(wanted: int | None, spec: ModelSpec, where: str) -> int:
+    """The context in tokens: what is wanted, or 4096, or what the model can see if that is less.
+
+    Raises:
+        ContextError: the model cannot see as much; `where` names it.
+    """
+    longest = spec.max_context
+    if wanted is None:
+        return min(longest, DEFAULT_CONTEXT)
+    if not 1 <= wanted <= longest:
+        raise ContextError(f"context must be from 1 to {longest} tokens for {where}, not {wanted}")
+    return wanted
+
 
 def check_tokens(
     token_ids: Sequence[int], spec: ModelSpec, *, position: int, context: int

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import BundleError, InputError
 from .bundle import Manifest
+from .footprint import Footprint
 from .native.kernels import ExpertFormat, NativeKernels
 from .native.library import available
 from .ort import Binding, load_session
@@ -195,7 +196,9 @@ class NativeExpertEngine:
         return max(1, min(count, most))
 
 
-def choose_kernels(choice: str, manifest: Manifest, threads: int) -> NativeKernels | None:
+def choose_kernels(
+    choice: str, manifest: Manifest | Footprint, threads: int
+) -> NativeKernels | None:
     """The native kernels, or None where ONNX Runtime is to compute the experts.
 
     choice: "native", "onnxruntime", or "auto": native where it can, which is said once if not.
@@ -222,13 +225,13 @@ def choose_kernels(choice: str, manifest: Manifest, threads: int) -> NativeKerne
     return None
 
 
-def most_rows(manifest: Manifest, batch: int) -> int:
+def most_rows(manifest: Manifest | Footprint, batch: int) -> int:
     """Rows of work in one call of the kernels: a whole batch on one expert, or one token's."""
     top_k = [layer.router.top_k for layer in manifest.spec.layers if layer.router is not None]
     return max([batch, *top_k])
 
 
-def native_bytes(kernels: NativeKernels, manifest: Manifest, batch: int) -> int:
+def native_bytes(kernels: NativeKernels, manifest: Manifest | Footprint, batch: int) -> int:
     """Memory that the kernels hold once each page format has had a whole batch, and the terms of
     a few tokens."""
     formats = {layer.format for layer in manifest.experts}

@@ -29,8 +29,9 @@ Loaded = tuple[int, Slot]  # an expert and its page
 class Pager:
     """A cache of `slots` pages; `policy` says which of them leave, by default NextUse.
 
-    The counters are since the pager was made: hits, misses; wait_seconds, in which nothing could be
-    done before a page came; for what was read see `readers`.
+    The counters are since the pager was made: hits, misses; early, pages read before a visit asked
+    for them, and early_used, those of them that it then did ask for; wait_seconds, in which nothing
+    could be done before a page came; for what was read see `readers`.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class Pager:
         self._slot_bytes = max(PAGE_ALIGNMENT, align(manifest.page_bytes, PAGE_ALIGNMENT))
         self._resident: dict[ExpertKey, Slot] = {}
         self._loading: dict[ExpertKey, Load] = {}
+        self._running: frozenset[ExpertKey] = frozenset()  # what the last visit asked for
+        self._early: dict[ExpertKey, bool] = {}  # kept for the next visit; whether read for it
         self._free: list[Slot] = []
         self.slots = min(slots, len(self._pages))
-        self.hits = self.misses = 0
+        self.hits = self.misses = self.early = self.early_used = 0
         self.wait_seconds = 0.0
 
     def visit(
@@ -73,13 +76,15 @@ class Pager:
         self._collect(wait=False)
         self._policy.visit(layer, experts)
         keys = [ExpertKey(layer, expert) for expert in experts]
+        self._running = frozenset(keys)
+        if self._early:
+            self._end_early()
         missing = deque(key for key in keys if key not in self._resident)
         self.misses += len(missing)
         self.hits += len(keys) - len(missing)
-        running = frozenset(keys)
         to_come = dict.fromkeys(keys)  # not handed out yet, in order
-        self._start(missing, running, to_come)
-        batches = self._hand_out(missing, running, to_come, in_order)
+        self._start(missing, to_come)
+        batches = self._hand_out(missing, to_come, in_order)
         return batches if self._trace is None else self._traced(batches, layer, self._trace)
 
     def _traced(
@@ -95,27 +100,56 @@ class Pager:
             finally:
                 trace.span(f"experts {layer}", "experts", started, layer=layer, experts=len(batch))
 
+    def read_early(self, layer: int, experts: Sequence[int], most: int) -> None:
+        """Reads pages that the next visit will probably ask for, likeliest first, after what the
+        present one needs: at most so many, and none that the visit's own pages leave no room for.
+        """
+        for expert in experts:
+            if most == 0 or len(self._running) + len(self._early) + 1 >= self.slots:
+                return
+            key = ExpertKey(layer, expert)
+            if key in self._loading:
+                continue
+            if key in self._resident:
+                self._early[key] = False
+                continue
+            slot = self._take_slot(self._running)
+            if slot is None:
+                return
+            self._submit(key, slot, early=True)
+            self._early[key] = True
+            self.early += 1
+            most -= 1
+
+    def _end_early(self) -> None:
+        """The visit that pages were read early for has come."""
+        for key, read in self._early.items():
+            if key in self._running:
+                self.early_used += read
+            elif key in self._loading:
+                self._loading[key].unwanted = True
+        self._early.clear()
+
     def _hand_out(
         self,
         missing: deque[ExpertKey],
-        running: frozenset[ExpertKey],
         to_come: dict[ExpertKey, None],
         in_order: bool,
     ) -> Iterator[list[Loaded]]:
         # Where the layer does not fit, some slots are left to be filled while others are used.
-        most = len(running) if len(running) <= self.slots else max(1, self.slots // 2)
+        most = len(to_come) if len(to_come) <= self.slots else max(1, self.slots // 2)
         while to_come:
             ready = self._ready(to_come, in_order, most)
             for key in ready:
                 del to_come[key]
             if ready:
                 yield [(key.expert, self._resident[key]) for key in ready]
-                self._collect(wait=False, needed=to_come)
+                missing.extend(self._collect(wait=False, needed=to_come))
             elif self._loading:
-                self._collect(wait=True, needed=to_come)
+                missing.extend(self._collect(wait=True, needed=to_come))
             else:
                 self._make_room(missing, to_come)
-            self._start(missing, running, to_come)
+            self._start(missing, to_come)
 
     def _make_room(self, missing: deque[ExpertKey], to_come: dict[ExpertKey, None]) -> None:
         """Every slot holds a page that is still to come, but not the next one: the last of them
@@ -140,47 +174,47 @@ class Pager:
                 break
         return ready
 
-    def _start(
-        self,
-        missing: deque[ExpertKey],
-        running: Collection[ExpertKey],
-        to_come: Collection[ExpertKey],
-    ) -> None:
+    def _start(self, missing: deque[ExpertKey], to_come: Collection[ExpertKey]) -> None:
         """Has missing pages read as far as there are slots.
 
         The running layer's pages stay while they fit together; else those that are still to come.
         """
-        pinned = running if len(running) <= self.slots else to_come
+        pinned = self._running if len(self._running) <= self.slots else to_come
         while missing:
             key = missing[0]
-            if key not in self._loading:
-                if key in self._resident:  # read for an earlier visit, and here only now
-                    missing.popleft()
-                    continue
+            if key in self._loading:
+                self._loading[key].unwanted = False
+            elif key not in self._resident:
                 slot = self._take_slot(pinned)
                 if slot is None:
                     return
-                page = self._pages[key]
-                self._policy.add(key)
-                self._loading[key] = Load(page, self._files[page.file], slot, self._where(page))
-                self.readers.submit(self._loading[key])
+                self._submit(key, slot)
             missing.popleft()
+
+    def _submit(self, key: ExpertKey, slot: Slot, *, early: bool = False) -> None:
+        page = self._pages[key]
+        load = Load(page, self._files[page.file], slot, self._where(page), early=early)
+        self._policy.add(key)
+        self._loading[key] = load
+        self.readers.submit(load)
 
     def _take_slot(self, pinned: Collection[ExpertKey]) -> Slot | None:
         if self._free:
             return self._free.pop()
         if len(self._resident) + len(self._loading) < self.slots:
             return Slot(np.frombuffer(mmap.mmap(-1, self._slot_bytes), np.uint8))
-        victims = self._policy.evict(_Either(pinned, self._loading))
+        victims = self._policy.evict(_Any(pinned, self._loading, self._early))
         return self._resident.pop(victims[0]) if victims else None
 
-    def _collect(self, *, wait: bool, needed: Collection[ExpertKey] = ()) -> None:
+    def _collect(self, *, wait: bool, needed: Collection[ExpertKey] = ()) -> list[ExpertKey]:
         """Takes in the pages that have come; waits for the first.
 
         A failed one is an error where it is needed, and else as if it had never been asked for.
+        Returns those that are needed, but were left out because they were not before.
         """
+        dropped: list[ExpertKey] = []
         if not self._loading:
-            return
+            return dropped
         started = time.perf_counter() if wait else 0.0
         try:
             load = self.readers.done.get(block=wait)
@@ -192,16 +226,18 @@ class Pager:
             while True:
                 key = load.page.key
                 del self._loading[key]
-                if load.error is None:
+                if load.error is None and not load.dropped:
                     self._resident[key] = load.slot
                 else:
                     self._policy.discard(key)
                     self._free.append(load.slot)
                     if key in needed:
-                        raise load.error
+                        if load.error is not None:
+                            raise load.error
+                        dropped.append(key)
                 load = self.readers.done.get(block=False)
         except Empty:
-            return
+            return dropped
 
     def holds(self, layer: int, expert: int) -> bool:
         """Whether the page is in the cache."""
@@ -251,11 +287,11 @@ class Pager:
         self._free.clear()
 
 
-class _Either:
-    """What is in one of two collections, without making a third."""
+class _Any:
+    """What is in any of some collections, without making another."""
 
-    def __init__(self, first: Collection[ExpertKey], second: Collection[ExpertKey]):
-        self._first, self._second = first, second
+    def __init__(self, *collections: Collection[ExpertKey]):
+        self._collections = collections
 
     def __contains__(self, key: object) -> bool:
-        return key in self._first or key in self._second
+        return any(key in collection for collection in self._collections)

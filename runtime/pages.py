@@ -119,7 +119,10 @@ class ExpertKey:
 
 @dataclass(frozen=True)
 class ExpertPage:
-    """Where one expert's page lies: `file` is relative to the bundle; the rest in bytes."""
+    """Where one expert's page lies: `file` is relative to the bundle; the rest in bytes.
+
+    xxh64: empty where the bundle has none.
+    """
 
     key: ExpertKey
     file: str
@@ -127,3 +130,4 @@ class ExpertPage:
     nbytes: int
     sha256: str
     format: PageFormat
+    xxh64: str = ""

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from ..errors import BundleError
+from .native.checksum import find_xxh64
 from .page_file import PageFile, Stamp
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
 from .trace import Recorder
@@ -31,14 +32,22 @@ class Slot:
 
 
 class Load:
-    """A page on its way into a slot. `error` is set, or the slot is filled, once it is done."""
+    """A page on its way into a slot. Once it is done, the slot is filled, or `error` is set, or
+    `dropped` is. unwanted: what has not begun may be left out. early: no visit has asked for it.
+    """
 
-    __slots__ = ("error", "file", "page", "parts_left", "slot", "stamp", "where")
+    __slots__ = (
+        "dropped", "early", "error", "file", "page", "parts_left", "slot", "stamp", "unwanted",
+        "where",
+    )  # fmt: skip
 
-    def __init__(self, page: ExpertPage, file: PageFile, slot: Slot, where: str):
-        self.page, self.file, self.slot, self.where = page, file, slot, where
+    def __init__(
+        self, page: ExpertPage, file: PageFile, slot: Slot, where: str, *, early: bool = False
+    ):
+        self.page, self.file, self.slot, self.where, self.early = page, file, slot, where, early
         self.stamp: Stamp | None = None  # of the file, when it was last looked at
         self.error: BundleError | None = None
+        self.unwanted = self.dropped = False
         self.parts_left = 0
 
 
@@ -55,6 +64,7 @@ class Readers:
         self.read_seconds = 0.0
         self._verify = verify
         self._trace = trace
+        self._xxh64 = find_xxh64()
         self._trusted: dict[ExpertKey, Stamp] = {}  # pages that were right when the file was so
         self._parts: SimpleQueue[tuple[Load, int, int] | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -94,7 +104,9 @@ class Readers:
         while (part := self._parts.get()) is not None:
             load, start, stop = part
             try:
-                if load.error is None:
+                if load.unwanted:
+                    load.dropped = True
+                elif load.error is None:
                     self._read(load, start, stop)
             except MemoryError:
                 load.error = self._failure(load, "out of memory")
@@ -106,7 +118,7 @@ class Readers:
             last = load.parts_left == 0
         if not last:
             return
-        if load.error is None and self._verify:
+        if load.error is None and not load.dropped and self._verify:
             self._check(load)
         self.done.put(load)
 
@@ -141,10 +153,14 @@ class Readers:
         after = load.stamp
         if load.error is not None or self._trusted.get(page.key) == after == before:
             return
+        data = load.slot.data[: page.nbytes]
         started = time.perf_counter()
-        digest = hashlib.sha256(load.slot.data.data[: page.nbytes]).hexdigest()
+        if page.xxh64 and self._xxh64 is not None:
+            right = self._xxh64(data) == page.xxh64
+        else:
+            right = hashlib.sha256(data.data).hexdigest() == page.sha256
         self._record(load, "hash", started, page.nbytes)
-        if digest != page.sha256:
+        if not right:
             load.error = BundleError(
                 f"{load.where} is damaged: its hash is not the manifest's; compile the bundle again"
             )
@@ -179,8 +195,11 @@ class Readers:
     def _record(self, load: Load, what: str, started: float, nbytes: int) -> None:
         if self._trace is not None:
             layer, expert = load.page.key.layer, load.page.key.expert
-            name = f"{what} {layer}.{expert}"
-            self._trace.span(name, what, started, layer=layer, expert=expert, bytes=nbytes)
+            name = f"{what} {layer}.{expert}{' early' if load.early else ''}"
+            arguments: dict[str, int] = {"layer": layer, "expert": expert, "bytes": nbytes}
+            if load.early:
+                arguments["early"] = True
+            self._trace.span(name, what, started, **arguments)
 
     @staticmethod
     def _failure(load: Load, reason: str) -> BundleError:

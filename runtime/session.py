@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,93 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ContextError, InputError
+from ..errors import InputError
 from .backbone import Backbone
-from .budget import MemoryPlan, plan_memory, read_budget
-from .bundle import TOKENIZER, Manifest, check_file, read_manifest
+from .budget import AUTO, MemoryPlan, fit_budget, read_budget
+from .bundle import Manifest, check_file
 from .chat import Message, load_chat_template
 from .context import check_tokens
 from .embedding import Embedding
-from .experts import choose_kernels, load_engines, route
+from .experts import load_engines, route
 from .generation import Clock, encode_chat, encode_text, start_generation
 from .kv_cache import KvCache
 from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
-from .ort import set_up
-from .pager import Pager
-from .recording import Recording, is_prompt, open_recording
+from .pager import Loaded, Pager
+from .predict import WORTHWHILE, Predictor
+from .recording import Recording, is_prompt
 from .sampling import Sampler
 from .stats import Counters, Stats, process_memory
-from .text import load_tokenizer
 
-DEFAULT_CONTEXT = 4096
+EARLY_PAGES = 2  # read early, at most, for the next layer
 _log = logging.getLogger(__name__)
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
-
-
-def open_bundle(
-    path: str | os.PathLike[str],
-    *,
-    memory_budget: int | str | None = None,
-    threads: int | None = None,
-    context: int | None = None,
-    verify_pages: bool = True,
-    kernels: str = "auto",
-    active_experts: int | None = None,
-    skip_cold: float = 0.0,
-    record_routes: str | os.PathLike[str] | None = None,
-    trace: str | os.PathLike[str] | None = None,
-) -> Session:
-    """Opens a bundle to run it.
-
-    memory_budget: bytes, or text like "2GiB", for the whole process; None keeps all experts in
-    memory. threads: default is all CPUs that the process may use. context: tokens that a session
-    can see, by default 4096, or what the model can see if that is less. verify_pages: check the
-    hashes of graphs and backbone now, and the hash of each page when it is first read.
-    kernels: what computes the experts, "native", "onnxruntime", or "auto": native where it can.
-    Lossy, see lossy.py: active_experts, how many of a token's experts are used, the strongest ones;
-    skip_cold, below which share of an even split an expert that is not in the cache is left out.
-    Files that are made when the session is closed: record_routes, which experts each token went to,
-    for `pocketmoe replay`; trace, what happened when, for chrome://tracing.
-
-    Raises:
-        BundleError, BudgetError, ContextError, InputError: each says what to do.
-    """
-    root = Path(path)
-    budget = read_budget(memory_budget)
-    if threads is None:
-        threads = len(os.sched_getaffinity(0))
-    elif threads < 1:
-        raise InputError(f"threads must be 1 or more, not {threads}")
-    manifest = read_manifest(root)
-    choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
-    longest = manifest.spec.max_context
-    if context is None:
-        context = min(longest, DEFAULT_CONTEXT)
-    elif not 1 <= context <= longest:
-        raise ContextError(f"context must be from 1 to {longest} tokens for {root}, not {context}")
-    tokenizer = load_tokenizer(root / TOKENIZER)
-    threads = set_up(threads)
-    native = choose_kernels(kernels, manifest, threads)
-    plan = plan_memory(
-        manifest,
-        context=context,
-        budget=budget,
-        process=process_memory("VmRSS"),
-        name=str(root),
-        kernels=native,
-    )
-    about = {"bundle": str(root), "threads": threads, "cache_slots": plan.slots}
-    with ExitStack() as undo:
-        recording = open_recording(manifest, record_routes, trace, about)
-        undo.callback(recording.discard)
-        session = Session(
-            root, manifest, plan, tokenizer, context, threads, verify_pages, native, choice,
-            recording,
-        )  # fmt: skip
-        undo.pop_all()
-    return session
 
 
 class Session:
@@ -123,6 +56,7 @@ class Session:
         verify_pages: bool,
         kernels: NativeKernels | None,
         choice: ExpertChoice,
+        prefetch: str,
         recording: Recording,
     ):
         self.manifest = manifest
@@ -147,9 +81,16 @@ class Session:
         self._engine = "onnxruntime" if kernels is None else f"native, {kernels.instruction_set}"
         self._embedding = Embedding(root, manifest)
         self._pager = Pager(root, manifest, plan.slots, verify=verify_pages, trace=recording.trace)
+        self._root = root
+        self._predictor: Predictor | None = None
+        self._wanted: MemoryPlan | None = plan  # to be followed when no forward is under way
+        self._least_accuracy = 0.0 if prefetch == "on" else WORTHWHILE
         self._routers = [segment.router_layer for segment in manifest.segments]
         self._closed = False
-        self._busy = threading.Lock()
+        self._busy = threading.Lock()  # held by a call of `forward`
+        self._computing = threading.Lock()  # held while the pager is used
+        self._planning = threading.Lock()  # held for `plan` and `_wanted`
+        self._follow_plan()
         if not self._pager.direct:
             _log.info("%s: pages are read through the page cache (no O_DIRECT here)", root)
 
@@ -218,10 +159,56 @@ class Session:
                     wanted = logits if last_only else logits[start : start + batch]
                     if routes is not None:
                         routes.begin(first + start, prompt=prompt)
-                    self._run_batch(part, wanted, first + len(ids), observe)
+                    with self._computing:
+                        self._run_batch(part, wanted, first + len(ids), observe)
+                        self._follow_plan()
         finally:
             self._busy.release()
+        if self._wanted is not None:
+            self._follow_plan_if_idle()
         return logits
+
+    def set_memory_budget(self, budget: int | str | None) -> None:
+        """Grows or shrinks the page cache: from now on the whole process keeps to another budget.
+
+        budget: as for `open_bundle`. It may be called at any time and from any thread; while
+        another thread is in `forward`, memory is given back after the tokens that go through the
+        layers just then, at most plan.batch. Output does not change.
+
+        Raises:
+            BudgetError: it is too small; the present one stays.
+        """
+        self._need_open()
+        plan = fit_budget(
+            self.plan,
+            read_budget(budget),
+            num_pages=self.manifest.num_pages,
+            context=self.context,
+            name=str(self._root),
+            auto=budget == AUTO,
+        )
+        with self._planning:
+            self.plan = self._wanted = plan
+        self._follow_plan_if_idle()
+
+    def _follow_plan_if_idle(self) -> None:
+        if self._computing.acquire(blocking=False):
+            try:
+                self._follow_plan()
+            finally:
+                self._computing.release()
+
+    def _follow_plan(self) -> None:
+        """Gives the cache the size that was asked for last. `_computing` is held."""
+        with self._planning:
+            plan, self._wanted = self._wanted, None
+        if plan is None:
+            return
+        if not plan.predicts:
+            self._predictor = None
+        self._pager.resize(plan.slots)
+        if plan.predicts and self._predictor is None:
+            self._predictor = Predictor(self._root, self.manifest.spec)
 
     def encode(self, text: str) -> list[int]:
         return encode_text(self, text)
@@ -287,9 +274,13 @@ class Session:
             context=self.context,
             threads=self._threads,
             expert_engine=self._engine,
+            early_pages=pager.early,
+            early_pages_used=pager.early_used,
+            guess_accuracy=self._predictor.accuracy if self._predictor is not None else None,
             direct_reads=pager.direct,
             lossy=(*self.manifest.lossy, *self._choice.names),
             budget_bytes=self.plan.budget,
+            auto_budget=self.plan.auto,
             planned_bytes=self.plan.total,
             peak_rss_bytes=process_memory("VmHWM"),
         )
@@ -327,9 +318,23 @@ class Session:
                 out["moe_base"],
                 out["expert_input"],
                 routing,
-                partial(pager.visit, layer, routing.experts),
+                partial(self._visit, layer, routing.experts, out["hidden_out"]),
             )
         self._cache.commit(tokens)
+
+    def _visit(
+        self, layer: int, experts: list[int], hidden: np.ndarray, in_order: bool
+    ) -> Iterator[list[Loaded]]:
+        """Has a layer's pages read, and behind them those that the next layer may want."""
+        pages = self._pager.visit(layer, experts, in_order=in_order)
+        if self._predictor is not None and len(hidden) == 1:
+            self._predictor.learn(layer, experts)
+            guess = self._predictor.guess(layer, hidden[0], len(experts))
+            if guess is not None:
+                self._predictor.remember(*guess)
+                if self._predictor.accuracy >= self._least_accuracy:
+                    self._pager.read_early(*guess, most=EARLY_PAGES)
+        return pages
 
     def _need_open(self) -> None:
         if self._closed:

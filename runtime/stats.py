@@ -34,6 +34,9 @@ class Stats:
     the model again; the other decode_* are theirs. time_to_first_token: of the latest prompt.
     page_*, bytes_read: of the cache. read_seconds: while pages were read; wait_seconds: the part of
     it in which there was nothing else to do. direct_reads: past the page cache.
+    early_pages: read before the router asked for them; guess_accuracy: the share of recent guesses
+    of what it would ask for that were right, None where nothing is guessed.
+    auto_budget: budget_bytes was made of what the machine had free.
     expert_engine: "onnxruntime", or "native" and its instruction set. lossy: what changes the
     output, in the bundle and by the session's options. skipped_experts: how often a token went
     without an expert because of `skip_cold`.
@@ -55,6 +58,9 @@ class Stats:
     bytes_read: int
     read_seconds: float
     wait_seconds: float
+    early_pages: int
+    early_pages_used: int
+    guess_accuracy: float | None
     verified_pages: int
     num_pages: int
     cache_slots: int
@@ -66,6 +72,7 @@ class Stats:
     lossy: tuple[str, ...]
     skipped_experts: int
     budget_bytes: int | None
+    auto_budget: bool
     planned_bytes: int
     peak_rss_bytes: int
 

@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Literal
-
-from ..errors import TargetError
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 
@@ -14,8 +11,9 @@ Precision = Literal["int4", "int8", "fp16", "fp32"]
 class Target:
     """What a device can hold and how fast it reads; None where only the device itself can say.
 
-    Memory is in bytes, bandwidths are in bytes per second. `sources` names, for each figure,
-    where it is from.
+    Memory is in bytes, bandwidths are in bytes per second. expert_bandwidth to backbone_rate are
+    what the runtime reaches there (see runtime/limits.py). `sources` names, for each figure, where
+    it is from.
     """
 
     name: str
@@ -29,35 +27,30 @@ class Target:
     memory_bandwidth: float | None = None
     link_bandwidth: float | None = None  # host to device, where they are apart
     storage_bandwidth: float | None = None
+    expert_bandwidth: float | None = None
+    backbone_bandwidth: float | None = None
+    layer_seconds: float | None = None
+    expert_rate: float | None = None
+    backbone_rate: float | None = None
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-_MEASURE = "not in the table: differs from machine to machine, to be measured on it"
+_MEASURE = "differs from machine to machine: 'pocketmoe targets --measure' makes a target of it"
 
-TARGETS: tuple[Target, ...] = (
-    Target(
-        name="cpu",
-        description="the CPU of the machine that runs the bundle, through ONNX Runtime",
-        kind="cpu",
-        toolchain="onnxruntime",
-        precisions=("int4", "int8", "fp16", "fp32"),
-        unified_memory=True,
-        sources={
-            "precisions": "the page formats that the runtime's expert engines read",
-            "unified_memory": "a CPU computes in host memory; nothing is copied over a link",
-            "memory_bytes": "asked of the operating system when a bundle is opened",
-            "memory_bandwidth": _MEASURE,
-            "storage_bandwidth": _MEASURE,
-        },
-    ),
+CPU = Target(
+    name="cpu",
+    description="the CPU of the machine that runs the bundle, through ONNX Runtime",
+    kind="cpu",
+    toolchain="onnxruntime",
+    precisions=("int4", "int8", "fp16", "fp32"),
+    unified_memory=True,
+    sources={
+        "precisions": "the page formats that the runtime's expert engines read",
+        "unified_memory": "a CPU computes in host memory; nothing is copied over a link",
+        "memory_bytes": "asked of the operating system when a bundle is opened",
+        "memory_bandwidth": _MEASURE,
+        "storage_bandwidth": _MEASURE,
+    },
 )
 
-
-def find_target(name: str) -> Target:
-    """Return the target called `name`; raises TargetError, naming the nearest, if there is none."""
-    by_name = {target.name: target for target in TARGETS}
-    if name in by_name:
-        return by_name[name]
-    nearest = get_close_matches(name.lower(), by_name)
-    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    raise TargetError(f"no target is called {name!r}; {hint}'pocketmoe targets' lists them")
+TARGETS: tuple[Target, ...] = (CPU,)

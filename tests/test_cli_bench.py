@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 import pocketmoe
-from pocketmoe.benchmark import generation_limit, measure_memory, token_bytes
-from pocketmoe.budget_sweep import usual_budgets
+from pocketmoe.benchmark import generation_limit
+from pocketmoe.budget_sweep import read_benchmark, usual_budgets
 from pocketmoe.cli import main
+from pocketmoe.runtime import opening
+from pocketmoe.runtime.budget import MemoryPlan
 from pocketmoe.runtime.routes import read_routes
 
 COMMAND = (sys.executable, "-m", "pocketmoe")
@@ -63,17 +68,35 @@ class TestFigures:
         limit = generation_limit(manifest, stats)
         assert limit is not None
         assert limit.storage_bandwidth == stats.bytes_read / stats.read_seconds
-        memory = limit.memory_bandwidth / token_bytes(manifest)
+        memory = limit.memory_bandwidth / manifest.footprint.token_bytes
         read = stats.decode_bytes_read / stats.decode_steps
         storage = limit.storage_bandwidth / read if read else memory
         assert limit.tokens_per_second == pytest.approx(min(memory, storage))
 
-    def test_memory_is_measured_with_and_without_the_native_kernels(
-        self, monkeypatch: pytest.MonkeyPatch
+    def test_what_reading_early_was_worth(
+        self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert measure_memory(1, 64 << 20) > 1e8
-        monkeypatch.setattr("pocketmoe.runtime.native.library.available", lambda: False)
-        assert measure_memory(2, 64 << 20) > 1e8
+        plan = opening.plan_memory
+
+        def few_slots(*args: Any, predictor: int, **kwargs: Any) -> MemoryPlan:
+            made = plan(*args, predictor=predictor, **kwargs)
+            return dataclasses.replace(made, slots=8, predicts=predictor > 0)
+
+        monkeypatch.setattr(opening, "plan_memory", few_slots)
+        row = re.compile(
+            r"^read early +[\d.]+ pages per token, [\d.]+% of them used; [\d.]+% of the guesses",
+            re.MULTILINE,
+        )
+        bench = ["bench", tiny_bundle, *FEW, "--prefetch"]
+        assert row.search(call(*bench, "on").stdout)
+        report = json.loads(call(*bench, "on", "--json").stdout)
+        assert report["early_pages"] >= report["early_pages_used"]
+        assert 0 < report["guess_accuracy"] <= 1
+        assert "read early" not in call(*bench, "off").stdout
+        run = ["run", tiny_bundle, "--prompt", "x", "--max-tokens", "6", "--stats", "--prefetch"]
+        assert row.search(call(*run, "on").stderr)
+        assert "read early" not in call(*run, "off").stderr
+        refused(call(*run, "yes"), "--prefetch")
 
 
 class TestRecording:
@@ -138,6 +161,21 @@ class TestPlot:
         assert [report["budget_bytes"] for report in reports] == [4 << 30, 8 << 30]
         assert all(report["limit_reached"] > 0 for report in reports)
 
+    def test_auto_and_options_are_handed_on(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        pytest.importorskip("matplotlib")
+        options = ["--memory-budget", "auto", "--prefetch", "off", "--target", "cpu", "--json"]
+        result = call("bench", tiny_bundle, *FEW, *options, "--plot", tmp_path / "p.svg")
+        assert result.exit_code == 0, result.output
+        (report,) = json.loads(result.stdout)
+        assert report["budget_bytes"] > 0
+        assert report["predicted_from"] == "this run's bandwidths"
+
+    def test_a_report_comes_back_as_it_was(self, tiny_bundle: Path) -> None:
+        text = call("bench", tiny_bundle, *FEW, "--active-experts", "1", "--json").stdout
+        result = read_benchmark(json.loads(text))
+        assert result.lossy
+        assert result.predicted.tokens_per_second == result.predicted_tokens_per_second > 0
+
     def test_usual_budgets(self, tiny_bundle: Path) -> None:
         budgets = usual_budgets(tiny_bundle, context=64, threads=1)
         assert 2 <= len(budgets) <= 5
@@ -162,6 +200,7 @@ class TestPlot:
         refused(call("bench", tiny_bundle, "--plot", path, "--trace", "t"), "--plot makes several")
         two = ["--memory-budget", "1GiB", "--memory-budget", "2GiB"]
         refused(call("bench", tiny_bundle, *two), "need --plot")
+        refused(call("bench", tiny_bundle, *two[:3], "auto"), "need --plot")
         refused(call("bench", tmp_path, "--plot", path), str(tmp_path))
 
     def test_without_matplotlib(

@@ -70,3 +70,17 @@ def test_a_budget_near_the_smallest_is_kept(tiny_bundle: Path) -> None:
     assert not outcome["killed"], outcome
     assert outcome["exit_code"] == 0, outcome
     assert outcome["resident"] <= outcome["limit"]
+
+
+def test_auto_finds_the_limit_and_keeps_it(tiny_bundle: Path) -> None:
+    """Most of the limit, whatever the machine has free."""
+    program = (
+        "from pocketmoe.runtime.budget import read_budget\n"
+        "budget = read_budget('auto')\n"
+        "raise SystemExit(0 if 200 << 20 < budget < 256 << 20 else 1)"
+    )
+    outcome = run_limited("256MiB", sys.executable, "-c", program)
+    assert outcome["exit_code"] == 0, outcome
+    outcome = run_limited("256MiB", *run_bundle(tiny_bundle, "auto"))
+    assert not outcome["killed"], outcome
+    assert outcome["exit_code"] == 0, outcome

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from pocketmoe.model.rope import RopeSpec
 from pocketmoe.model.spec import LayerSpec, ModelSpec, RouterSpec
 from pocketmoe.runtime import page_file, readers
 from pocketmoe.runtime.bundle import ExpertLayer, Manifest, Precision
+from pocketmoe.runtime.native.checksum import find_xxh64
 from pocketmoe.runtime.pager import Pager
 from pocketmoe.runtime.pages import ExpertKey, PageFormat
 from pocketmoe.runtime.policy import CachePolicy, Lru
@@ -34,7 +36,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     return root, write_pages(root)
 
 
-def write_pages(root: Path, formats: tuple[PageFormat, ...] = FORMATS) -> Manifest:
+def write_pages(
+    root: Path, formats: tuple[PageFormat, ...] = FORMATS, *, checksums: bool = True
+) -> Manifest:
     """Layers of random pages: by default two, the second with larger ones."""
     random = np.random.default_rng(0)
     layers = []
@@ -44,7 +48,8 @@ def write_pages(root: Path, formats: tuple[PageFormat, ...] = FORMATS) -> Manife
         (root / file).write_bytes(b"".join(pages))
         offsets = tuple(expert * page_format.nbytes for expert in range(EXPERTS))
         hashes = tuple(hashlib.sha256(page).hexdigest() for page in pages)
-        layers.append(ExpertLayer(layer, file, page_format, offsets, hashes))
+        quick = tuple(xxhash.xxh64_hexdigest(page) for page in pages) if checksums else ()
+        layers.append(ExpertLayer(layer, file, page_format, offsets, hashes, quick))
     rule = LayerSpec(window=None, intermediate_size=96, router=RouterSpec(EXPERTS, 2, True))
     rope = RopeSpec(1e4, 32)
     spec = ModelSpec("reference", 8, 64, 2, 1, 32, 64, rope, 1e-5, True, (rule,) * len(formats))
@@ -183,6 +188,58 @@ def test_a_run_left_early_and_new_sizes_do_no_harm(
     pager.close()
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    runs=st.lists(
+        st.tuples(st.integers(0, LAYERS - 1), experts_of_a_run, experts_of_a_run), max_size=25
+    ),
+    slots=st.integers(2, LAYERS * EXPERTS),
+    wait=st.booleans(),
+)
+def test_wrong_and_right_guesses_change_nothing_but_the_counts(
+    bundle: tuple[Path, Manifest],
+    runs: list[tuple[int, list[int], list[int]]],
+    slots: int,
+    wait: bool,
+) -> None:
+    """Each run guesses another; wait: until what was guessed has come."""
+    pager = Pager(*bundle, slots=slots)
+    guesses = 0
+    for layer, experts, guessed in runs:
+        visit = pager.visit(layer, experts)
+        before = pager.early
+        if len(experts) <= slots:
+            pager.read_early(1 - layer, guessed, most=2)
+        guesses += pager.early - before
+        assert pager.early - before <= 2
+        seen = []
+        for batch in visit:
+            for expert, slot in batch:
+                page = slot.data[: FORMATS[layer].nbytes].tobytes()
+                assert page == expected(bundle[0], layer, expert)
+                seen.append(expert)
+        assert sorted(seen) == experts
+        assert len(pager.resident()) <= slots
+        while wait and pager._loading:
+            pager._collect(wait=True)
+    assert pager.early == guesses
+    assert pager.early_used <= guesses
+    pager.close()
+
+
+def test_an_early_page_is_a_hit(bundle: tuple[Path, Manifest]) -> None:
+    pager = Pager(*bundle, slots=LAYERS * EXPERTS)
+    list(pager.visit(0, [0, 1]))
+    pager.read_early(1, [3, 2, 1], most=2)
+    while pager._loading:
+        pager._collect(wait=True)
+    assert {key.expert for key in pager.resident() if key.layer == 1} == {3, 2}
+    hits = pager.hits
+    assert sorted(e for batch in pager.visit(1, [0, 3]) for e, _ in batch) == [0, 3]
+    assert (pager.hits - hits, pager.early, pager.early_used) == (1, 2, 1)
+    pager.close()
+
+
 def test_what_is_there_comes_first_and_does_not_wait(
     bundle: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +314,15 @@ def test_pages_of_a_file_that_has_settled_are_hashed_once(tmp_path: Path) -> Non
     pager.close()
 
 
+@given(data=st.binary(max_size=200))
+def test_checksums_are_those_of_the_xxhash_package(data: bytes) -> None:
+    xxh64 = find_xxh64()
+    if xxh64 is None:
+        pytest.skip("no native library")
+    for part in (data, data * 50):
+        assert xxh64(np.frombuffer(part, np.uint8)) == xxhash.xxh64_hexdigest(part)
+
+
 def test_a_page_in_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "PART_BYTES", 4096)
     manifest = write_pages(tmp_path)
@@ -287,8 +353,13 @@ def test_below_a_tokens_pages_the_default_has_hits_where_lru_has_none(tmp_path: 
     assert hits["default"] > 800 / 5, hits
 
 
-def test_a_flipped_byte_is_named_and_the_cache_stays_whole(tmp_path: Path) -> None:
-    manifest = write_pages(tmp_path)
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_flipped_byte_is_named_and_the_cache_stays_whole(
+    tmp_path: Path, checksums: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_pages(tmp_path, checksums=checksums)
+    if checksums and find_xxh64() is not None:  # sha256 would find it too, but more slowly
+        monkeypatch.setattr(readers.hashlib, "sha256", None)
     with (tmp_path / "layer_1.bin").open("r+b") as file:
         file.seek(2 * FORMATS[1].nbytes + 777)
         byte = file.read(1)[0]

@@ -14,8 +14,10 @@ import pytest
 
 import pocketmoe
 from pocketmoe.errors import BundleError, InputError
+from pocketmoe.runtime import opening
 from pocketmoe.runtime import session as session_module
 from pocketmoe.runtime import trace as trace_module
+from pocketmoe.runtime.budget import MemoryPlan
 from pocketmoe.runtime.next_use import NextUse
 from pocketmoe.runtime.replay import replay
 from pocketmoe.runtime.routes import COLUMNS, read_routes
@@ -28,13 +30,13 @@ Event = dict[str, Any]
 @pytest.fixture
 def with_slots(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes sessions that are opened from now on cache so many pages."""
-    plan = session_module.plan_memory
+    plan = opening.plan_memory
 
     def choose(slots: int) -> None:
-        def planned(*args: Any, **kwargs: Any) -> session_module.MemoryPlan:
+        def planned(*args: Any, **kwargs: Any) -> MemoryPlan:
             return dataclasses.replace(plan(*args, **kwargs), slots=slots)
 
-        monkeypatch.setattr(session_module, "plan_memory", planned)
+        monkeypatch.setattr(opening, "plan_memory", planned)
 
     return choose
 
@@ -58,7 +60,7 @@ class TestRoutes:
         with_slots(slots)
         path = tmp_path / "routes.csv"
         hits = requests = read = 0
-        with pocketmoe.open(tiny_bundle, record_routes=path) as session:
+        with pocketmoe.open(tiny_bundle, prefetch="off", record_routes=path) as session:
             slots = session.stats.cache_slots
             for first in (0, 30):  # the second prompt follows what was decoded
                 session.reset()
@@ -247,6 +249,20 @@ class TestTrace:
             spans = [e for e in events if e["ph"] == "X" and e["tid"] == tid]
             assert_nested(spans)
             assert (tid in readers) == ({e["cat"] for e in spans} <= {"read", "hash"})
+
+    def test_early_reads_can_be_told_from_others(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        path = tmp_path / "trace.json"
+        with pocketmoe.open(tiny_bundle, prefetch="on", trace=path) as session:
+            plan = session.plan
+            session.set_memory_budget(plan.fixed + plan.predictor + 9 * plan.page)
+            decode(session, TOKENS[:60])
+        stats = session.stats  # with the reads that were under way at the end
+        events, _ = read_trace(path)
+        reads = [event for event in events if event["cat"] == "read"]
+        early = [event for event in reads if event["args"].get("early") is True]
+        assert sum(event["args"]["bytes"] for event in reads) == stats.bytes_read
+        assert 0 < stats.early_pages_used <= len(early) <= stats.early_pages
+        assert all("early" in event["name"] for event in early)
 
     def test_the_same_bytes_come_out(self, tiny_bundle: Path, tmp_path: Path) -> None:
         with pocketmoe.open(tiny_bundle) as session:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import itertools
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +19,8 @@ import pytest
 
 import pocketmoe
 from pocketmoe.errors import BudgetError, BundleError, ContextError, InputError
-from pocketmoe.runtime import budget
-from pocketmoe.runtime import session as session_module
-from pocketmoe.runtime.bundle import read_manifest
+from pocketmoe.runtime import budget, opening, page_file
+from pocketmoe.runtime.bundle import PREDICTORS, read_manifest, write_manifest
 from pocketmoe.runtime.session import Session
 
 TOKENS = np.random.default_rng(0).integers(1, 384, 80).tolist()
@@ -41,14 +46,12 @@ def test_paged_logits_are_those_of_the_resident_model(
         resident = run(session)
         text = "".join(session.generate("def main(", max_new_tokens=40))
         assert session.stats.page_misses <= session.stats.num_pages
-    plan = session_module.plan_memory
+    plan = opening.plan_memory
 
-    def few_slots(*args: object, **kwargs: object) -> session_module.MemoryPlan:
-        import dataclasses
-
+    def few_slots(*args: object, **kwargs: object) -> budget.MemoryPlan:
         return dataclasses.replace(plan(*args, **kwargs), slots=3)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(session_module, "plan_memory", few_slots)
+    monkeypatch.setattr(opening, "plan_memory", few_slots)
     with pocketmoe.open(tiny_bundle) as session:
         paged = run(session)
         assert "".join(session.generate("def main(", max_new_tokens=40)) == text
@@ -235,3 +238,146 @@ def test_damage_outside_the_pages_is_found_at_opening(tiny_bundle: Path, tmp_pat
     manifest.write_text(manifest.read_text().replace('"theta": 10000.0', '"theta": 9.0'))
     with pytest.raises(BundleError, match=r"manifest\.json is damaged"):
         pocketmoe.open(broken)
+
+
+def test_the_budget_changes_during_a_generation(tiny_bundle: Path) -> None:
+    """The same text, the same logits, and the cache follows at once."""
+    with pocketmoe.open(tiny_bundle, prefetch="off") as session:
+        text = "".join(session.generate("def main(", max_new_tokens=40))
+        session.reset()
+        resident = run(session)
+        fixed, page, pages = session.plan.fixed, session.plan.page, session.manifest.num_pages
+        pieces = []
+        slots = [3, 20, pages, 4, 5]
+        for index, piece in enumerate(session.generate("def main(", max_new_tokens=40)):
+            pieces.append(piece)
+            count = slots[index % len(slots)]
+            session.set_memory_budget(fixed + count * page)
+            assert session.stats.cache_slots == count
+            assert len(session._pager.resident()) <= count
+            assert session.stats.budget_bytes == fixed + count * page
+        assert "".join(pieces) == text
+        session.reset()
+        session.set_memory_budget(fixed + 3 * page)
+        assert run(session).tobytes() == resident.tobytes()
+        with pytest.raises(BudgetError, match=r"smallest that works is \d+MiB"):
+            session.set_memory_budget(fixed)
+        with pytest.raises(InputError):
+            session.set_memory_budget("much")
+        assert session.stats.cache_slots == 3
+        session.set_memory_budget(None)
+        assert session.stats.cache_slots == pages
+        assert session.stats.budget_bytes is None
+    with pytest.raises(InputError, match="closed"):
+        session.set_memory_budget(None)
+
+
+def test_another_thread_changes_the_budget_while_tokens_run(tiny_bundle: Path) -> None:
+    with pocketmoe.open(tiny_bundle, prefetch="off") as session:
+        resident = run(session)
+        fixed, page, pages = session.plan.fixed, session.plan.page, session.manifest.num_pages
+        stop = threading.Event()
+
+        def change() -> None:
+            for count in itertools.cycle([3, pages, 9, 4]):
+                session.set_memory_budget(fixed + count * page)
+                if stop.is_set():
+                    return
+
+        changer = threading.Thread(target=change)
+        changer.start()
+        for _ in range(5):
+            session.reset()
+            assert run(session).tobytes() == resident.tobytes()
+        stop.set()
+        changer.join()
+        wanted = (session.plan.total - fixed) // page
+        assert session.stats.cache_slots == wanted
+        assert len(session._pager.resident()) <= wanted
+
+
+def test_two_sessions_on_one_bundle_in_two_threads(tiny_bundle: Path) -> None:
+    with pocketmoe.open(tiny_bundle) as session:
+        resident = run(session)
+        plan = session.plan
+    logits: list[bytes] = []
+
+    def work() -> None:
+        with pocketmoe.open(tiny_bundle) as session:
+            session.set_memory_budget(session.plan.fixed + 4 * plan.page)
+            for _ in range(3):
+                session.reset()
+                logits.append(run(session).tobytes())
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert logits == [resident.tobytes()] * 6
+
+
+def test_a_read_that_fails_twice_leaves_the_session_usable(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pocketmoe.open(tiny_bundle) as session:
+        resident = run(session)
+    real = page_file.PageFile.read
+    broken = threading.Event()
+
+    def read(self: page_file.PageFile, target: memoryview, offset: int) -> int:
+        if broken.is_set():
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, target, offset)
+
+    with pocketmoe.open(tiny_bundle) as session:
+        session.set_memory_budget(session.plan.fixed + 3 * session.plan.page)
+        monkeypatch.setattr(page_file.PageFile, "read", read)
+        session.forward(TOKENS[:50])
+        broken.set()
+        with pytest.raises(BundleError, match=r"layer \d+, expert \d+ cannot be read \(Input"):
+            session.forward(TOKENS[50:])
+        broken.clear()
+        session.reset()
+        assert run(session).tobytes() == resident.tobytes()
+
+
+def test_a_slow_disk_with_guesses_gives_the_same_bytes(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads that take their time, early ones among them, some no longer wanted."""
+    with pocketmoe.open(tiny_bundle) as session:
+        resident = run(session)
+    real, random = os.preadv, np.random.default_rng(0)
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        time.sleep(float(random.random()) * 0.004)
+        return real(fd, buffers, offset)
+
+    with pocketmoe.open(tiny_bundle, prefetch="on") as session:
+        monkeypatch.setattr(page_file.os, "preadv", preadv)
+        session.set_memory_budget(
+            session.plan.fixed + session.plan.predictor + 7 * session.plan.page
+        )
+        assert session.plan.predicts
+        assert run(session).tobytes() == resident.tobytes()
+        stats = session.stats
+        assert stats.early_pages > stats.early_pages_used > 0
+        assert 0 < (stats.guess_accuracy or 0) < 1
+        assert stats.wait_seconds > 0
+
+
+def test_what_prefetch_takes(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="one of auto, on, off, not yes"):
+        pocketmoe.open(tiny_bundle, prefetch="yes")
+    older = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, older)
+    manifest = read_manifest(older)
+    files = {name: record for name, record in manifest.files.items() if name != PREDICTORS}
+    write_manifest(older, dataclasses.replace(manifest, files=files))
+    with pytest.raises(InputError, match="no predictors; compile it again"):
+        pocketmoe.open(older, prefetch="on")
+    with pocketmoe.open(older) as session:
+        session.set_memory_budget(session.plan.fixed + 7 * session.plan.page)
+        session.forward(TOKENS)
+        assert session.stats.guess_accuracy is None

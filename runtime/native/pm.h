@@ -84,3 +84,6 @@ PM_API int32_t pm_product(pm_handle* handle, const pm_matrix* matrix, int64_t n_
 // Reads memory with all threads, to measure with; returns some sum over it. nbytes: a multiple of
 // 128.
 PM_API uint64_t pm_read(pm_handle* handle, const void* data, int64_t nbytes);
+
+// XXH64 with seed 0.
+PM_API uint64_t pm_xxh64(const void* data, int64_t nbytes);

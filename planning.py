@@ -1,0 +1,226 @@
+"""What `plan` foretells of a model on a target, and what `run` and `bench` predict. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .compiler.footprint import expected_footprint
+from .compiler.precision import DEFAULT, check_blocks
+from .errors import BudgetError, ConfigError, InputError
+from .inspection import read_spec
+from .runtime.budget import CHUNK, MIB, MemoryPlan, plan_memory
+from .runtime.bundle import TOKENIZER, Precision, is_bundle, read_manifest
+from .runtime.context import choose_context
+from .runtime.experts import choose_kernels
+from .runtime.footprint import Footprint
+from .runtime.limits import (
+    MachineSpeed,
+    SpeedEstimate,
+    assumed_speed,
+    estimate_prompt,
+    estimate_speed,
+)
+from .runtime.locality import ASSUMED, no_locality, replayed
+from .runtime.ort import set_up
+from .runtime.routes import read_routes
+from .runtime.stats import process_memory
+from .runtime.text import load_tokenizer
+
+if TYPE_CHECKING:
+    from .runtime.stats import Stats
+    from .targets import Target
+
+NOT_MEASURED = "not measured: pocketmoe targets --measure"
+_SHARES = (0.125, 0.25, 0.5, 0.75)  # of the pages, in budgets that nobody named
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One budget. memory and all after it are None where it is too small, all after hit_rate where
+    the target's speed is not known.
+
+    tokens_per_second: while decoding, after 128 tokens; full_context_tokens_per_second: at the end
+    of the context. prompt_tokens_per_second: of a chunk of a long prompt.
+    """
+
+    budget_bytes: int
+    memory: MemoryPlan | None = None
+    hit_rate: float | None = None
+    speed: SpeedEstimate | None = None
+    tokens_per_second: float | None = None
+    limit_tokens_per_second: float | None = None
+    full_context_tokens_per_second: float | None = None
+    prompt_tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Bytes, and what is to be expected at each budget. everything: the plan without a budget.
+
+    hits_from: what the hit rates are from. speed_from: the same of the speeds, or why there are
+    none. token_page_bytes: the pages of one token.
+    """
+
+    path: str
+    kind: str
+    target: str
+    target_memory_bytes: int | None
+    precision: Precision
+    context: int
+    num_pages: int
+    token_page_bytes: int
+    smallest_budget: int
+    everything: MemoryPlan
+    hits_from: str
+    speed_from: str
+    rows: tuple[PlanRow, ...]
+
+
+def plan_model(
+    path: Path,
+    target: Target,
+    *,
+    budgets: Sequence[int] = (),
+    context: int | None = None,
+    routes: Path | None = None,
+    precision: Precision | None = None,
+) -> ModelPlan:
+    """The plan of a bundle, or of the bundle that a checkpoint, or a config.json alone, would make.
+
+    budgets: none for some between the smallest and one that holds everything. precision: of what
+    is not compiled yet; by default that of `compile`.
+
+    Raises:
+        InputError: the path is neither, or the routes are not this model's.
+        BudgetError: the one budget that was given is too small.
+        CheckpointError, ConfigError, BundleError, ContextError: as when it is opened.
+    """
+    process = _process_bytes(path)
+    kind, footprint, precision = _read_model(path, precision)
+    context = choose_context(context, footprint.spec, str(path))
+    kernels = choose_kernels("auto", footprint, _threads())
+
+    def plan(budget: int | None) -> MemoryPlan:
+        return plan_memory(
+            footprint, context=context, budget=budget, process=process, name=str(path),
+            kernels=kernels,
+        )  # fmt: skip
+
+    hit_rate = no_locality(footprint)
+    if routes is not None:
+        hit_rate = replayed(footprint, read_routes(routes), str(routes))
+    speed = machine_speed(target)
+    whole = plan(None)
+    rows = []
+    for budget in budgets or _usual_budgets(whole):
+        try:
+            memory = plan(budget)
+        except BudgetError:
+            if len(budgets) == 1:
+                raise
+            rows.append(PlanRow(budget))
+        else:
+            rows.append(_row(budget, memory, footprint, hit_rate(memory.slots), speed, context))
+    return ModelPlan(
+        path=str(path),
+        kind=kind,
+        target=target.name,
+        target_memory_bytes=target.memory_bytes,
+        precision=precision,
+        context=context,
+        num_pages=footprint.num_pages,
+        token_page_bytes=footprint.token_page_bytes,
+        smallest_budget=whole.smallest,
+        everything=whole,
+        hits_from=ASSUMED if routes is None else f"replayed: {routes}",
+        speed_from=NOT_MEASURED if speed is None else f"target {target.name}",
+        rows=tuple(rows),
+    )
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _process_bytes(path: Path) -> int:
+    """What this process takes once it has loaded what running a bundle needs."""
+    from .runtime import conversation, opening  # noqa: F401
+
+    set_up(_threads())
+    load_tokenizer(path / TOKENIZER)
+    return process_memory("VmRSS")
+
+
+def _read_model(path: Path, precision: Precision | None) -> tuple[str, Footprint, Precision]:
+    if is_bundle(path):
+        if precision is not None:
+            raise InputError(f"{path} is a bundle, which has its precision; plan its checkpoint")
+        manifest = read_manifest(path)
+        return "bundle", manifest.footprint, manifest.precision
+    spec = read_spec(path)
+    chosen = precision or DEFAULT
+    try:
+        check_blocks(spec, chosen)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return "checkpoint", expected_footprint(spec, chosen), chosen
+
+
+def _usual_budgets(whole: MemoryPlan) -> list[int]:
+    """From the smallest to one that holds everything, in whole MiB."""
+    room = [whole.fixed + round(share * whole.slots) * whole.page for share in (*_SHARES, 1.0)]
+    larger = {-(-nbytes // MIB) * MIB for nbytes in room}
+    return [whole.smallest, *sorted(size for size in larger if size > whole.smallest)]
+
+
+def _row(
+    budget: int,
+    memory: MemoryPlan,
+    footprint: Footprint,
+    hit_rate: float,
+    speed: MachineSpeed | None,
+    context: int,
+) -> PlanRow:
+    row = PlanRow(budget, memory, hit_rate)
+    if speed is None or (hit_rate < 1 and speed.storage_bandwidth is None):
+        return row
+    short = min(CHUNK, context - 1)
+    decode = estimate_speed(footprint, speed, hit_rate=hit_rate, position=short)
+    full = estimate_speed(footprint, speed, hit_rate=hit_rate, position=context - 1)
+    # A chunk needs about every page, in turn: those in the cache are as many as there are slots.
+    held = no_locality(footprint)(memory.slots)
+    chunk = estimate_prompt(footprint, speed, hit_rate=held, tokens=memory.chunk)
+    return replace(
+        row,
+        speed=decode,
+        tokens_per_second=decode.tokens_per_second,
+        limit_tokens_per_second=decode.limit_tokens_per_second,
+        full_context_tokens_per_second=full.tokens_per_second,
+        prompt_tokens_per_second=memory.chunk / chunk,
+    )
+
+
+def machine_speed(target: Target) -> MachineSpeed | None:
+    """What a target reaches; what it does not say is assumed. None without its bandwidths."""
+    if target.memory_bandwidth is None:
+        return None
+    assumed = assumed_speed(target.memory_bandwidth, target.storage_bandwidth)
+    known = {name: getattr(target, name) for name in vars(assumed)}
+    return replace(assumed, **{name: value for name, value in known.items() if value is not None})
+
+
+def predict_run(stats: Stats, footprint: Footprint, target: Target) -> SpeedEstimate | None:
+    """What a run's new tokens should have taken at the hit rate that they had.
+
+    None where there were none, or where the target's bandwidths are not known.
+    """
+    speed = machine_speed(target)
+    hit_rate = stats.decode_hit_rate
+    if speed is None or not stats.decode_steps or (hit_rate < 1 and not speed.storage_bandwidth):
+        return None
+    position = stats.prompt_tokens + stats.new_tokens // 2
+    return estimate_speed(footprint, speed, hit_rate=hit_rate, position=position)
