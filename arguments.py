@@ -110,6 +110,22 @@ PRECISION = click.option(
     multiple=True,
     help="int4, int8, fp16 or fp32, or by part.  [default: experts=int4,backbone=int8,head=int8]",
 )
+BUDGETS = click.option(
+    "--memory-budget",
+    "budgets",
+    metavar="SIZE",
+    type=BUDGET_SIZE,
+    multiple=True,
+    help="Memory for the whole process, such as 512MiB; auto takes what is free; with --plot, "
+    "several times.  [default: no limit]",
+)
+PLOT = click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw speed against memory budget, from a run for each.  [default budgets: 5, from the "
+    "smallest to all in memory]",
+)
 CONTEXT = click.option(
     "--context",
     metavar="N",
@@ -117,6 +133,12 @@ CONTEXT = click.option(
     help="Tokens that it can see.  [default: the model's, at most 4096]",
 )
 
+PREFETCH = click.option(
+    "--prefetch",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    help="Read pages early that the next layer may want.",
+)
 ACTIVE_EXPERTS = click.option(
     "--active-experts",
     metavar="K",
@@ -130,6 +152,18 @@ SKIP_COLD = click.option(
     default=0.0,
     help="Leave out experts that are not in the cache and whose weight is below this share of an "
     "even split (lossy).",
+)
+RECORD_ROUTES = click.option(
+    "--record-routes",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write which experts each token went to, for replay; gzipped if FILE ends in .gz.",
+)
+TRACE = click.option(
+    "--trace",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write what happened when, as JSON for chrome://tracing or ui.perfetto.dev.",
 )
 
 

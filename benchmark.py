@@ -12,13 +12,29 @@ import numpy as np
 
 from .errors import InputError
 from .measurement import measure_memory
-from .planning import machine_speed
+from .planning import machine_speed, share_not_read
 from .progress import Progress, Silent
 from .runtime.limits import MachineSpeed, SpeedEstimate, assumed_speed, estimate_speed
+from .runtime.stats import Counters
 
 if TYPE_CHECKING:
+    from .runtime.bundle import Manifest
     from .runtime.session import Session
+    from .runtime.stats import Stats
     from .targets import Target
+
+
+@dataclass(frozen=True)
+class Limit:
+    """No faster than memory gives the weights of a token, and storage the pages that were missed.
+
+    The bandwidths, in bytes per second, are of the same run: of storage, while at least one read
+    was under way, hashing not counted; None where nothing was read.
+    """
+
+    tokens_per_second: float
+    memory_bandwidth: float
+    storage_bandwidth: float | None
 
 
 @dataclass(frozen=True)
@@ -26,12 +42,11 @@ class Benchmark:
     """One cold run; times in seconds, speeds in tokens per second.
 
     time_to_first_token: from the opened bundle to the first token, the prompt included.
-    decode_hit_rate, decode_bytes_per_token: of the page cache while new tokens were made.
-    limit_tokens_per_second: no faster than memory gives the weights of a token, and storage the
-    pages that were missed, at the bandwidths (bytes per second) measured in the same run;
-    storage_bandwidth is None where nothing was read. prompt: where its tokens came from, "text" or
-    "random ids". lossy, skipped_experts: see Stats. predicted: a token while decoding, at
-    decode_hit_rate; predicted_from: the figures behind it, a target's or those of this run.
+    decode_*: while new tokens were made; decode_wait_seconds: of it, in which nothing could be done
+    before a page came. limit_tokens_per_second and the bandwidths: see Limit; limit_reached: the
+    share of it. predicted: a token while decoding, with the bytes that were read for it;
+    predicted_from: the figures behind it, a target's or those of this run. prompt: where its tokens
+    came from, "text" or "random ids". For the others see Stats.
     """
 
     bundle: str
@@ -45,6 +60,7 @@ class Benchmark:
     prompt_tokens_per_second: float
     decode_tokens_per_second: float
     limit_tokens_per_second: float
+    limit_reached: float
     predicted_tokens_per_second: float
     predicted: SpeedEstimate
     predicted_from: str
@@ -53,12 +69,17 @@ class Benchmark:
     hit_rate: float
     decode_hit_rate: float
     decode_bytes_per_token: float
+    decode_seconds: float
+    decode_wait_seconds: float
     bytes_read: int
     cache_slots: int
     num_pages: int
     budget_bytes: int | None
     auto_budget: bool
     peak_rss_bytes: int
+    early_pages: int
+    early_pages_used: int
+    guess_accuracy: float | None
     lossy: tuple[str, ...]
     skipped_experts: int
 
@@ -75,24 +96,29 @@ def run_benchmark(
     memory_budget: int | str | None = None,
     context: int | None = None,
     kernels: str = "auto",
+    prefetch: str = "auto",
     active_experts: int | None = None,
     skip_cold: float = 0.0,
+    record_routes: Path | None = None,
+    trace: Path | None = None,
     target: Target | None = None,
     progress: Progress = _SILENT,
 ) -> Benchmark:
     """Opens the bundle, reads a prompt and decodes greedily; an end-of-text token does not stop it.
 
-    target: whose figures the prediction is made of, if it was measured.
+    record_routes, trace: files to make, see open_bundle. target: whose figures the prediction is
+    made of, if it was measured.
 
     Raises:
-        InputError: the tokens do not fit the context.
+        InputError: the tokens do not fit the context, or a file cannot be made.
     """
-    from .runtime.session import open_bundle
+    from .runtime.opening import open_bundle
 
     opening = time.perf_counter()
     with open_bundle(
         bundle, memory_budget=memory_budget, threads=threads, context=context, kernels=kernels,
-        active_experts=active_experts, skip_cold=skip_cold,
+        prefetch=prefetch, active_experts=active_experts, skip_cold=skip_cold,
+        record_routes=record_routes, trace=trace,
     ) as session:  # fmt: skip
         opened = time.perf_counter()
         if prompt_tokens + new_tokens > session.context:
@@ -105,30 +131,26 @@ def run_benchmark(
         start = time.perf_counter()
         token = int(session.forward(prompt, last_only=True)[-1].argmax())
         first = time.perf_counter()
-        before = session.stats
+        before = session.counters
         progress.stage("decode", new_tokens - 1)
         decode = time.perf_counter()
         for _ in range(new_tokens - 1):
             token = int(session.forward([token], last_only=True)[-1].argmax())
             progress.advance(1)
         end = time.perf_counter()
+        decoding = session.counters - before
         stats = session.stats
         manifest = session.manifest
     steps = new_tokens - 1
-    missed = (stats.bytes_read - before.bytes_read) / steps if steps else 0.0
+    missed = decoding.bytes_read / max(1, steps)
+    limit = measure_limit(manifest, stats, max(1, steps), decoding, active_experts)
+    tokens_per_second = steps / (end - decode)
+    speed, speed_from = _speed(target, limit, needs_storage=missed > 0)
     footprint = manifest.footprint.with_active(active_experts)
-    skipped = (stats.skipped_experts - before.skipped_experts) / steps if steps else 0.0
-    resident = footprint.token_bytes - skipped * manifest.page_bytes
-    bandwidth = measure_memory(stats.threads, stats.budget_bytes)
-    storage = stats.read_bytes_per_second or None
-    seconds = max(resident / bandwidth, missed / storage if storage else 0.0)
-    hits = stats.page_hits - before.page_hits
-    requests = hits + stats.page_misses - before.page_misses
-    hit_rate = hits / requests if requests else 1.0
-    speed, speed_from = _speed(target, bandwidth, storage, needs_storage=hit_rate < 1)
     predicted = estimate_speed(
-        footprint, speed, hit_rate=hit_rate, position=prompt_tokens + new_tokens // 2
-    )
+        footprint, speed, hit_rate=share_not_read(footprint, missed),
+        position=prompt_tokens + new_tokens // 2, reads_early=stats.early_pages > 0,
+    )  # fmt: skip
     return Benchmark(
         bundle=str(bundle),
         prompt=source,
@@ -139,34 +161,78 @@ def run_benchmark(
         open_seconds=opened - opening,
         time_to_first_token=first - start,
         prompt_tokens_per_second=prompt_tokens / (first - start),
-        decode_tokens_per_second=steps / (end - decode),
-        limit_tokens_per_second=1 / seconds,
+        decode_tokens_per_second=tokens_per_second,
+        limit_tokens_per_second=limit.tokens_per_second,
+        limit_reached=tokens_per_second / limit.tokens_per_second,
         predicted_tokens_per_second=predicted.tokens_per_second,
         predicted=predicted,
         predicted_from=speed_from,
-        memory_bandwidth=bandwidth,
-        storage_bandwidth=storage,
+        memory_bandwidth=limit.memory_bandwidth,
+        storage_bandwidth=limit.storage_bandwidth,
         hit_rate=stats.hit_rate,
-        decode_hit_rate=hit_rate,
+        decode_hit_rate=decoding.hit_rate,
         decode_bytes_per_token=missed,
+        decode_seconds=end - decode,
+        decode_wait_seconds=decoding.wait_seconds,
         bytes_read=stats.bytes_read,
         cache_slots=stats.cache_slots,
         num_pages=stats.num_pages,
         budget_bytes=stats.budget_bytes,
         auto_budget=stats.auto_budget,
         peak_rss_bytes=stats.peak_rss_bytes,
+        early_pages=stats.early_pages,
+        early_pages_used=stats.early_pages_used,
+        guess_accuracy=stats.guess_accuracy,
         lossy=stats.lossy,
         skipped_experts=stats.skipped_experts,
     )
 
 
-def _speed(
-    target: Target | None, memory: float, storage: float | None, *, needs_storage: bool
-) -> tuple[MachineSpeed, str]:
+def measure_limit(
+    manifest: Manifest,
+    stats: Stats,
+    steps: int,
+    decoding: Counters,
+    active_experts: int | None = None,
+) -> Limit:
+    """The limit of a session's decoding, once it is closed: measuring takes memory of the budget.
+
+    decoding: what was counted in so many steps. Where it read nothing, all that the session read
+    tells the storage bandwidth.
+    """
+    footprint = manifest.footprint.with_active(active_experts)
+    skipped = decoding.skipped_experts / steps * manifest.page_bytes
+    bandwidth = measure_memory(stats.threads, stats.budget_bytes)
+    storage = stats.read_bytes_per_second or None
+    if decoding.bytes_read and decoding.read_seconds:
+        storage = decoding.bytes_read / decoding.read_seconds
+    missed = decoding.bytes_read / steps
+    seconds = max(
+        (footprint.token_bytes - skipped) / bandwidth, missed / storage if storage else 0.0
+    )
+    return Limit(1 / seconds, bandwidth, storage)
+
+
+def generation_limit(
+    manifest: Manifest, stats: Stats, active_experts: int | None = None
+) -> Limit | None:
+    """As measure_limit, of what `generate` has decoded; None where that is nothing."""
+    if not stats.decode_steps:
+        return None
+    decoding = Counters(
+        page_hits=stats.decode_page_hits, page_misses=stats.decode_page_misses,
+        bytes_read=stats.decode_bytes_read, read_seconds=stats.decode_read_seconds,
+        wait_seconds=stats.decode_wait_seconds, skipped_experts=stats.decode_skipped_experts,
+    )  # fmt: skip
+    return measure_limit(manifest, stats, stats.decode_steps, decoding, active_experts)
+
+
+def _speed(target: Target | None, limit: Limit, *, needs_storage: bool) -> tuple[MachineSpeed, str]:
     """The target's figures where it has them, else the bandwidths of this run; and which it was."""
     speed = machine_speed(target) if target is not None else None
     if target is None or speed is None or (needs_storage and speed.storage_bandwidth is None):
-        return assumed_speed(memory, storage), "this run's bandwidths"
+        assumed = assumed_speed(limit.memory_bandwidth, limit.storage_bandwidth)
+        return assumed, "this run's bandwidths"
     return speed, f"target {target.name}"
 
 

@@ -13,7 +13,8 @@ from .errors import InputError
 from .runtime.budget import AUTO
 from .runtime.bundle import Manifest
 from .runtime.limits import MachineSpeed
-from .runtime.session import Session, open_bundle
+from .runtime.opening import open_bundle
+from .runtime.session import Session
 
 _TOKENS = (1, 40)  # to warm up, to measure
 _TOKEN, _CONTEXT, _CHUNK = 7, 256, 128

@@ -5,39 +5,16 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import click
 
 from . import __version__
-from .arguments import (
-    ACTIVE_EXPERTS,
-    AGAINST,
-    BUDGET,
-    BUNDLE,
-    CONTEXT,
-    JSON,
-    POSITIVE,
-    PRECISION,
-    PREDICT,
-    SIZE,
-    SKIP_COLD,
-    TARGET,
-    FiniteRange,
-    decode_argument,
-    read_prompt,
-)
-from .console import (
-    ProgressDisplay,
-    print_facts,
-    print_json,
-    print_pieces,
-    print_table,
-    start_logging,
-)
+from .arguments import AGAINST, BUNDLE, JSON, POSITIVE, PRECISION, TARGET
+from .console import ProgressDisplay, print_facts, print_json, print_table, start_logging
 from .entry import CommandLine
 from .errors import BundleError
-from .machine_commands import plan, predicted_by, targets
+from .machine_commands import plan, targets
+from .running_commands import bench, eval_command, replay, run
 from .sizes import format_size
 from .targets import Target
 
@@ -173,192 +150,7 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
             raise BundleError(f"{bundle} computes numbers that are not finite: {wrong[0]}")
 
 
-@main.command()
-@BUNDLE
-@click.option("--prompt", metavar="TEXT", help="'-' reads standard input.")
-@click.option(
-    "--chat", is_flag=True,
-    help="Put the prompt into the model's chat template; without --prompt, hold a conversation, "
-    "one line of standard input after the other.",
-)  # fmt: skip
-@click.option("--system", metavar="TEXT", help="With --chat: what to tell the model first.")
-@click.option("--max-tokens", metavar="N", type=POSITIVE, default=256, help="Tokens to generate.")
-@BUDGET
-@CONTEXT
-@click.option("--temperature", type=FiniteRange(min=0), default=0.0, help="0 is greedy.")
-@click.option(
-    "--top-k", type=click.IntRange(min=0), default=0,
-    help="Sample from the K likeliest tokens; 0 for all.",
-)  # fmt: skip
-@click.option(
-    "--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0,
-    help="Sample from the likeliest tokens that make up this probability.",
-)  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes sampling repeatable.")
-@ACTIVE_EXPERTS
-@SKIP_COLD
-@click.option("--stats", is_flag=True, help="Print speed, hits and memory to stderr.")
-@PREDICT
-@click.pass_context
-def run(
-    ctx: click.Context,
-    bundle: Path,
-    prompt: str | None,
-    chat: bool,
-    system: str | None,
-    max_tokens: int,
-    memory_budget: int | str | None,
-    context: int | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
-    active_experts: int | None,
-    skip_cold: float,
-    stats: bool,
-    target: Target | None,
-) -> None:
-    """Generate text from a prompt."""
-    if prompt is None and not chat:
-        raise click.UsageError("Missing option '--prompt'.", ctx)
-    if system is not None and not chat:
-        raise click.UsageError("--system needs --chat", ctx)
-    if target is not None and not stats:
-        raise click.UsageError("--target needs --stats", ctx)
-    from .chat import converse, prepare_chat
-    from .plan_tables import prediction_rows
-    from .runtime.conversation import Conversation
-    from .runtime.session import open_bundle
-    from .tables import stat_rows
-
-    text = None if prompt is None else read_prompt(prompt)
-    if system is not None:
-        system = decode_argument(system, "--system")
-    if chat:
-        prepare_chat(bundle)
-    sampling: dict[str, Any] = {
-        "max_new_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-        "seed": seed,
-    }  # fmt: skip
-    with open_bundle(
-        bundle, memory_budget=memory_budget, context=context, active_experts=active_experts,
-        skip_cold=skip_cold,
-    ) as session:  # fmt: skip
-        conversation = Conversation(session, system=system, **sampling)
-        try:
-            if text is None:
-                converse(conversation)
-            elif chat:
-                print_pieces(conversation.answer(text))
-            else:
-                print_pieces(session.generate(text, **sampling))
-        finally:
-            if stats and session.stats.prompt_tokens:
-                done, by = session.stats, predicted_by(ctx, target)
-                rows = stat_rows(done) + prediction_rows(done, session.manifest.footprint, by)
-                print_facts("stats", rows, error=True)
-
-
-@main.command()
-@click.argument("routes", metavar="ROUTES", type=click.Path(path_type=Path))
-@click.option(
-    "--memory-budget", "budgets", metavar="SIZE", type=SIZE, multiple=True,
-    help="Memory for pages alone; may be given several times.  "
-    "[default: 1/2 to 8 times a token's pages]",
-)  # fmt: skip
-@JSON
-def replay(routes: Path, budgets: tuple[int, ...], as_json: bool) -> None:
-    """Compare cache policies on recorded routes.
-
-    Hit rates while decoding. The optimum knows what comes; no policy can beat it.
-    """
-    from .runtime.replay import replay_rows, token_bytes, usual_capacities
-    from .runtime.routes import read_routes
-    from .tables import replay_columns, replay_table
-
-    recorded = read_routes(routes)
-    rows = replay_rows(recorded, list(budgets) or usual_capacities(recorded))
-    token = token_bytes(recorded)
-    if as_json:
-        print_json({"routes": str(routes), "token_bytes": token, "rows": rows})
-        return
-    title = f"page hits in {routes}; one token's pages are {format_size(token)}"
-    print_table(title, replay_columns(rows), replay_table(rows))
-
-
-@main.command("eval")
-@BUNDLE
-@click.option(
-    "--data", metavar="FILE", type=click.Path(path_type=Path), required=True, help="UTF-8 text."
-)
-@AGAINST
-@BUDGET
-@ACTIVE_EXPERTS
-@SKIP_COLD
-@JSON
-def eval_command(
-    bundle: Path,
-    data: Path,
-    against: Path | None,
-    memory_budget: int | None,
-    active_experts: int | None,
-    skip_cold: float,
-    as_json: bool,
-) -> None:
-    """Measure the quality on a text.
-
-    Perplexity; with --against, the KL divergence and top-1 agreement too.
-    """
-    from .evaluation import run_evaluation
-    from .tables import evaluation_rows
-
-    with ProgressDisplay("tokens") as progress:
-        result = run_evaluation(
-            bundle, data, against, progress, memory_budget=memory_budget,
-            active_experts=active_experts, skip_cold=skip_cold,
-        )  # fmt: skip
-    if as_json:
-        print_json({"bundle": str(bundle), "data": str(data), **vars(result)})
-        return
-    print_facts(f"{bundle} on {data}", evaluation_rows(result))
-
-
-@main.command()
-@BUNDLE
-@click.option("--prompt-tokens", metavar="N", type=POSITIVE, default=128, help="Tokens to read.")
-@click.option("--new-tokens", metavar="N", type=POSITIVE, default=64, help="Tokens to generate.")
-@click.option("--threads", metavar="N", type=POSITIVE, help="[default: one per core]")
-@BUDGET
-@CONTEXT
-@ACTIVE_EXPERTS
-@SKIP_COLD
-@PREDICT
-@JSON
-@click.pass_context
-def bench(
-    ctx: click.Context,
-    bundle: Path,
-    prompt_tokens: int,
-    new_tokens: int,
-    threads: int | None,
-    memory_budget: int | str | None,
-    context: int | None,
-    active_experts: int | None,
-    skip_cold: float,
-    target: Target | None,
-    as_json: bool,
-) -> None:
-    """Measure speed, cache hits and memory."""
-    from .benchmark import run_benchmark
-    from .tables import benchmark_rows
-
-    with ProgressDisplay("tokens") as progress:
-        result = run_benchmark(
-            bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads,
-            memory_budget=memory_budget, context=context, active_experts=active_experts,
-            skip_cold=skip_cold, target=predicted_by(ctx, target), progress=progress,
-        )  # fmt: skip
-    if as_json:
-        print_json(result)
-        return
-    print_facts(f"bench {bundle}", benchmark_rows(result))
+main.add_command(run)
+main.add_command(replay)
+main.add_command(eval_command)
+main.add_command(bench)

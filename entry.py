@@ -19,7 +19,11 @@ from .errors import PocketMoEError
 FAILED = 2
 INTERRUPTED = 130  # what shells report after Ctrl-C
 BROKEN_PIPE = 141  # and after a reader that went away
-COMPILE_EXTRA = ("torch", "onnx", "onnxscript", "safetensors")
+# What installs a package that is no part of the base.
+EXTRAS = {
+    **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors"), "compile"),
+    "matplotlib": "plot",
+}
 
 
 class CommandLine(click.Group):
@@ -101,9 +105,10 @@ def _message(error: PocketMoEError | OSError | ModuleNotFoundError) -> str | Non
     """The line for an error; None where it is no user's to put right."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        if package not in COMPILE_EXTRA:
+        if package not in EXTRAS:
             return None
-        return f'this needs {package}, which is not installed: pip install "pocketmoe[compile]"'
+        extra = EXTRAS[package]
+        return f'this needs {package}, which is not installed: pip install "pocketmoe[{extra}]"'
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
         remedy = "; free some space or write elsewhere" if error.errno == errno.ENOSPC else ""

@@ -8,7 +8,7 @@ from .arguments import read_text
 from .errors import InputError
 from .progress import Progress, Silent
 from .runtime.evaluate import Evaluation, evaluate
-from .runtime.session import open_bundle
+from .runtime.opening import open_bundle
 
 _SILENT = Silent()
 _WINDOW = 512  # tokens that share one context
@@ -20,7 +20,7 @@ def run_evaluation(
     against: Path | None = None,
     progress: Progress = _SILENT,
     *,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     active_experts: int | None = None,
     skip_cold: float = 0.0,
 ) -> Evaluation:

@@ -85,16 +85,8 @@ def prediction_rows(stats: Stats, footprint: Footprint, target: Target | None) -
     """What new tokens should have taken, beside what `stats` says that they took."""
     if not stats.decode_steps:
         return []
-    read = format_size(round(stats.decode_bytes_read / stats.decode_steps))
-    hits: Row = ("decode page hits", f"{stats.decode_hit_rate:.1%}, {read} read per token")
     estimate = predict_run(stats, footprint, target) if target is not None else None
     if target is None or estimate is None:
-        return [hits, ("predicted", NOT_MEASURED)]
-    limit = estimate.limit_tokens_per_second
-    return [
-        hits,
-        ("predicted", f"{estimate.tokens_per_second:.1f} tok/s at these page hits, by target "
-                      f"{target.name}"),
-        ("limit", f"{limit:.1f} tok/s at its bandwidths; "
-                  f"{stats.new_tokens_per_second / limit:.1%} of it reached"),
-    ]  # fmt: skip
+        return [("predicted", NOT_MEASURED)]
+    speed = f"{estimate.tokens_per_second:.1f} tok/s at these page hits"
+    return [("predicted", f"{speed}, by target {target.name}")]

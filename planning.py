@@ -148,7 +148,7 @@ def _threads() -> int:
 
 def _process_bytes(path: Path) -> int:
     """What this process takes once it has loaded what running a bundle needs."""
-    from .runtime import conversation, session  # noqa: F401
+    from .runtime import conversation, opening  # noqa: F401
 
     set_up(_threads())
     load_tokenizer(path / TOKENIZER)

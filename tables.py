@@ -9,7 +9,7 @@ from .inspection import BundleFacts, CheckpointFacts, ModelFacts
 from .sizes import format_size
 
 if TYPE_CHECKING:
-    from .benchmark import Benchmark
+    from .benchmark import Benchmark, Limit
     from .runtime.evaluate import Evaluation
     from .runtime.replay import ReplayRow
     from .runtime.stats import Stats
@@ -125,46 +125,82 @@ def _window_part(nbytes: int) -> str:
 
 def benchmark_rows(result: Benchmark) -> list[Row]:
     """Names and values for a table."""
+    missed = result.decode_bytes_per_token
     return [
         ("prompt", f"{result.prompt_tokens} tokens ({result.prompt}), "
                    f"{result.prompt_tokens_per_second:.1f} tok/s"),
         ("decode", f"{result.new_tokens} tokens, {result.decode_tokens_per_second:.1f} tok/s"),
-        ("limit", f"{result.limit_tokens_per_second:.1f} tok/s at {_bandwidths(result)}; "
-                  f"{_reached(result):.1%} of it reached"),
+        ("limit", f"{result.limit_tokens_per_second:.1f} tok/s at {_bandwidths(result, missed)}; "
+                  f"{result.limit_reached:.1%} of it reached"),
         ("predicted", f"{result.predicted_tokens_per_second:.1f} tok/s at these page hits, by "
                       f"{result.predicted_from}"),
         ("time to first token", f"{result.time_to_first_token:.3f} s, after "
                                 f"{result.open_seconds:.3f} s to open"),
         ("page hits", f"{result.hit_rate:.1%}; while decoding {result.decode_hit_rate:.1%}"),
         ("bytes read", f"{format_size(result.bytes_read)}; while decoding "
-                       f"{format_size(round(result.decode_bytes_per_token))} per token"),
+                       f"{format_size(round(missed))} per token"),
+        ("waited for pages", _waited(result.decode_wait_seconds, result.decode_seconds)),
         ("cache", f"{result.cache_slots} of {result.num_pages} pages"),
         ("experts", result.expert_engine),
         ("threads", str(result.threads)),
         ("peak memory", _memory(result)),
+        *_early_rows(result, result.new_tokens - 1),
         *_lossy_rows(result),
     ]  # fmt: skip
 
 
-def stat_rows(stats: Stats) -> list[Row]:
+SPEED_COLUMNS = ["memory budget", "decode", "limit", "page hits", "read per token", "peak memory"]
+
+
+def speed_rows(results: list[Benchmark]) -> list[Row]:
+    """A row for each budget that was run."""
+    return [
+        (
+            format_size(result.budget_bytes or 0),
+            f"{result.decode_tokens_per_second:.2f} tok/s",
+            f"{result.limit_tokens_per_second:.2f} tok/s",
+            f"{result.decode_hit_rate:.1%}",
+            format_size(round(result.decode_bytes_per_token)),
+            format_size(result.peak_rss_bytes),
+        )
+        for result in results
+    ]
+
+
+def stat_rows(stats: Stats, limit: Limit | None = None) -> list[Row]:
     """Names and values of what `run` has done."""
     first = stats.time_to_first_token
     return [
         ("prompt", f"{stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tok/s"),
         ("time to first token", "none" if first is None else f"{first:.3f} s"),
         ("decode", f"{stats.new_tokens} tokens, {stats.new_tokens_per_second:.1f} tok/s"),
-        ("page hits", f"{stats.hit_rate:.1%} of {stats.page_hits + stats.page_misses}"),
+        *_limit_rows(stats, limit),
+        ("page hits", f"{stats.hit_rate:.1%} of {stats.page_hits + stats.page_misses}"
+                      + _decoding(stats, f"{stats.decode_hit_rate:.1%}")),
         ("bytes read", f"{format_size(stats.bytes_read)} at "
                        f"{format_size(round(stats.read_bytes_per_second))}/s, "
-                       f"{'past' if stats.direct_reads else 'through'} the page cache"),
+                       f"{'past' if stats.direct_reads else 'through'} the page cache"
+                       + _decoding(stats, f"{_per_token(stats)} per token")),
+        ("waited for pages", _waited(stats.decode_wait_seconds, stats.decode_seconds)),
         ("cache", f"{stats.cache_slots} of {stats.num_pages} pages, "
                   f"{stats.verified_pages} checked"),
         ("context", f"{stats.context} tokens, chunks of {stats.chunk_tokens}"),
         ("experts", stats.expert_engine),
         ("threads", str(stats.threads)),
         ("peak memory", _memory(stats)),
+        *_early_rows(stats, stats.decode_steps),
         *_lossy_rows(stats),
     ]  # fmt: skip
+
+
+def _early_rows(figures: Stats | Benchmark, steps: int) -> list[Row]:
+    """What was read before a router asked for it, where that was guessed. steps: tokens decoded."""
+    if not steps or (figures.guess_accuracy is None and not figures.early_pages):
+        return []
+    early, right = figures.early_pages, figures.guess_accuracy
+    used = f", {figures.early_pages_used / early:.1%} of them used" if early else ""
+    accuracy = f"; {right:.1%} of the guesses right" if right is not None else ""
+    return [("read early", f"{early / steps:.1f} pages per token{used}{accuracy}")]
 
 
 def _lossy_rows(figures: Stats | Benchmark) -> list[Row]:
@@ -204,15 +240,35 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "none"
 
 
-def _reached(result: Benchmark) -> float:
-    return result.decode_tokens_per_second / result.limit_tokens_per_second
+def _limit_rows(stats: Stats, limit: Limit | None) -> list[Row]:
+    if limit is None:
+        return []
+    reached = stats.new_tokens_per_second / limit.tokens_per_second
+    figures = (
+        f"{limit.tokens_per_second:.1f} tok/s at {_bandwidths(limit, stats.decode_bytes_read)}"
+    )
+    return [("limit", f"{figures}; {reached:.1%} of it reached")]
 
 
-def _bandwidths(result: Benchmark) -> str:
-    memory = f"{format_size(round(result.memory_bandwidth))}/s of memory"
-    if result.storage_bandwidth is None or not result.decode_bytes_per_token:
+def _decoding(stats: Stats, figure: str) -> str:
+    return f"; while decoding {figure}" if stats.decode_steps else ""
+
+
+def _per_token(stats: Stats) -> str:
+    return format_size(round(stats.decode_bytes_read / max(1, stats.decode_steps)))
+
+
+def _waited(wait: float, seconds: float) -> str:
+    """Of the time in which new tokens were made."""
+    return f"{wait:.3f} s while decoding, {wait / seconds if seconds else 0:.1%} of that time"
+
+
+def _bandwidths(limit: Benchmark | Limit, missed: float) -> str:
+    """missed: bytes per token, without which storage does not matter."""
+    memory = f"{format_size(round(limit.memory_bandwidth))}/s of memory"
+    if limit.storage_bandwidth is None or not missed:
         return memory
-    return f"{memory} and {format_size(round(result.storage_bandwidth))}/s of storage"
+    return f"{memory} and {format_size(round(limit.storage_bandwidth))}/s of storage"
 
 
 def _memory(figures: Benchmark | Stats) -> str:

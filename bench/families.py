@@ -33,7 +33,7 @@ from pocketmoe.compiler.verify import compare_with_checkpoint, load_decoder
 from pocketmoe.model.attention import KeyValueCache
 from pocketmoe.model.families import FAMILIES, Family
 from pocketmoe.runtime.bundle import find_damage
-from pocketmoe.runtime.session import open_bundle
+from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.targets import find_target
 
 PROMPT, DECODED = 40, 32  # 40 and 72 are 5 and 9 windows of 8

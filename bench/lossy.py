@@ -23,7 +23,8 @@ from pocketmoe.compiler.precision import BLOCK_SIZES, parse_precision
 from pocketmoe.errors import PocketMoEError
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.runtime.evaluate import evaluate
-from pocketmoe.runtime.session import Session, open_bundle
+from pocketmoe.runtime.opening import open_bundle
+from pocketmoe.runtime.session import Session
 from pocketmoe.sizes import format_size
 from pocketmoe.targets import find_target
 

@@ -24,7 +24,7 @@ from pocketmoe.errors import InputError, PocketMoEError
 from pocketmoe.model import corpus
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.runtime.evaluate import Evaluation, evaluate
-from pocketmoe.runtime.session import open_bundle
+from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.sizes import format_size
 from pocketmoe.targets import find_target
 

@@ -16,7 +16,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.module import Decoder, DecoderLayer
 from ..model.spec import ModelSpec
 from ..runtime.bundle import Manifest, read_manifest
-from ..runtime.session import open_bundle
+from ..runtime.opening import open_bundle
 
 _TOKENS = 48
 

@@ -15,7 +15,7 @@ from .text import TextStream, encode
 
 if TYPE_CHECKING:
     from .session import Session
-    from .stats import Stats
+    from .stats import Counters
 
 
 @dataclass
@@ -31,12 +31,21 @@ class Clock:
     decode_page_hits: int = 0
     decode_page_misses: int = 0
     decode_bytes_read: int = 0
+    decode_read_seconds: float = 0.0
+    decode_wait_seconds: float = 0.0
+    decode_skipped_experts: int = 0
 
-    def count_pages(self, before: Stats, after: Stats) -> None:
-        """Adds the page requests of a generation's decoding, at its end."""
-        self.decode_page_hits += after.page_hits - before.page_hits
-        self.decode_page_misses += after.page_misses - before.page_misses
-        self.decode_bytes_read += after.bytes_read - before.bytes_read
+    def count_step(self, seconds: float, done: Counters) -> None:
+        """Adds a new token that was run through the model."""
+        self.new_tokens += 1
+        self.decode_steps += 1
+        self.decode_seconds += seconds
+        self.decode_page_hits += done.page_hits
+        self.decode_page_misses += done.page_misses
+        self.decode_bytes_read += done.bytes_read
+        self.decode_read_seconds += done.read_seconds
+        self.decode_wait_seconds += done.wait_seconds
+        self.decode_skipped_experts += done.skipped_experts
 
 
 def encode_text(session: Session, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -102,33 +111,28 @@ def _generate(
     token = sampler.sample(logits[0])
     clock.time_to_first_token = time.perf_counter() - started
     clock.new_tokens += 1
-    prompt = session.stats
-    try:
-        for left in reversed(range(max_new_tokens)):
-            if token in spec.eos_token_ids:
-                break
-            if piece := stream.push(token):
-                yield piece
-            if left:
-                begun = time.perf_counter()
-                if session.turn != turn:
-                    raise InputError(
-                        "the session was used for something else during this generation; "
-                        "finish one before the next, or open two sessions"
-                    )
-                if session.position == context:
-                    raise ContextError(
-                        f"the context of {context} tokens is full; ask for fewer new tokens"
-                        + longer_context(spec, context)
-                    )
-                turn += 1
-                logits = session.forward([token], last_only=True)
-                token = sampler.sample(logits[0])
-                clock.new_tokens += 1
-                clock.decode_steps += 1
-                clock.decode_seconds += time.perf_counter() - begun
-    finally:
-        clock.count_pages(prompt, session.stats)
+    for left in reversed(range(max_new_tokens)):
+        if token in spec.eos_token_ids:
+            break
+        if piece := stream.push(token):
+            yield piece
+        if left:
+            begun = time.perf_counter()
+            if session.turn != turn:
+                raise InputError(
+                    "the session was used for something else during this generation; "
+                    "finish one before the next, or open two sessions"
+                )
+            if session.position == context:
+                raise ContextError(
+                    f"the context of {context} tokens is full; ask for fewer new tokens"
+                    + longer_context(spec, context)
+                )
+            turn += 1
+            before = session.counters
+            logits = session.forward([token], last_only=True)
+            token = sampler.sample(logits[0])
+            clock.count_step(time.perf_counter() - begun, session.counters - before)
     if piece := stream.finish():
         yield piece
 

@@ -21,6 +21,7 @@ from .page_file import PageFile
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
 from .policy import CachePolicy
 from .readers import Load, Readers, Slot
+from .trace import Recorder
 
 Loaded = tuple[int, Slot]  # an expert and its page
 
@@ -41,11 +42,13 @@ class Pager:
         *,
         verify: bool = True,
         policy: CachePolicy | None = None,
+        trace: Recorder | None = None,
     ):
         self._root = root
         self._pages: dict[ExpertKey, ExpertPage] = {page.key: page for page in manifest.pages()}
         self._files = {layer.file: PageFile(root / layer.file) for layer in manifest.experts}
-        self.readers = Readers(verify=verify)
+        self.readers = Readers(verify=verify, trace=trace)
+        self._trace = trace
         self._policy = policy or NextUse(max(1, len(manifest.experts)))
         self._slot_bytes = max(PAGE_ALIGNMENT, align(manifest.page_bytes, PAGE_ALIGNMENT))
         self._resident: dict[ExpertKey, Slot] = {}
@@ -58,7 +61,7 @@ class Pager:
         self.wait_seconds = 0.0
 
     def visit(
-        self, layer: int, experts: Sequence[int], *, in_order: bool = False
+        self, layer: int, experts: Sequence[int], in_order: bool = False
     ) -> Iterator[list[Loaded]]:
         """A layer runs, and needs the pages of these experts, each named once.
 
@@ -81,7 +84,21 @@ class Pager:
         self.hits += len(keys) - len(missing)
         to_come = dict.fromkeys(keys)  # not handed out yet, in order
         self._start(missing, to_come)
-        return self._hand_out(missing, to_come, in_order)
+        batches = self._hand_out(missing, to_come, in_order)
+        return batches if self._trace is None else self._traced(batches, layer, self._trace)
+
+    def _traced(
+        self, batches: Iterator[list[Loaded]], layer: int, trace: Recorder
+    ) -> Iterator[list[Loaded]]:
+        """A list's experts are computed from when it is handed out until the next is asked for, or
+        none any more."""
+        trace.count("cache slots", time.perf_counter(), used=self.used)
+        for batch in batches:
+            started = time.perf_counter()
+            try:
+                yield batch
+            finally:
+                trace.span(f"experts {layer}", "experts", started, layer=layer, experts=len(batch))
 
     def read_early(self, layer: int, experts: Sequence[int], most: int) -> None:
         """Reads pages that the next visit will probably ask for, likeliest first, after what the
@@ -99,7 +116,7 @@ class Pager:
             slot = self._take_slot(self._running)
             if slot is None:
                 return
-            self._submit(key, slot)
+            self._submit(key, slot, early=True)
             self._early[key] = True
             self.early += 1
             most -= 1
@@ -174,9 +191,9 @@ class Pager:
                 self._submit(key, slot)
             missing.popleft()
 
-    def _submit(self, key: ExpertKey, slot: Slot) -> None:
+    def _submit(self, key: ExpertKey, slot: Slot, *, early: bool = False) -> None:
         page = self._pages[key]
-        load = Load(page, self._files[page.file], slot, self._where(page))
+        load = Load(page, self._files[page.file], slot, self._where(page), early=early)
         self._policy.add(key)
         self._loading[key] = load
         self.readers.submit(load)
@@ -203,6 +220,9 @@ class Pager:
             load = self.readers.done.get(block=wait)
             if wait:
                 self.wait_seconds += time.perf_counter() - started
+                if self._trace is not None:
+                    left = len(self._loading)
+                    self._trace.span("wait for pages", "wait", started, reading=left)
             while True:
                 key = load.page.key
                 del self._loading[key]
@@ -245,6 +265,11 @@ class Pager:
     def _where(self, page: ExpertPage) -> str:
         path, key = self._root / page.file, page.key
         return f"{path}: the page of layer {key.layer}, expert {key.expert}"
+
+    @property
+    def used(self) -> int:
+        """Slots with a page, or one on its way."""
+        return len(self._resident) + len(self._loading)
 
     @property
     def direct(self) -> bool:

@@ -13,6 +13,7 @@ from ..errors import BundleError
 from .native.checksum import find_xxh64
 from .page_file import PageFile, Stamp
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
+from .trace import Recorder
 
 # Two reads at a time keep a disk busy; the third thread checks hashes meanwhile.
 THREADS = 3
@@ -32,16 +33,18 @@ class Slot:
 
 class Load:
     """A page on its way into a slot. Once it is done, the slot is filled, or `error` is set, or
-    `dropped` is. unwanted: what has not begun may be left out.
+    `dropped` is. unwanted: what has not begun may be left out. early: no visit has asked for it.
     """
 
     __slots__ = (
-        "dropped", "error", "file", "page", "parts_left", "slot", "stamp", "unwanted",
+        "dropped", "early", "error", "file", "page", "parts_left", "slot", "stamp", "unwanted",
         "where",
     )  # fmt: skip
 
-    def __init__(self, page: ExpertPage, file: PageFile, slot: Slot, where: str):
-        self.page, self.file, self.slot, self.where = page, file, slot, where
+    def __init__(
+        self, page: ExpertPage, file: PageFile, slot: Slot, where: str, *, early: bool = False
+    ):
+        self.page, self.file, self.slot, self.where, self.early = page, file, slot, where, early
         self.stamp: Stamp | None = None  # of the file, when it was last looked at
         self.error: BundleError | None = None
         self.unwanted = self.dropped = False
@@ -55,11 +58,12 @@ class Readers:
     one read was under way, hashing not counted.
     """
 
-    def __init__(self, *, verify: bool, threads: int = THREADS):
+    def __init__(self, *, verify: bool, threads: int = THREADS, trace: Recorder | None = None):
         self.done: SimpleQueue[Load] = SimpleQueue()
         self.bytes_read = self.verified = 0
         self.read_seconds = 0.0
         self._verify = verify
+        self._trace = trace
         self._xxh64 = find_xxh64()
         self._trusted: dict[ExpertKey, Stamp] = {}  # pages that were right when the file was so
         self._parts: SimpleQueue[tuple[Load, int, int] | None] = SimpleQueue()
@@ -122,7 +126,7 @@ class Readers:
         target = load.slot.data.data[start:stop]
         reason = ""
         for _ in range(2):
-            self._begin_read()
+            started = self._begin_read()
             count = 0
             try:
                 count = load.file.read(target, load.page.offset + start)
@@ -133,6 +137,7 @@ class Readers:
                 return
             finally:
                 self._end_read(count)
+                self._record(load, "read", started, count)
             if count == len(target):
                 return
             if count:
@@ -149,10 +154,12 @@ class Readers:
         if load.error is not None or self._trusted.get(page.key) == after == before:
             return
         data = load.slot.data[: page.nbytes]
+        started = time.perf_counter()
         if page.xxh64 and self._xxh64 is not None:
             right = self._xxh64(data) == page.xxh64
         else:
             right = hashlib.sha256(data.data).hexdigest() == page.sha256
+        self._record(load, "hash", started, page.nbytes)
         if not right:
             load.error = BundleError(
                 f"{load.where} is damaged: its hash is not the manifest's; compile the bundle again"
@@ -169,11 +176,14 @@ class Readers:
         except OSError as error:
             load.error = self._failure(load, error.strerror or str(error))
 
-    def _begin_read(self) -> None:
+    def _begin_read(self) -> float:
+        """The time."""
         with self._lock:
+            now = time.perf_counter()
             self._reading += 1
             if self._reading == 1:
-                self._reading_since = time.perf_counter()
+                self._reading_since = now
+        return now
 
     def _end_read(self, count: int) -> None:
         with self._lock:
@@ -181,6 +191,15 @@ class Readers:
             self._reading -= 1
             if self._reading == 0:
                 self.read_seconds += time.perf_counter() - self._reading_since
+
+    def _record(self, load: Load, what: str, started: float, nbytes: int) -> None:
+        if self._trace is not None:
+            layer, expert = load.page.key.layer, load.page.key.expert
+            name = f"{what} {layer}.{expert}{' early' if load.early else ''}"
+            arguments: dict[str, int] = {"layer": layer, "expert": expert, "bytes": nbytes}
+            if load.early:
+                arguments["early"] = True
+            self._trace.span(name, what, started, **arguments)
 
     @staticmethod
     def _failure(load: Load, reason: str) -> BundleError:

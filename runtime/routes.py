@@ -8,21 +8,24 @@ traces of either tool can be read: CSV, gzipped or not. Lines with `#` come firs
 then a line of column names and a row for each expert of each token. Read are the columns `turn`,
 `phase` (0 prompt, 1 decode), `step` (the token), `layer`, `expert`; others may be there. Rows are
 in the order in which layers ran: a prompt's layer has the rows of all tokens of its chunk.
+
+Written are also `slot` and `weight`, the expert's place among the token's and its share, and what
+the cache that it ran with did: `residency`, whether the page was there when the layer began, and
+`expert_bytes`, what was read for this row.
 """
 
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from ..errors import InputError
+from .whole_file import WholeFile
 
-COLUMNS = ("turn", "phase", "step", "layer", "slot", "expert", "weight")
+COLUMNS = (*"turn phase step layer slot expert weight residency expert_bytes".split(),)
 _READ = ("turn", "phase", "step", "layer", "expert")
 _LARGEST = 2**40  # of any number in the file
 
@@ -53,7 +56,7 @@ class Routes:
 
 @dataclass(frozen=True)
 class RouteRow:
-    """One expert of one token. slot: its place in the router's order."""
+    """One expert of one token; see the columns."""
 
     turn: int
     phase: int
@@ -62,6 +65,8 @@ class RouteRow:
     slot: int
     expert: int
     weight: float
+    residency: int = 0
+    expert_bytes: int = 0
 
 
 def read_routes(path: Path) -> Routes:
@@ -149,41 +154,44 @@ def _number(where: str, text: str) -> int:
 
 
 class RouteWriter:
-    """Writes a route file beside its place and renames it when it is closed without an error.
+    """Writes a route file, which is in its place once `close` was called, or a `with` block ended
+    without an error.
 
     page_bytes: of each layer. note: who wrote it, one line. A name that ends in .gz is gzipped.
     """
 
     def __init__(self, path: Path, page_bytes: dict[int, int], note: str) -> None:
-        self._path = path
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        opener = gzip.open if path.name.endswith(".gz") else open
-        try:
-            self._file: TextIO = opener(self._beside, "wt", encoding="ascii")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
+        self._file = WholeFile(path)
         self._file.write(f"# route_trace v1\n# {note}\n")
         for layer, size in page_bytes.items():
             self._file.write(f"# layer={layer} expert_bytes={size}\n")
         self._file.write(",".join(COLUMNS) + "\n")
 
     def write(self, rows: Iterable[RouteRow]) -> None:
-        """Appends rows: token by token, or a chunk's layer token by token."""
-        for row in rows:
-            self._file.write(
-                f"{row.turn},{row.phase},{row.step},{row.layer},{row.slot},{row.expert},"
-                f"{row.weight:.6g}\n"
-            )
+        """Appends rows: token by token, or a chunk's layer as a whole."""
+        self._file.write("".join(map(_line, rows)))
+
+    def close(self) -> None:
+        self._file.finish()
+
+    def discard(self) -> None:
+        self._file.discard()
 
     def __enter__(self) -> RouteWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
         if kind is None:
-            self._beside.replace(self._path)
+            self.close()
         else:
-            self._beside.unlink(missing_ok=True)
+            self.discard()
+
+
+def _line(row: RouteRow) -> str:
+    return (
+        f"{row.turn},{row.phase},{row.step},{row.layer},{row.slot},{row.expert},{row.weight:.6g},"
+        f"{row.residency},{row.expert_bytes}\n"
+    )
 
 
 def layer_routes(routes: Routes) -> Iterator[Routes]:

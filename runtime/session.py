@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,81 +15,25 @@ import numpy as np
 
 from ..errors import InputError
 from .backbone import Backbone
-from .budget import AUTO, MemoryPlan, fit_budget, plan_memory, read_budget
-from .bundle import TOKENIZER, Manifest, check_file, read_manifest
+from .budget import AUTO, MemoryPlan, fit_budget, read_budget
+from .bundle import Manifest, check_file
 from .chat import Message, load_chat_template
-from .context import check_tokens, choose_context
+from .context import check_tokens
 from .embedding import Embedding
-from .experts import choose_kernels, load_engines, route
+from .experts import load_engines, route
 from .generation import Clock, encode_chat, encode_text, start_generation
 from .kv_cache import KvCache
 from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
-from .ort import set_up
 from .pager import Loaded, Pager
-from .predict import EARLY_PAGES, WORTHWHILE, Predictor, can_predict
+from .predict import EARLY_PAGES, WORTHWHILE, Predictor
+from .recording import Recording, is_prompt
 from .sampling import Sampler
-from .stats import Stats, process_memory
-from .text import load_tokenizer
+from .stats import Counters, Stats, process_memory
 
 _log = logging.getLogger(__name__)
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
-
-
-def open_bundle(
-    path: str | os.PathLike[str],
-    *,
-    memory_budget: int | str | None = None,
-    threads: int | None = None,
-    context: int | None = None,
-    verify_pages: bool = True,
-    kernels: str = "auto",
-    prefetch: str = "auto",
-    active_experts: int | None = None,
-    skip_cold: float = 0.0,
-) -> Session:
-    """Opens a bundle to run it.
-
-    memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
-    has free, and None keeps all experts in memory.
-    threads: default is all CPUs that the process may use. context: tokens that a session
-    can see, by default 4096, or what the model can see if that is less. verify_pages: check the
-    hashes of graphs and backbone now, and the hash of each page when it is first read.
-    kernels: what computes the experts, "native", "onnxruntime", or "auto": native where it can.
-    prefetch: whether pages that the next layer may want are read early, "on", "off", or "auto":
-    while most guesses are right.
-    Lossy, see lossy.py: active_experts, how many of a token's experts are used, the strongest ones;
-    skip_cold, below which share of an even split an expert that is not in the cache is left out.
-
-    Raises:
-        BundleError, BudgetError, ContextError, InputError: each says what to do.
-    """
-    root = Path(path)
-    budget = read_budget(memory_budget)
-    if threads is None:
-        threads = len(os.sched_getaffinity(0))
-    elif threads < 1:
-        raise InputError(f"threads must be 1 or more, not {threads}")
-    manifest = read_manifest(root)
-    choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
-    context = choose_context(context, manifest.spec, str(root))
-    tokenizer = load_tokenizer(root / TOKENIZER)
-    threads = set_up(threads)
-    native = choose_kernels(kernels, manifest, threads)
-    plan = plan_memory(
-        manifest.footprint,
-        context=context,
-        budget=budget,
-        process=process_memory("VmRSS"),
-        name=str(root),
-        kernels=native,
-        reads_early=can_predict(manifest, prefetch),
-        auto=memory_budget == AUTO,
-    )
-    return Session(
-        root, manifest, plan, tokenizer, context, threads, verify_pages, native, choice, prefetch
-    )
 
 
 class Session:
@@ -112,6 +56,7 @@ class Session:
         kernels: NativeKernels | None,
         choice: ExpertChoice,
         prefetch: str,
+        recording: Recording,
     ):
         self.manifest = manifest
         self.context = context
@@ -122,6 +67,7 @@ class Session:
         self._threads = threads
         self._clock = Clock()
         self._choice = choice
+        self._recording = recording
         self._cache = KvCache(manifest.spec, context, plan.batch)
         if verify_pages:
             for segment in manifest.segments:
@@ -133,7 +79,7 @@ class Session:
         self._engines = load_engines(root, manifest, plan.batch, kernels)
         self._engine = "onnxruntime" if kernels is None else f"native, {kernels.instruction_set}"
         self._embedding = Embedding(root, manifest)
-        self._pager = Pager(root, manifest, plan.slots, verify=verify_pages)
+        self._pager = Pager(root, manifest, plan.slots, verify=verify_pages, trace=recording.trace)
         self._root = root
         self._predictor: Predictor | None = None
         self._wanted: MemoryPlan | None = plan  # to be followed when no forward is under way
@@ -176,6 +122,7 @@ class Session:
             self._pager.close()
             self._embedding.close()
             del self._backbone, self._engines, self._cache
+            self._recording.close()
 
     def forward(
         self,
@@ -200,16 +147,20 @@ class Session:
         ids = check_tokens(token_ids, spec, position=self.position, context=self.context)
         rows = 1 if last_only else len(ids)
         logits = np.empty((rows, spec.vocab_size), np.float32)
-        batch, length = self.plan.batch, self.position + len(ids)
+        batch, first = self.plan.batch, self.position
+        routes, prompt = self._recording.routes, is_prompt(first, len(ids))
         if not self._busy.acquire(blocking=False):
             raise InputError("the session is in use by another thread; open one for each thread")
         try:
-            for start in range(0, len(ids), batch):
-                part = ids[start : start + batch]
-                wanted = logits if last_only else logits[start : start + batch]
-                with self._computing:
-                    self._run_batch(part, wanted, length, observe)
-                    self._follow_plan()
+            with self._recording.call(first, len(ids), self._pager):
+                for start in range(0, len(ids), batch):
+                    part = ids[start : start + batch]
+                    wanted = logits if last_only else logits[start : start + batch]
+                    if routes is not None:
+                        routes.begin(first + start, prompt=prompt)
+                    with self._computing:
+                        self._run_batch(part, wanted, first + len(ids), observe)
+                        self._follow_plan()
         finally:
             self._busy.release()
         if self._wanted is not None:
@@ -297,15 +248,24 @@ class Session:
         return start_generation(self, prompt, sampler, max_new_tokens, self._clock)
 
     @property
+    def counters(self) -> Counters:
+        """As of now. Cheaper than `stats`; two can be subtracted."""
+        pager, readers = self._pager, self._pager.readers
+        return Counters(
+            page_hits=pager.hits,
+            page_misses=pager.misses,
+            bytes_read=readers.bytes_read,
+            read_seconds=readers.read_seconds,
+            wait_seconds=pager.wait_seconds,
+            skipped_experts=self._choice.skipped,
+        )
+
+    @property
     def stats(self) -> Stats:
         pager = self._pager
         return Stats(
             **vars(self._clock),
-            page_hits=pager.hits,
-            page_misses=pager.misses,
-            bytes_read=pager.readers.bytes_read,
-            read_seconds=pager.readers.read_seconds,
-            wait_seconds=pager.wait_seconds,
+            **vars(self.counters),
             verified_pages=pager.readers.verified,
             num_pages=self.manifest.num_pages,
             cache_slots=pager.slots,
@@ -318,7 +278,6 @@ class Session:
             guess_accuracy=self._predictor.accuracy if self._predictor is not None else None,
             direct_reads=pager.direct,
             lossy=(*self.manifest.lossy, *self._choice.names),
-            skipped_experts=self._choice.skipped,
             budget_bytes=self.plan.budget,
             auto_budget=self.plan.auto,
             planned_bytes=self.plan.total,
@@ -328,23 +287,31 @@ class Session:
     def _run_batch(
         self, ids: np.ndarray, logits: np.ndarray, length: int, observe: Observer | None
     ) -> None:
-        backbone, tokens = self._backbone, len(ids)
+        backbone, pager, tokens = self._backbone, self._pager, len(ids)
+        routes, trace = self._recording.routes, self._recording.trace
         self._embedding.read(ids, backbone.begin(tokens, length))
         for index, layer in enumerate(self._routers):
+            started = time.perf_counter()
             if layer is None:
                 backbone.run_last(tokens, logits)
+                if trace is not None:
+                    trace.span("last layers and head", "backbone", started, tokens=tokens)
                 if observe is not None:
                     observe(index, {"logits": logits})
                 continue
             out = backbone.run(index, tokens)
+            if trace is not None:
+                trace.span(f"backbone {layer}", "backbone", started, layer=layer, tokens=tokens)
             if observe is not None:
                 observe(index, out)
             weights, experts = self._choice.choose(
                 layer,
                 out["expert_weights"],
                 out["expert_ids"],
-                lambda expert, layer=layer: self._pager.holds(layer, expert),  # type: ignore[misc]
+                partial(pager.holds, layer),
             )
+            if routes is not None:
+                routes.add(layer, weights, experts, pager.holds)
             routing = route(weights, experts)
             self._engines[layer].add(
                 out["moe_base"],

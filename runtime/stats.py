@@ -6,12 +6,32 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Counters:
+    """What the pager and the lossy options have counted; see Stats."""
+
+    page_hits: int
+    page_misses: int
+    bytes_read: int
+    read_seconds: float
+    wait_seconds: float
+    skipped_experts: int
+
+    def __sub__(self, before: Counters) -> Counters:
+        return Counters(**{name: now - vars(before)[name] for name, now in vars(self).items()})
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of page requests that the cache answered; 1 where there were none."""
+        requests = self.page_hits + self.page_misses
+        return self.page_hits / requests if requests else 1.0
+
+
+@dataclass(frozen=True)
 class Stats:
     """Since the session was opened; times in seconds.
 
     prompt_*, new_*, decode_*: of `generate` alone. decode_steps: new tokens that were run through
-    the model again; decode_seconds, decode_page_* and decode_bytes_read are theirs, the latter
-    counted when a generation ends. time_to_first_token: of the latest prompt.
+    the model again; the other decode_* are theirs. time_to_first_token: of the latest prompt.
     page_*, bytes_read: of the cache. read_seconds: while pages were read; wait_seconds: the part of
     it in which there was nothing else to do. direct_reads: past the page cache.
     early_pages: read before the router asked for them; guess_accuracy: the share of recent guesses
@@ -31,6 +51,9 @@ class Stats:
     decode_page_hits: int
     decode_page_misses: int
     decode_bytes_read: int
+    decode_read_seconds: float
+    decode_wait_seconds: float
+    decode_skipped_experts: int
     page_hits: int
     page_misses: int
     bytes_read: int

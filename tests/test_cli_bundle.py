@@ -85,7 +85,7 @@ class TestVerify:
 
 class TestRun:
     def test_text_is_what_the_session_generates(self, tiny_bundle: Path) -> None:
-        from pocketmoe.runtime.session import open_bundle
+        from pocketmoe.runtime.opening import open_bundle
 
         with open_bundle(tiny_bundle) as session:
             expected = "".join(

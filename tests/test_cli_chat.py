@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from pocketmoe.cli import main
 from pocketmoe.errors import ContextError, InputError
 from pocketmoe.runtime.conversation import Conversation
-from pocketmoe.runtime.session import Session, open_bundle
+from pocketmoe.runtime.opening import open_bundle
+from pocketmoe.runtime.session import Session
 
 COMMAND = (sys.executable, "-m", "pocketmoe")
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
@@ -166,7 +167,7 @@ class TestSession:
 
     def test_jinja2_is_loaded_for_chats_alone(self, chat_bundle: Path) -> None:
         code = (
-            "import sys; from pocketmoe.runtime.session import open_bundle\n"
+            "import sys; from pocketmoe.runtime.opening import open_bundle\n"
             f"session = open_bundle({str(chat_bundle)!r}); list(session.generate('x'))\n"
             "print('jinja2' in sys.modules)\n"
             "session.encode_chat([{'role': 'user', 'content': 'x'}])\n"

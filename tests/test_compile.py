@@ -27,7 +27,7 @@ from pocketmoe.errors import BundleError, ConfigError, InputError, TargetError
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.model.spec import RouterSpec
 from pocketmoe.runtime.bundle import EMBEDDING, find_damage, read_manifest
-from pocketmoe.runtime.session import open_bundle
+from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.targets import find_target
 
 CPU = find_target("cpu")

@@ -16,7 +16,7 @@ from pocketmoe.bench.families import (
 )
 from pocketmoe.bench.random_models import make_model
 from pocketmoe.model.families import FAMILIES
-from pocketmoe.runtime.session import open_bundle
+from pocketmoe.runtime.opening import open_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

@@ -26,7 +26,14 @@ NEVER_IMPORTS = {
 # What the runtime may know of a model. The packages themselves count, as importing a file of
 # theirs runs their __init__.py.
 RUNTIME_MAY_KNOW = ("model.spec", "model.rope", "model.families")
-NOT_IN_THE_BASE_INSTALL = {"torch", "onnx", "onnxscript", "safetensors", "transformers"}
+NOT_IN_THE_BASE_INSTALL = {
+    "torch",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "transformers",
+    "matplotlib",
+}
 MAY_PRINT = ("cli", "console")
 
 DYNAMIC = ("importlib.import_module", "import_module", "__import__")

@@ -12,7 +12,7 @@ import pytest
 
 import pocketmoe
 from pocketmoe.errors import InputError
-from pocketmoe.runtime import experts, session
+from pocketmoe.runtime import budget, experts, opening
 from pocketmoe.runtime.native import library
 
 needs_library = pytest.mark.skipif(not library.available(), reason="no native library")
@@ -58,12 +58,12 @@ def test_paged_is_resident_to_the_byte(
 ) -> None:
     bundle = compile_tiny(precision)
     resident = run(bundle, "native")[0]
-    plan = session.plan_memory
+    plan = opening.plan_memory
 
-    def few_slots(*args: object, **kwargs: object) -> session.MemoryPlan:
+    def few_slots(*args: object, **kwargs: object) -> budget.MemoryPlan:
         return dataclasses.replace(plan(*args, **kwargs), slots=3)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(session, "plan_memory", few_slots)
+    monkeypatch.setattr(opening, "plan_memory", few_slots)
     assert run(bundle, "native")[0].tobytes() == resident.tobytes()
 
 

@@ -297,7 +297,7 @@ class TestCommand:
         result = call(*arguments)
         assert re.search(r"^predicted +[\d.]+ tok/s .* by target local$", result.stderr, re.M)
         assert re.search(r"^limit +[\d.]+ tok/s .* reached$", result.stderr, re.M)
-        assert re.search(r"^decode page hits +[\d.]+%, .* per token$", result.stderr, re.M)
+        assert re.search(r"^page hits +.*while decoding [\d.]+%$", result.stderr, re.M)
         result = call(*arguments, "--target", "cpu")
         assert re.search(rf"^predicted +{NOT_MEASURED}$", result.stderr, re.M)
         refused(call(*arguments[:-1], "--target", "cpu"), "--stats")

@@ -29,7 +29,7 @@ from pocketmoe.model.spec import (
 )
 from pocketmoe.progress import Silent
 from pocketmoe.runtime.bundle import Manifest, Precision, write_manifest
-from pocketmoe.runtime.session import open_bundle
+from pocketmoe.runtime.opening import open_bundle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

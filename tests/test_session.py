@@ -19,8 +19,7 @@ import pytest
 
 import pocketmoe
 from pocketmoe.errors import BudgetError, BundleError, ContextError, InputError
-from pocketmoe.runtime import budget, page_file
-from pocketmoe.runtime import session as session_module
+from pocketmoe.runtime import budget, opening, page_file
 from pocketmoe.runtime.bundle import PREDICTORS, read_manifest, write_manifest
 from pocketmoe.runtime.session import Session
 
@@ -47,12 +46,12 @@ def test_paged_logits_are_those_of_the_resident_model(
         resident = run(session)
         text = "".join(session.generate("def main(", max_new_tokens=40))
         assert session.stats.page_misses <= session.stats.num_pages
-    plan = session_module.plan_memory
+    plan = opening.plan_memory
 
-    def few_slots(*args: object, **kwargs: object) -> session_module.MemoryPlan:
+    def few_slots(*args: object, **kwargs: object) -> budget.MemoryPlan:
         return dataclasses.replace(plan(*args, **kwargs), slots=3)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(session_module, "plan_memory", few_slots)
+    monkeypatch.setattr(opening, "plan_memory", few_slots)
     with pocketmoe.open(tiny_bundle) as session:
         paged = run(session)
         assert "".join(session.generate("def main(", max_new_tokens=40)) == text

@@ -1,0 +1,293 @@
+"""The commands that run a bundle, and `replay`: what its cache would have done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .arguments import (
+    ACTIVE_EXPERTS,
+    AGAINST,
+    BUDGET,
+    BUDGETS,
+    BUNDLE,
+    CONTEXT,
+    JSON,
+    PLOT,
+    POSITIVE,
+    PREDICT,
+    PREFETCH,
+    RECORD_ROUTES,
+    SIZE,
+    SKIP_COLD,
+    TRACE,
+    FiniteRange,
+    decode_argument,
+    read_prompt,
+)
+from .console import ProgressDisplay, print_facts, print_json, print_pieces, print_table
+from .errors import BundleError
+from .machine_commands import predicted_by
+from .sizes import format_size
+from .targets import Target
+
+
+@click.command()
+@BUNDLE
+@click.option("--prompt", metavar="TEXT", help="'-' reads standard input.")
+@click.option(
+    "--chat", is_flag=True,
+    help="Put the prompt into the model's chat template; without --prompt, hold a conversation, "
+    "one line of standard input after the other.",
+)  # fmt: skip
+@click.option("--system", metavar="TEXT", help="With --chat: what to tell the model first.")
+@click.option("--max-tokens", metavar="N", type=POSITIVE, default=256, help="Tokens to generate.")
+@BUDGET
+@CONTEXT
+@click.option("--temperature", type=FiniteRange(min=0), default=0.0, help="0 is greedy.")
+@click.option(
+    "--top-k", type=click.IntRange(min=0), default=0,
+    help="Sample from the K likeliest tokens; 0 for all.",
+)  # fmt: skip
+@click.option(
+    "--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0,
+    help="Sample from the likeliest tokens that make up this probability.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes sampling repeatable.")
+@PREFETCH
+@ACTIVE_EXPERTS
+@SKIP_COLD
+@click.option("--stats", is_flag=True, help="Print speed, hits and memory to stderr.")
+@RECORD_ROUTES
+@TRACE
+@PREDICT
+@click.pass_context
+def run(
+    ctx: click.Context,
+    bundle: Path,
+    prompt: str | None,
+    chat: bool,
+    system: str | None,
+    max_tokens: int,
+    memory_budget: int | str | None,
+    context: int | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    prefetch: str,
+    active_experts: int | None,
+    skip_cold: float,
+    stats: bool,
+    record_routes: Path | None,
+    trace: Path | None,
+    target: Target | None,
+) -> None:
+    """Generate text from a prompt."""
+    if prompt is None and not chat:
+        raise click.UsageError("Missing option '--prompt'.", ctx)
+    if system is not None and not chat:
+        raise click.UsageError("--system needs --chat", ctx)
+    if target is not None and not stats:
+        raise click.UsageError("--target needs --stats", ctx)
+    from .benchmark import generation_limit
+    from .chat import converse, prepare_chat
+    from .plan_tables import prediction_rows
+    from .runtime.conversation import Conversation
+    from .runtime.opening import open_bundle
+    from .tables import stat_rows
+
+    text = None if prompt is None else read_prompt(prompt)
+    if system is not None:
+        system = decode_argument(system, "--system")
+    if chat:
+        prepare_chat(bundle)
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "seed": seed,
+    }  # fmt: skip
+    with open_bundle(
+        bundle, memory_budget=memory_budget, context=context, prefetch=prefetch,
+        active_experts=active_experts, skip_cold=skip_cold, record_routes=record_routes,
+        trace=trace,
+    ) as session:  # fmt: skip
+        conversation = Conversation(session, system=system, **sampling)
+        try:
+            if text is None:
+                converse(conversation)
+            elif chat:
+                print_pieces(conversation.answer(text))
+            else:
+                print_pieces(session.generate(text, **sampling))
+        finally:
+            if stats and (done := session.stats).prompt_tokens:
+                session.close()  # measuring wants its memory
+                manifest, by = session.manifest, predicted_by(ctx, target)
+                rows = stat_rows(done, generation_limit(manifest, done, active_experts))
+                rows += prediction_rows(done, manifest.footprint, by)
+                print_facts("stats", rows, error=True)
+
+
+@click.command()
+@click.argument("routes", metavar="ROUTES", type=click.Path(path_type=Path))
+@click.option(
+    "--memory-budget", "budgets", metavar="SIZE", type=SIZE, multiple=True,
+    help="Memory for pages alone; may be given several times.  "
+    "[default: 1/2 to 8 times a token's pages]",
+)  # fmt: skip
+@JSON
+def replay(routes: Path, budgets: tuple[int, ...], as_json: bool) -> None:
+    """Compare cache policies on recorded routes.
+
+    Hit rates while decoding. The optimum knows what comes; no policy can beat it.
+    """
+    from .runtime.replay import replay_rows, token_bytes, usual_capacities
+    from .runtime.routes import read_routes
+    from .tables import replay_columns, replay_table
+
+    recorded = read_routes(routes)
+    rows = replay_rows(recorded, list(budgets) or usual_capacities(recorded))
+    token = token_bytes(recorded)
+    if as_json:
+        print_json({"routes": str(routes), "token_bytes": token, "rows": rows})
+        return
+    title = f"page hits in {routes}; one token's pages are {format_size(token)}"
+    print_table(title, replay_columns(rows), replay_table(rows))
+
+
+@click.command("eval")
+@BUNDLE
+@click.option(
+    "--data", metavar="FILE", type=click.Path(path_type=Path), required=True, help="UTF-8 text."
+)
+@AGAINST
+@BUDGET
+@ACTIVE_EXPERTS
+@SKIP_COLD
+@JSON
+def eval_command(
+    bundle: Path,
+    data: Path,
+    against: Path | None,
+    memory_budget: int | str | None,
+    active_experts: int | None,
+    skip_cold: float,
+    as_json: bool,
+) -> None:
+    """Measure the quality on a text.
+
+    Perplexity; with --against, the KL divergence and top-1 agreement too.
+    """
+    from .evaluation import run_evaluation
+    from .tables import evaluation_rows
+
+    with ProgressDisplay("tokens") as progress:
+        result = run_evaluation(
+            bundle, data, against, progress, memory_budget=memory_budget,
+            active_experts=active_experts, skip_cold=skip_cold,
+        )  # fmt: skip
+    if as_json:
+        print_json({"bundle": str(bundle), "data": str(data), **vars(result)})
+        return
+    print_facts(f"{bundle} on {data}", evaluation_rows(result))
+
+
+@click.command()
+@BUNDLE
+@click.option("--prompt-tokens", metavar="N", type=POSITIVE, default=128, help="Tokens to read.")
+@click.option("--new-tokens", metavar="N", type=POSITIVE, default=64, help="Tokens to generate.")
+@click.option("--threads", metavar="N", type=POSITIVE, help="[default: one per core]")
+@BUDGETS
+@CONTEXT
+@PREFETCH
+@ACTIVE_EXPERTS
+@SKIP_COLD
+@PLOT
+@RECORD_ROUTES
+@TRACE
+@PREDICT
+@JSON
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    bundle: Path,
+    prompt_tokens: int,
+    new_tokens: int,
+    threads: int | None,
+    budgets: tuple[int | str, ...],
+    context: int | None,
+    prefetch: str,
+    active_experts: int | None,
+    skip_cold: float,
+    plot: Path | None,
+    record_routes: Path | None,
+    trace: Path | None,
+    target: Target | None,
+    as_json: bool,
+) -> None:
+    """Measure speed, cache hits and memory."""
+    from .benchmark import run_benchmark
+    from .tables import benchmark_rows
+
+    if plot is not None:
+        if record_routes is not None or trace is not None:
+            raise click.UsageError(
+                "--record-routes and --trace are of one run; --plot makes several", ctx
+            )
+        options: dict[str, Any] = {
+            "--prompt-tokens": prompt_tokens, "--new-tokens": new_tokens, "--threads": threads,
+            "--context": context, "--prefetch": prefetch, "--active-experts": active_experts,
+            "--skip-cold": skip_cold, "--target": target.name if target is not None else None,
+        }  # fmt: skip
+        plot_speeds(bundle, plot, budgets, options, as_json=as_json)
+        return
+    if len(budgets) > 1:
+        raise click.UsageError("several --memory-budget need --plot", ctx)
+    with ProgressDisplay("tokens") as progress:
+        result = run_benchmark(
+            bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads,
+            memory_budget=budgets[0] if budgets else None, context=context, prefetch=prefetch,
+            active_experts=active_experts, skip_cold=skip_cold, record_routes=record_routes,
+            trace=trace, target=predicted_by(ctx, target), progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(result)
+        return
+    print_facts(f"bench {bundle}", benchmark_rows(result))
+
+
+def plot_speeds(
+    bundle: Path,
+    path: Path,
+    budgets: tuple[int | str, ...],
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Runs `bench` at each budget and draws what came of it. options: of `bench`, None for those
+    that were not given."""
+    from .budget_sweep import run_budgets, usual_budgets
+    from .inspection import BundleFacts, inspect_path
+    from .runtime.budget import read_budget
+    from .speed_plot import check_plot, draw_speed
+    from .tables import SPEED_COLUMNS, speed_rows
+
+    check_plot(path)
+    facts = inspect_path(bundle)
+    if not isinstance(facts, BundleFacts):
+        raise BundleError(f"{bundle} is a checkpoint; compile it first")
+    sizes = {size for size in map(read_budget, budgets) if size is not None}
+    chosen = sorted(sizes) or usual_budgets(
+        bundle, context=options["--context"], threads=options["--threads"]
+    )
+    given = [word for name, value in options.items() if value is not None
+             for word in (name, str(value))]  # fmt: skip
+    with ProgressDisplay() as progress:
+        results = run_budgets(bundle, chosen, given, progress)
+    draw_speed(path, facts, results)
+    if as_json:
+        print_json(results)
+        return
+    print_table(f"bench {bundle}: {path}", SPEED_COLUMNS, speed_rows(results))

@@ -1,0 +1,91 @@
+"""Which experts a session's tokens went to, on the way into a route file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .bundle import Manifest
+from .routes import RouteRow, RouteWriter
+
+# So much is kept before it becomes text: that takes longer than a token's own work on it.
+_MOST_KEPT = 16_384
+
+# Of a layer's run: turn, phase, first step, layer, then weights and ids `[T, k]`, and the experts
+# whose pages were in the cache.
+_Run = tuple[int, int, int, int, np.ndarray, np.ndarray, frozenset[int]]
+
+
+class RouteLog:
+    """Writes what `pocketmoe replay` reads; the file is in its place once the log is closed.
+
+    A step is a token's position. A turn begins with a prompt, or with each batch of a long one. An
+    expert's rows are together, experts in the order in which their pages are used.
+
+    Raises:
+        InputError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self._page_bytes = {layer.layer: layer.format.nbytes for layer in manifest.experts}
+        note = f"model={manifest.spec.family} n_layer={len(manifest.spec.layers)}"
+        self._writer = RouteWriter(path, self._page_bytes, note)
+        self._runs: list[_Run] = []
+        self._kept = 0
+        self._turn, self._phase, self._step = -1, 0, 0
+
+    def begin(self, step: int, *, prompt: bool) -> None:
+        """A batch is run next. step: the position of its first token."""
+        self._turn = max(0, self._turn + prompt)
+        self._phase, self._step = int(not prompt), step
+        if self._kept > _MOST_KEPT:
+            self._flush()
+
+    def add(
+        self, layer: int, weights: np.ndarray, ids: np.ndarray, holds: Callable[[int, int], bool]
+    ) -> None:
+        """A layer of the batch runs. weights, ids: `[T, k]`; an id below 0 stands for no expert.
+        holds: whether a layer's expert is in the cache."""
+        there = frozenset(expert for expert in set(ids.ravel().tolist()) if holds(layer, expert))
+        run = (self._turn, self._phase, self._step, layer, weights.copy(), ids.copy(), there)
+        self._runs.append(run)
+        self._kept += ids.size
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def discard(self) -> None:
+        self._writer.discard()
+
+    def _flush(self) -> None:
+        rows = [row for run in self._runs for row in self._rows(*run)]
+        self._runs.clear()
+        self._kept = 0
+        self._writer.write(rows)
+
+    def _rows(
+        self,
+        turn: int,
+        phase: int,
+        first: int,
+        layer: int,
+        weights: np.ndarray,
+        ids: np.ndarray,
+        there: frozenset[int],
+    ) -> Iterator[RouteRow]:
+        slots, chosen, shares = ids.shape[1], ids.ravel(), weights.ravel()
+        last = -1
+        for place in np.argsort(chosen, kind="stable").tolist():
+            expert = int(chosen[place])
+            if expert < 0:
+                continue
+            read = 0 if expert in there or expert == last else self._page_bytes[layer]
+            last = expert
+            step, slot = divmod(place, slots)
+            yield RouteRow(
+                turn, phase, first + step, layer, slot, expert, float(shares[place]),
+                int(expert in there), read,
+            )  # fmt: skip
