@@ -11,7 +11,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FOLDER = Path("runtime/native")
-SOURCES = ("api", "layer", "pool", "avx512", "avx2", "neon", "plain")
+SOURCES = (
+    "api", "layer", "steps", "attention", "routing", "pool", "avx512", "avx2", "neon", "plain",
+)  # fmt: skip
 SUFFIXES = {"win32": "pocketmoe.dll", "darwin": "libpocketmoe.dylib"}
 # The same for all files: each says by pragma for which processors it is. -ffp-contract=off keeps
 # quantized products the same in all instruction sets.

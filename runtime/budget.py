@@ -11,6 +11,7 @@ from .bundle import Manifest
 from .experts import native_bytes
 from .kv_cache import capacity, kv_bytes
 from .native.kernels import NativeKernels
+from .native_backbone import NativeBackbone
 from .pages import PAGE_ALIGNMENT, align
 
 MIB = 1 << 20
@@ -58,7 +59,12 @@ def read_budget(budget: int | str | None) -> int | None:
 
 
 def workspace_bytes(
-    manifest: Manifest, context: int, chunk: int, batch: int, kernels: NativeKernels | None = None
+    manifest: Manifest,
+    context: int,
+    chunk: int,
+    batch: int,
+    kernels: NativeKernels | None = None,
+    segments: NativeBackbone | None = None,
 ) -> int:
     """What computing `batch` tokens, a chunk at a time, takes beyond weights and caches: the
     largest of its steps, and what the native kernels hold.
@@ -76,6 +82,10 @@ def workspace_bytes(
         feed_forward = max(feed_forward, chunk * width * _FFN_ACTIVATIONS * 4)
     experts = onnx_bytes(manifest, batch) if kernels is None else 0
     held = native_bytes(kernels, manifest, batch) if kernels is not None else 0
+    if segments is not None:
+        held += segments.buffer_bytes(chunk) + segments.scratch_bytes(chunk)
+        if len(segments.segments) == len(manifest.segments):
+            attention = feed_forward = 0
     logits = 2 * spec.vocab_size * 4
     # Of the batch: hidden, sums and their input, and the routes; of the chunk: within a graph.
     streams = (6 * batch + 6 * chunk) * spec.hidden_size * 4
@@ -114,16 +124,21 @@ def plan_memory(
     process: int,
     name: str,
     kernels: NativeKernels | None = None,
+    segments: NativeBackbone | None = None,
 ) -> MemoryPlan:
     """Decides how many pages the cache holds. `process`: bytes that it takes before any weights;
-    kernels: what computes the experts, if not ONNX Runtime.
+    kernels: what computes the experts, if not ONNX Runtime; segments: those of the backbone that
+    it does not run.
 
     Raises:
         BudgetError: one layer's experts of a token, and one page more, do not fit; the message
             names the smallest budget.
     """
     chunk, batch = min(CHUNK, context), min(BATCH, context)
-    sessions = len(manifest.segments)
+    sessions, backbone = len(manifest.segments), manifest.backbone_bytes
+    if segments is not None:
+        sessions -= len(segments.segments)
+        backbone += segments.weight_bytes - segments.onnx_bytes
     if kernels is None:
         sessions += len({layer.format for layer in manifest.experts})
     page = align(manifest.page_bytes, PAGE_ALIGNMENT)
@@ -132,9 +147,9 @@ def plan_memory(
     empty = MemoryPlan(
         budget=budget,
         process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
-        backbone=manifest.backbone_bytes,
+        backbone=backbone,
         kv=kv_bytes(manifest.spec, context, batch),
-        workspace=workspace_bytes(manifest, context, chunk, batch, kernels),
+        workspace=workspace_bytes(manifest, context, chunk, batch, kernels, segments),
         chunk=chunk,
         batch=batch,
         slots=0,

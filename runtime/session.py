@@ -24,11 +24,13 @@ from .generation import Clock, encode_chat, encode_text, start_generation
 from .kv_cache import KvCache
 from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
+from .native_backbone import NativeBackbone
 from .ort import set_up
 from .pager import Pager
 from .sampling import Sampler
 from .stats import Stats, process_memory
 from .text import load_tokenizer
+from .weight_index import index_file, weights_file
 
 DEFAULT_CONTEXT = 4096
 _log = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ def open_bundle(
     memory. threads: default is all CPUs that the process may use. context: tokens that a session
     can see, by default 4096, or what the model can see if that is less. verify_pages: check the
     hashes of graphs and backbone now, and the hash of each page when it is first read.
-    kernels: what computes the experts, "native", "onnxruntime", or "auto": native where it can.
+    kernels: what computes, "native", "onnxruntime", or "auto": native where it can. Segments of the
+    backbone that the native kernels do not know run in ONNX Runtime: see Stats.backbone_engine.
     Lossy, see lossy.py: active_experts, how many of a token's experts are used, the strongest ones;
     skip_cold, below which share of an even split an expert that is not in the cache is left out.
 
@@ -76,6 +79,7 @@ def open_bundle(
     tokenizer = load_tokenizer(root / TOKENIZER)
     threads = set_up(threads)
     native = choose_kernels(kernels, manifest, threads)
+    segments = NativeBackbone(root, manifest, native)
     plan = plan_memory(
         manifest,
         context=context,
@@ -83,8 +87,11 @@ def open_bundle(
         process=process_memory("VmRSS"),
         name=str(root),
         kernels=native,
+        segments=segments,
     )
-    return Session(root, manifest, plan, tokenizer, context, threads, verify_pages, native, choice)
+    return Session(
+        root, manifest, plan, tokenizer, context, threads, verify_pages, native, segments, choice
+    )
 
 
 class Session:
@@ -105,6 +112,7 @@ class Session:
         threads: int,
         verify_pages: bool,
         kernels: NativeKernels | None,
+        segments: NativeBackbone,
         choice: ExpertChoice,
     ):
         self.manifest = manifest
@@ -120,12 +128,15 @@ class Session:
         if verify_pages:
             for segment in manifest.segments:
                 check_file(root, manifest, segment.file)
-                check_file(root, manifest, segment.file.replace(".onnx", ".bin"))
+                check_file(root, manifest, weights_file(segment))
+                if index_file(segment) in manifest.files:
+                    check_file(root, manifest, index_file(segment))
             for layer in manifest.experts:
                 check_file(root, manifest, layer.engine)
-        self._backbone = Backbone(root, manifest, self._cache, plan.chunk, plan.batch)
+        self._backbone = Backbone(root, manifest, self._cache, plan.chunk, plan.batch, segments)
         self._engines = load_engines(root, manifest, plan.batch, kernels)
         self._engine = "onnxruntime" if kernels is None else f"native, {kernels.instruction_set}"
+        self._backbone_engine = segments.engine
         self._embedding = Embedding(root, manifest)
         self._pager = Pager(root, manifest, plan.slots, verify=verify_pages)
         self._routers = [segment.router_layer for segment in manifest.segments]
@@ -254,6 +265,7 @@ class Session:
             context=self.context,
             threads=self._threads,
             expert_engine=self._engine,
+            backbone_engine=self._backbone_engine,
             direct_reads=pager.direct,
             lossy=(*self.manifest.lossy, *self._choice.names),
             skipped_experts=self._choice.skipped,

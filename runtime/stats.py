@@ -13,7 +13,8 @@ class Stats:
     the model again; decode_seconds is theirs. time_to_first_token: of the latest prompt.
     page_*, bytes_read: of the cache. read_seconds: while pages were read; wait_seconds: the part of
     it in which there was nothing else to do. direct_reads: past the page cache.
-    expert_engine: "onnxruntime", or "native" and its instruction set. lossy: what changes the
+    expert_engine, backbone_engine: "onnxruntime", or "native" and its instruction set; where both
+    run segments of the backbone, how many. lossy: what changes the
     output, in the bundle and by the session's options. skipped_experts: how often a token went
     without an expert because of `skip_cold`.
     """
@@ -36,6 +37,7 @@ class Stats:
     context: int
     threads: int
     expert_engine: str
+    backbone_engine: str
     direct_reads: bool
     lossy: tuple[str, ...]
     skipped_experts: int
