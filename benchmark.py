@@ -28,7 +28,7 @@ class Benchmark:
     limit_tokens_per_second: no faster than memory gives the weights of a token, and storage the
     pages that were missed, at the bandwidths (bytes per second) measured in the same run;
     storage_bandwidth is None where nothing was read. prompt: where its tokens came from, "text" or
-    "random ids". lossy, skipped_experts: see Stats.
+    "random ids". lossy, skipped_experts, the engines: see Stats.
     """
 
     bundle: str
@@ -37,6 +37,7 @@ class Benchmark:
     new_tokens: int
     threads: int
     expert_engine: str
+    backbone_engine: str
     open_seconds: float
     time_to_first_token: float
     prompt_tokens_per_second: float
@@ -122,6 +123,7 @@ def run_benchmark(
         new_tokens=new_tokens,
         threads=stats.threads,
         expert_engine=stats.expert_engine,
+        backbone_engine=stats.backbone_engine,
         open_seconds=opened - opening,
         time_to_first_token=first - start,
         prompt_tokens_per_second=prompt_tokens / (first - start),

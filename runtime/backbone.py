@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from .bundle import Manifest
 from .kv_cache import KvCache
 from .native_backbone import NativeBackbone
 from .native_segment import NativeSegment
-from .ort import Binding, load_session
+
+if TYPE_CHECKING:
+    from .ort import Binding
 
 _BY_LENGTH = ("dynamic", "longrope")  # whose frequencies depend on the length of the sequence
 
@@ -85,6 +88,8 @@ class Backbone:
             if index in native.segments:
                 binding = native.segments[index]
             else:
+                from .ort import Binding, load_session
+
                 binding = Binding(load_session(root / segment.file, root / segment.file))
             self._segments.append(binding)
             self._bind_cache(binding, segment.layers, root / segment.file)

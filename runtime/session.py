@@ -25,7 +25,6 @@ from .kv_cache import KvCache
 from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
 from .native_backbone import NativeBackbone
-from .ort import set_up
 from .pager import Pager
 from .sampling import Sampler
 from .stats import Stats, process_memory
@@ -77,9 +76,12 @@ def open_bundle(
     elif not 1 <= context <= longest:
         raise ContextError(f"context must be from 1 to {longest} tokens for {root}, not {context}")
     tokenizer = load_tokenizer(root / TOKENIZER)
-    threads = set_up(threads)
     native = choose_kernels(kernels, manifest, threads)
     segments = NativeBackbone(root, manifest, native)
+    if native is None or len(segments.segments) < len(manifest.segments):
+        from .ort import set_up  # loads ONNX Runtime, which takes memory
+
+        threads = set_up(threads)
     plan = plan_memory(
         manifest,
         context=context,
