@@ -20,7 +20,7 @@ import numpy as np
 from pocketmoe.bench.quality import read_tokens
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import BLOCK_SIZES, parse_precision
-from pocketmoe.errors import InputError, PocketMoEError
+from pocketmoe.errors import BudgetError, InputError, PocketMoEError
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.runtime.evaluate import evaluate
 from pocketmoe.runtime.session import Session, open_bundle
@@ -43,7 +43,11 @@ def open_with_pages(bundle: Path, pages: int, **options: Any) -> Session:
             plan = session.plan
     budget = plan.total - (plan.slots - pages) * plan.page + plan.page // 2
     for _ in range(_TRIES):
-        session = open_bundle(bundle, memory_budget=budget, **options)
+        try:
+            session = open_bundle(bundle, memory_budget=budget, **options)
+        except BudgetError:  # it grew by more than what the pages take
+            budget += plan.slots * plan.page
+            continue
         if session.plan.slots == pages:
             return session
         budget += (pages - session.plan.slots) * session.plan.page
