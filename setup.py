@@ -1,7 +1,7 @@
 """Builds the native library; all else about the package is in pyproject.toml.
 
 It is a plain C library for ctypes, so its name has no Python version in it. Without a compiler the
-package installs all the same, and ONNX Runtime computes the experts.
+package installs all the same, and ONNX Runtime computes everything.
 """
 
 import sys

@@ -4,7 +4,6 @@
 // from every instruction set.
 
 typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t Mask __attribute__((vector_size(64)));
 constexpr int64_t LANES = 16;
 
 inline Lanes& lanes(float* x) { return *reinterpret_cast<Lanes*>(x); }
