@@ -55,6 +55,7 @@ class Benchmark:
     new_tokens: int
     threads: int
     expert_engine: str
+    backbone_engine: str
     open_seconds: float
     time_to_first_token: float
     prompt_tokens_per_second: float
@@ -158,6 +159,7 @@ def run_benchmark(
         new_tokens=new_tokens,
         threads=stats.threads,
         expert_engine=stats.expert_engine,
+        backbone_engine=stats.backbone_engine,
         open_seconds=opened - opening,
         time_to_first_token=first - start,
         prompt_tokens_per_second=prompt_tokens / (first - start),

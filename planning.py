@@ -25,7 +25,7 @@ from .runtime.limits import (
     estimate_speed,
 )
 from .runtime.locality import ASSUMED, no_locality, replayed
-from .runtime.ort import set_up
+from .runtime.native_backbone import NativeBackbone
 from .runtime.routes import read_routes
 from .runtime.stats import process_memory
 from .runtime.text import load_tokenizer
@@ -89,7 +89,8 @@ def plan_model(
     routes: Path | None = None,
     precision: Precision | None = None,
 ) -> ModelPlan:
-    """The plan of a bundle, or of the bundle that a checkpoint, or a config.json alone, would make.
+    """The plan of a bundle, or of the bundle that a checkpoint, or a config.json alone, would make:
+    its backbone is counted as ONNX Runtime takes it, which is a little more than native kernels do.
 
     budgets: none for some between the smallest and one that holds everything. precision: of what
     is not compiled yet; by default that of `compile`.
@@ -99,15 +100,17 @@ def plan_model(
         BudgetError: the one budget that was given is too small.
         CheckpointError, ConfigError, BundleError, ContextError: as when it is opened.
     """
-    process = _process_bytes(path)
     kind, footprint, precision = _read_model(path, precision)
     context = choose_context(context, footprint.spec, str(path))
     kernels = choose_kernels("auto", footprint, _threads())
+    segments = NativeBackbone(path, read_manifest(path), kernels) if kind == "bundle" else None
+    served = 0 if segments is None else len(segments.segments)
+    process = _process_bytes(path, onnxruntime=served < footprint.segments)
 
     def plan(budget: int | None) -> MemoryPlan:
         return plan_memory(
             footprint, context=context, budget=budget, process=process, name=str(path),
-            kernels=kernels, reads_early=True,
+            kernels=kernels, segments=segments, reads_early=True,
         )  # fmt: skip
 
     hit_rate = no_locality(footprint)
@@ -146,11 +149,14 @@ def _threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _process_bytes(path: Path) -> int:
+def _process_bytes(path: Path, *, onnxruntime: bool) -> int:
     """What this process takes once it has loaded what running a bundle needs."""
     from .runtime import conversation, opening  # noqa: F401
 
-    set_up(_threads())
+    if onnxruntime:
+        from .runtime.ort import set_up
+
+        set_up(_threads())
     load_tokenizer(path / TOKENIZER)
     return process_memory("VmRSS")
 

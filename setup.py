@@ -1,7 +1,7 @@
 """Builds the native library; all else about the package is in pyproject.toml.
 
 It is a plain C library for ctypes, so its name has no Python version in it. Without a compiler the
-package installs all the same, and ONNX Runtime computes the experts.
+package installs all the same, and ONNX Runtime computes everything.
 """
 
 import sys
@@ -11,7 +11,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FOLDER = Path("runtime/native")
-SOURCES = ("api", "checksum", "layer", "pool", "avx512", "avx2", "neon", "plain")
+SOURCES = (
+    "api", "checksum", "layer", "steps", "attention", "routing", "pool",
+    "avx512", "avx2", "neon", "plain",
+)  # fmt: skip
 SUFFIXES = {"win32": "pocketmoe.dll", "darwin": "libpocketmoe.dylib"}
 # The same for all files: each says by pragma for which processors it is. -ffp-contract=off keeps
 # quantized products the same in all instruction sets.

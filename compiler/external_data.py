@@ -9,16 +9,22 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from ..runtime.weight_index import WeightIndex, WeightPlace, write_index
+
 _INLINE_BYTES = 1024
 _ALIGNMENT = 64
 
 
 class ExternalData:
-    """Tensors one after the other, each aligned to 64 bytes; small ones stay in the graph."""
+    """Tensors one after the other, each aligned to 64 bytes; small ones are in the graph as well.
+
+    `write_index` says where they lie, for those who do not read the graph.
+    """
 
     def __init__(self, path: Path):
-        self._name = path.name
+        self._path, self._name = path, path.name
         self._file = path.open("wb")
+        self._places: dict[str, WeightPlace] = {}
 
     def add(
         self,
@@ -31,16 +37,19 @@ class ExternalData:
         initializer that refers to it."""
         kind = np.dtype(dtype)
         nbytes = prod(shape) * kind.itemsize
-        arrays = (np.ascontiguousarray(part, kind) for part in parts)
+        arrays: Iterable[np.ndarray] = (np.ascontiguousarray(part, kind) for part in parts)
         if nbytes < _INLINE_BYTES:
-            whole = np.concatenate([array.reshape(-1) for array in arrays])
-            return numpy_helper.from_array(whole.reshape(shape), name)
+            arrays = list(arrays)
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
         offset = self._file.tell()
         for array in arrays:
             self._file.write(array.data)
         if self._file.tell() - offset != nbytes:
             raise RuntimeError(f"{name} is not as long as its shape {list(shape)}")
+        self._places[name] = WeightPlace(kind.name, tuple(shape), offset)
+        if isinstance(arrays, list):
+            whole = np.concatenate([array.reshape(-1) for array in arrays])
+            return numpy_helper.from_array(whole.reshape(shape), name)
         tensor = TensorProto(
             name=name,
             dims=shape,
@@ -51,6 +60,11 @@ class ExternalData:
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
         return tensor
+
+    def write_index(self, loaded_bytes: int) -> None:
+        """Beside the weights, as `.json`; loaded_bytes: what all of them take in ONNX Runtime."""
+        index = WeightIndex(loaded_bytes, self._file.tell(), self._places)
+        write_index(self._path.with_suffix(".json"), index)
 
     def close(self) -> None:
         self._file.close()

@@ -34,7 +34,8 @@ def stamp_segment(
     read: ReadTiles,
     path: Path,
 ) -> int:
-    """Writes the graph of `plan` to `path` and its weights beside it, as `.bin`.
+    """Writes the graph of `plan` to `path`, its weights beside it as `.bin`, and as `.json` where
+    each of them lies.
 
     traced is the trace of a segment of the same kind; parameters are all that it has to hold.
     Returns the bytes that the weights take once loaded.
@@ -46,6 +47,7 @@ def stamp_segment(
     data = ExternalData(path.with_suffix(".bin"))
     try:
         stamped, loaded = stamp_weights(model.graph, layers, precision, parameters, read, data)
+        data.write_index(loaded)
     finally:
         data.close()
     if stamped != set(parameters):

@@ -1,8 +1,9 @@
-"""The backbone: its segments as ONNX Runtime sessions, bound to buffers made once."""
+"""The backbone: its segments, native or ONNX Runtime sessions, bound to buffers made once."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,7 +11,11 @@ from ..errors import BundleError
 from ..model.rope import RopeSpec, frequencies
 from .bundle import Manifest
 from .kv_cache import KvCache
-from .ort import Binding, load_session
+from .native_backbone import NativeBackbone
+from .native_segment import NativeSegment
+
+if TYPE_CHECKING:
+    from .ort import Binding
 
 _BY_LENGTH = ("dynamic", "longrope")  # whose frequencies depend on the length of the sequence
 
@@ -49,7 +54,15 @@ class Backbone:
     reads one while it writes the other. expert_input `[batch, H]`; weights and ids by `routing`.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, cache: KvCache, chunk: int, batch: int):
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        cache: KvCache,
+        chunk: int,
+        batch: int,
+        native: NativeBackbone,
+    ):
         spec = manifest.spec
         self._cache = cache
         self._chunk = chunk
@@ -68,9 +81,16 @@ class Backbone:
             for segment in manifest.segments
             for router in [spec.layers[segment.router_layer or 0].router]
         ]
-        self._segments: list[Binding] = []
-        for segment in manifest.segments:
-            binding = Binding(load_session(root / segment.file, root / segment.file))
+        native.load(chunk)
+        self._segments: list[Binding | NativeSegment] = []
+        for index, segment in enumerate(manifest.segments):
+            binding: Binding | NativeSegment
+            if index in native.segments:
+                binding = native.segments[index]
+            else:
+                from .ort import Binding, load_session
+
+                binding = Binding(load_session(root / segment.file, root / segment.file))
             self._segments.append(binding)
             self._bind_cache(binding, segment.layers, root / segment.file)
         self._bound = [(0, 0)] * len(self._segments)
@@ -152,7 +172,9 @@ class Backbone:
                 binding.output(name, array)
         self._bound[index] = (start, tokens)
 
-    def _bind_cache(self, binding: Binding, layers: tuple[int, ...], where: Path) -> None:
+    def _bind_cache(
+        self, binding: Binding | NativeSegment, layers: tuple[int, ...], where: Path
+    ) -> None:
         cache = self._cache
         fixed = {}
         for layer in layers:

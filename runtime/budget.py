@@ -12,6 +12,7 @@ from .footprint import Footprint
 from .host_memory import read_host_memory
 from .kv_cache import capacity, kv_bytes
 from .native.kernels import NativeKernels
+from .native_backbone import NativeBackbone
 from .pages import PAGE_ALIGNMENT, align
 
 MIB = 1 << 20
@@ -83,7 +84,12 @@ def read_budget(budget: int | str | None) -> int | None:
 
 
 def workspace_bytes(
-    footprint: Footprint, context: int, chunk: int, batch: int, kernels: NativeKernels | None = None
+    footprint: Footprint,
+    context: int,
+    chunk: int,
+    batch: int,
+    kernels: NativeKernels | None = None,
+    segments: NativeBackbone | None = None,
 ) -> int:
     """What computing `batch` tokens, a chunk at a time, takes beyond weights and caches: the
     largest of its steps, and what the native kernels hold.
@@ -101,6 +107,10 @@ def workspace_bytes(
         feed_forward = max(feed_forward, chunk * width * _FFN_ACTIVATIONS * 4)
     experts = onnx_bytes(footprint, batch) if kernels is None else 0
     held = native_bytes(kernels, footprint, batch) if kernels is not None else 0
+    if segments is not None:
+        held += segments.buffer_bytes(chunk) + segments.scratch_bytes(chunk)
+        if len(segments.segments) == footprint.segments:
+            attention = feed_forward = 0
     logits = 2 * spec.vocab_size * 4
     # Of the batch: hidden, sums and their input, and the routes; of the chunk: within a graph.
     streams = (6 * batch + 6 * chunk) * spec.hidden_size * 4
@@ -139,11 +149,13 @@ def plan_memory(
     process: int,
     name: str,
     kernels: NativeKernels | None = None,
+    segments: NativeBackbone | None = None,
     reads_early: bool = False,
     auto: bool = False,
 ) -> MemoryPlan:
     """Decides how many pages the cache holds. `process`: bytes that it takes before any weights;
-    kernels: what computes the experts, if not ONNX Runtime; reads_early: the next pages are guessed
+    kernels: what computes the experts, if not ONNX Runtime; segments: those
+    of the backbone that it does not run; reads_early: the next pages are guessed
     where pages are read at all. auto: see MemoryPlan.
 
     Raises:
@@ -151,16 +163,19 @@ def plan_memory(
             names the smallest budget.
     """
     chunk, batch = min(CHUNK, context), min(BATCH, context)
-    sessions = footprint.segments
+    sessions, backbone = footprint.segments, footprint.backbone_bytes
+    if segments is not None:
+        sessions -= len(segments.segments)
+        backbone += segments.weight_bytes - segments.onnx_bytes
     if kernels is None:
         sessions += len({layer.format for layer in footprint.experts})
     top_k = max((layer.top_k for layer in footprint.experts), default=0)
     plan = MemoryPlan(
         budget=budget,
         process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
-        backbone=footprint.backbone_bytes,
+        backbone=backbone,
         kv=kv_bytes(footprint.spec, context, batch),
-        workspace=workspace_bytes(footprint, context, chunk, batch, kernels),
+        workspace=workspace_bytes(footprint, context, chunk, batch, kernels, segments),
         chunk=chunk,
         batch=batch,
         slots=footprint.num_pages,

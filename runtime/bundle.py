@@ -7,6 +7,7 @@ backbone/embedding.bin         one row per token
 backbone/predictors.bin        routers to guess the next layer's experts with; may be missing
 backbone/segment_000.onnx …    from one paged layer to the next; the last one ends in the logits
 backbone/segment_000.bin …     their weights
+backbone/segment_000.json …    where each weight lies (see weight_index.py); absent in older bundles
 experts/layer_000/pages.bin    one page per expert (see pages.py)
 experts/layer_000/expert_000.onnx …   each expert as a standard ONNX graph over its page
 experts/layer_000/engine.onnx         the same function with a page's tensors as inputs

@@ -16,7 +16,6 @@ from .bundle import Manifest
 from .footprint import Footprint
 from .native.kernels import ExpertFormat, NativeKernels
 from .native.library import available
-from .ort import Binding, load_session
 from .pager import Loaded
 from .pages import PageFormat
 from .readers import Slot
@@ -99,6 +98,8 @@ class OnnxExpertEngine:
     """One weightless graph per page format; the page's tensors are bound as its inputs in place."""
 
     def __init__(self, model: bytes, where: Path, page_format: PageFormat, batch: int):
+        from .ort import Binding, load_session
+
         self._binding = Binding(load_session(model, where))
         declared = self._binding.inputs
         places = page_format.tensors()

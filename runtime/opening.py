@@ -12,7 +12,7 @@ from .bundle import TOKENIZER, read_manifest
 from .context import choose_context
 from .experts import choose_kernels
 from .lossy import ExpertChoice
-from .ort import set_up
+from .native_backbone import NativeBackbone
 from .predict import can_predict
 from .recording import open_recording
 from .session import Session
@@ -41,7 +41,8 @@ def open_bundle(
     threads: default is all CPUs that the process may use. context: tokens that a session
     can see, by default 4096, or what the model can see if that is less. verify_pages: check the
     hashes of graphs and backbone now, and the hash of each page when it is first read.
-    kernels: what computes the experts, "native", "onnxruntime", or "auto": native where it can.
+    kernels: what computes, "native", "onnxruntime", or "auto": native where it can. Segments of the
+    backbone that the native kernels do not know run in ONNX Runtime: see Stats.backbone_engine.
     prefetch: whether pages that the next layer may want are read early, "on", "off", or "auto":
     while most guesses are right.
     Lossy, see lossy.py: active_experts, how many of a token's experts are used, the strongest ones;
@@ -62,8 +63,12 @@ def open_bundle(
     choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
     context = choose_context(context, manifest.spec, str(root))
     tokenizer = load_tokenizer(root / TOKENIZER)
-    threads = set_up(threads)
     native = choose_kernels(kernels, manifest, threads)
+    segments = NativeBackbone(root, manifest, native)
+    if native is None or len(segments.segments) < len(manifest.segments):
+        from .ort import set_up  # loads ONNX Runtime, which takes memory
+
+        threads = set_up(threads)
     plan = plan_memory(
         manifest.footprint,
         context=context,
@@ -71,6 +76,7 @@ def open_bundle(
         process=process_memory("VmRSS"),
         name=str(root),
         kernels=native,
+        segments=segments,
         reads_early=can_predict(manifest, prefetch),
         auto=memory_budget == AUTO,
     )
@@ -79,8 +85,8 @@ def open_bundle(
         recording = open_recording(manifest, record_routes, trace, about)
         undo.callback(recording.discard)
         session = Session(
-            root, manifest, plan, tokenizer, context, threads, verify_pages, native, choice,
-            prefetch, recording,
+            root, manifest, plan, tokenizer, context, threads, verify_pages, native, segments,
+            choice, prefetch, recording,
         )  # fmt: skip
         undo.pop_all()
     return session

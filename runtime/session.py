@@ -25,11 +25,13 @@ from .generation import Clock, encode_chat, encode_text, start_generation
 from .kv_cache import KvCache
 from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
+from .native_backbone import NativeBackbone
 from .pager import Loaded, Pager
 from .predict import EARLY_PAGES, WORTHWHILE, Predictor
 from .recording import Recording, is_prompt
 from .sampling import Sampler
 from .stats import Counters, Stats, process_memory
+from .weight_index import index_file, weights_file
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Session:
         threads: int,
         verify_pages: bool,
         kernels: NativeKernels | None,
+        segments: NativeBackbone,
         choice: ExpertChoice,
         prefetch: str,
         recording: Recording,
@@ -72,12 +75,15 @@ class Session:
         if verify_pages:
             for segment in manifest.segments:
                 check_file(root, manifest, segment.file)
-                check_file(root, manifest, segment.file.replace(".onnx", ".bin"))
+                check_file(root, manifest, weights_file(segment))
+                if index_file(segment) in manifest.files:
+                    check_file(root, manifest, index_file(segment))
             for layer in manifest.experts:
                 check_file(root, manifest, layer.engine)
-        self._backbone = Backbone(root, manifest, self._cache, plan.chunk, plan.batch)
+        self._backbone = Backbone(root, manifest, self._cache, plan.chunk, plan.batch, segments)
         self._engines = load_engines(root, manifest, plan.batch, kernels)
         self._engine = "onnxruntime" if kernels is None else f"native, {kernels.instruction_set}"
+        self._backbone_engine = segments.engine
         self._embedding = Embedding(root, manifest)
         self._pager = Pager(root, manifest, plan.slots, verify=verify_pages, trace=recording.trace)
         self._root = root
@@ -276,6 +282,7 @@ class Session:
             early_pages=pager.early,
             early_pages_used=pager.early_used,
             guess_accuracy=self._predictor.accuracy if self._predictor is not None else None,
+            backbone_engine=self._backbone_engine,
             direct_reads=pager.direct,
             lossy=(*self.manifest.lossy, *self._choice.names),
             budget_bytes=self.plan.budget,

@@ -37,7 +37,8 @@ class Stats:
     early_pages: read before the router asked for them; guess_accuracy: the share of recent guesses
     of what it would ask for that were right, None where nothing is guessed.
     auto_budget: budget_bytes was made of what the machine had free.
-    expert_engine: "onnxruntime", or "native" and its instruction set. lossy: what changes the
+    expert_engine, backbone_engine: "onnxruntime", or "native" and its instruction set; where both
+    run segments of the backbone, how many. lossy: what changes the
     output, in the bundle and by the session's options. skipped_experts: how often a token went
     without an expert because of `skip_cold`.
     """
@@ -69,6 +70,7 @@ class Stats:
     context: int
     threads: int
     expert_engine: str
+    backbone_engine: str
     direct_reads: bool
     lossy: tuple[str, ...]
     skipped_experts: int

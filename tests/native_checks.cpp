@@ -257,6 +257,66 @@ void numbers() {
 
 }  // namespace
 
+// Attention over caches that end where they end, with norms and routing around it.
+void steps(const std::vector<std::string>& sets) {
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  for (const int64_t head_dim : {8, 20, 64}) {
+    for (const int64_t tokens : {1, 3, 40}) {
+      const int64_t heads = 6, kv_heads = 2, past = 270, experts = 7;
+      const auto draw = [&](int64_t n) {
+        std::vector<float> drawn(n);
+        for (float& value : drawn) value = normal(random);
+        return drawn;
+      };
+      const int64_t width = heads * head_dim, kv_width = kv_heads * head_dim;
+      const std::vector<float> q = draw(tokens * width), k = draw(tokens * kv_width),
+                               v = draw(tokens * kv_width), weight = draw(width),
+                               keys = draw((past + tokens) * kv_width), cos = draw(tokens * 4),
+                               gate = draw(experts * width);
+      const int32_t last = static_cast<int32_t>(past + tokens - 1);
+      std::vector<float> wanted;
+      for (const std::string& set : sets) {
+        for (const int threads : {1, 3}) {
+          std::vector<float> q2(q), k2(k), v2(v), all_keys(keys), all_values(keys),
+              found(tokens * width), logits(tokens * experts), weights(tokens * 2);
+          std::vector<int64_t> ids(tokens * 2, -1);
+          const pm_buffer buffers[] = {{q2.data(), width}, {k2.data(), kv_width},
+                                       {v2.data(), kv_width}, {found.data(), width},
+                                       {const_cast<float*>(cos.data()), 4},
+                                       {logits.data(), experts}, {weights.data(), 2},
+                                       {ids.data(), 2}};
+          const pm_rotate rotate{0, 4, 4, static_cast<int32_t>(heads), 0};
+          const pm_attend attend{0, 1, 2, 3, static_cast<int32_t>(heads),
+                                 static_cast<int32_t>(kv_heads), static_cast<int32_t>(head_dim),
+                                 0.1f, past + tokens, 100, all_keys.data(), all_values.data(),
+                                 &last, nullptr};
+          const pm_norm norm{3, 3, 1, 1e-5f, width, weight.data(), nullptr};
+          const pm_matrix matrix{3, 0, 0, 0, experts, width, gate.data(), nullptr, nullptr};
+          const pm_products products{3, 1, {5, 0, 0, 0}, &matrix};
+          pm_route route{};
+          route.logits = 5;
+          route.weights = 6;
+          route.ids = 7;
+          route.experts = static_cast<int32_t>(experts);
+          route.top_k = 2;
+          route.groups = route.top_groups = 1;
+          route.scale = 1.0f;
+          const pm_step list[] = {{PM_ROTATE, 0, &rotate}, {PM_ATTEND, 0, &attend},
+                                  {PM_NORM, 0, &norm},     {PM_PRODUCTS, 0, &products},
+                                  {PM_ROUTE, 0, &route}};
+          pm_handle* handle = pm_create(threads, 20, set.c_str());
+          check(pm_run_steps(handle, list, 5, buffers, tokens, tokens) == PM_OK, set + " steps");
+          pm_destroy(handle);
+          if (wanted.empty()) wanted = found;
+          check(close(found, wanted), set + " steps against " + sets[0]);
+          for (const int64_t id : ids) check(id >= 0 && id < experts, set + " routes");
+        }
+      }
+    }
+  }
+}
+
 int main() {
   std::vector<std::string> sets;
   const std::string all = pm_instruction_sets();
@@ -269,6 +329,7 @@ int main() {
   all_kernels(sets);
   products(sets);
   many_callers();
+  steps(sets);
   numbers();
   std::printf(failures ? "%d checks failed\n" : "all is well\n", failures);
   return failures != 0;

@@ -4,7 +4,7 @@
 #include <new>
 #include <string>
 
-#include "layer.h"
+#include "steps.h"
 
 struct pm_handle : pm::Engine {
   using Engine::Engine;
@@ -40,6 +40,39 @@ bool valid(const pm_format& format) {
   for (int i = 0; i < 9; ++i) {
     const bool needed = i % 3 == 0 || (i % 3 == 1 && pm::is_quantized(format.precision));
     if (format.offsets[i] < 0 ? needed : format.offsets[i] % 4 != 0) return false;
+  }
+  return true;
+}
+
+bool valid(const pm_matrix& matrix) {
+  return matrix.rows >= 0 && matrix.columns >= 1 && matrix.weights &&
+         valid_precision(matrix.precision, matrix.block, matrix.columns) &&
+         (matrix.scales || !pm::is_quantized(matrix.precision)) && aligned(matrix.weights, 4) &&
+         aligned(matrix.scales, 4) && aligned(matrix.bias, 4);
+}
+
+// Looks at what would be costly to get wrong and is cheap to see; sizes are trusted.
+bool valid(const pm_step& step, const pm_buffer* buffers) {
+  if (step.op < PM_ADD || step.op > PM_LAST || !step.what) return false;
+  if (step.op == PM_PRODUCTS) {
+    const pm_products& products = *static_cast<const pm_products*>(step.what);
+    if (products.count < 1 || products.count > 4) return false;
+    const pm_matrix& first = products.matrices[0];
+    for (int i = 0; i < products.count; ++i) {
+      const pm_matrix& matrix = products.matrices[i];
+      if (!valid(matrix) || matrix.columns != first.columns ||
+          matrix.precision != first.precision || matrix.block != first.block ||
+          buffers[products.from].width != matrix.columns ||
+          buffers[products.to[i]].width != matrix.rows)
+        return false;
+    }
+  }
+  if (step.op == PM_ROTATE)
+    return buffers[static_cast<const pm_rotate*>(step.what)->cos].width <= pm::MOST_PAIRS;
+  if (step.op == PM_ATTEND) {
+    const pm_attend& attend = *static_cast<const pm_attend*>(step.what);
+    return attend.heads % attend.kv_heads == 0 && attend.keys && attend.values && attend.last &&
+           *attend.last < attend.capacity;
   }
   return true;
 }
@@ -141,20 +174,28 @@ int32_t pm_add_terms(pm_handle* handle, int64_t n_terms, int64_t hidden, const i
 
 int32_t pm_product(pm_handle* handle, const pm_matrix* matrix, int64_t n_tokens, const float* x,
                    float* y) {
-  if (matrix->rows < 0 || matrix->columns < 1 || n_tokens < 0 || !matrix->weights ||
-      !valid_precision(matrix->precision, matrix->block, matrix->columns) ||
-      (pm::is_quantized(matrix->precision) && !matrix->scales) || !aligned(matrix->weights, 4) ||
-      !aligned(matrix->scales, 4) || !aligned(matrix->bias, 4))
-    return PM_BAD_ARGUMENT;
-  const pm::Matrix checked{matrix->precision,
-                           matrix->block,
-                           matrix->wide_scales != 0,
-                           matrix->rows,
-                           matrix->columns,
-                           static_cast<const uint8_t*>(matrix->weights),
-                           static_cast<const uint8_t*>(matrix->scales),
-                           matrix->bias};
-  return guarded(handle, [&] { pm::run_product(*handle, checked, n_tokens, x, y); });
+  if (!valid(*matrix) || n_tokens < 0) return PM_BAD_ARGUMENT;
+  const pm::Matrix checked = pm::matrix_from(*matrix);
+  return guarded(handle, [&] {
+    const pm::Pool::Awake awake(handle->pool);
+    pm::run_products(*handle, &checked, 1, n_tokens, x, &y);
+  });
+}
+
+int64_t pm_product_bytes(pm_handle* handle, const pm_matrix* matrix, int64_t n_tokens) {
+  if (!valid(*matrix)) return PM_BAD_ARGUMENT;
+  return pm::product_bytes(pm::matrix_from(*matrix), handle->pool.threads(), n_tokens) +
+         handle->pool.threads() * pm::attention_bytes();
+}
+
+int32_t pm_run_steps(pm_handle* handle, const pm_step* steps, int64_t n_steps,
+                     const pm_buffer* buffers, int64_t n_tokens, int64_t last) {
+  if (n_tokens < 0 || last < 0 || last > n_tokens) return PM_BAD_ARGUMENT;
+  for (int64_t i = 0; i < n_steps; ++i)
+    if (!valid(steps[i], buffers)) return PM_BAD_ARGUMENT;
+  return guarded(handle, [&] {
+    pm::run_steps(*handle, steps, n_steps, buffers, n_tokens, last);
+  });
 }
 
 uint64_t pm_read(pm_handle* handle, const void* data, int64_t nbytes) {

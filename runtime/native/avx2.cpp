@@ -248,6 +248,7 @@ struct F {
 
 #include "quantized.inl"
 #include "floats.inl"
+#include "rows.inl"
 
 uint64_t read(const uint8_t* data, int64_t n) {
   __m256i a = _mm256_setzero_si256(), b = a;
@@ -268,7 +269,7 @@ PM_TARGET_END
 namespace pm {
 const Kernels* avx2_kernels() {
   static const Kernels kernels{"avx2",         avx2::quantize,   avx2::product, avx2::activate,
-                               avx2::accumulate, avx2::scale, avx2::read};
+                               avx2::accumulate, avx2::scale, avx2::read, &avx2::row_kernels};
   __builtin_cpu_init();
   const bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");

@@ -236,6 +236,7 @@ struct F {
 
 #include "quantized.inl"
 #include "floats.inl"
+#include "rows.inl"
 
 uint64_t read(const uint8_t* data, int64_t n) {
   __m512i a = _mm512_setzero_si512(), b = a;
@@ -259,7 +260,7 @@ namespace pm {
 const Kernels* avx512_kernels() {
   static const Kernels kernels{"avx512",          avx512::quantize, avx512::product,
                                avx512::activate,  avx512::accumulate, avx512::scale,
-                               avx512::read};
+                               avx512::read, &avx512::row_kernels};
   __builtin_cpu_init();
   const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

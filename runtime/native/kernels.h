@@ -79,6 +79,30 @@ struct Next {
   const uint8_t* scales;
 };
 
+// Pairs of a head that rotate() takes at most.
+constexpr int64_t MOST_PAIRS = 512;
+
+// What the steps of a segment want beside products: see rows.inl.
+struct RowKernels {
+  // A norm of n elements; see pm_norm. y may be x.
+  void (*norm)(const float* x, int64_t n, const float* weight, const float* bias, float eps,
+               float* y);
+
+  // See pm_rotate; of one head.
+  void (*rotate)(float* x, const float* cos, const float* sin, int64_t pairs, bool interleaved);
+
+  // A part of a softmax: scores [low, high) of n become e^(scale · score − most), the others 0.
+  // `most` and `sum` are those of the parts so far. Returns what their weights must be multiplied
+  // by. Memory of scores: a multiple of 64 bytes.
+  float (*soften)(float* scores, int64_t n, int64_t low, int64_t high, float scale, float* most,
+                  float* sum);
+
+  // out[q] = out[q] · factors[q] + Σ_j weights[q · stride + j] · rows[j], each in the order of j;
+  // rows: [n, width].
+  void (*weigh)(const float* weights, int64_t stride, int queries, const float* rows, int64_t n,
+                int64_t width, const float* factors, float* const* out);
+};
+
 struct Kernels {
   const char* name;
 
@@ -105,6 +129,8 @@ struct Kernels {
 
   // Reads memory at full speed. n: a multiple of 128.
   uint64_t (*read)(const uint8_t* data, int64_t n);
+
+  const RowKernels* rows;
 };
 
 // Bytes of each part of a Scratch for matrices of up to so many columns, with the smallest block.

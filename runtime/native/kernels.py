@@ -200,6 +200,15 @@ class NativeKernels:
         )
         return y
 
+    def product_bytes(self, matrix: MatrixStruct, tokens: int) -> int:
+        """What nbytes can grow to by products with this matrix of up to so many tokens, and by
+        attention; negative where the kernels do not know its form."""
+        return int(self._library.pm_product_bytes(self._handle, ctypes.byref(matrix), tokens))
+
+    def run_steps(self, steps: Any, count: int, buffers: Any, tokens: int, last: int) -> None:
+        """See `Steps` in steps.py, which makes the arrays of structures."""
+        self._done(self._library.pm_run_steps(self._handle, steps, count, buffers, tokens, last))
+
     def read(self, data: np.ndarray) -> int:
         """Reads uint8 memory with all threads, to measure its bandwidth."""
         _check(data, np.uint8, data.shape, "data")

@@ -241,27 +241,45 @@ void add_terms(Engine& engine, int64_t n_terms, int64_t hidden, const int64_t* t
     engine.pool.loop(items, add);
 }
 
-void run_product(Engine& engine, const Matrix& matrix, int64_t n_tokens, const float* x, float* y) {
-  if (n_tokens == 0 || matrix.rows == 0) return;
-  const int64_t item_rows = rows_of_item(matrix.rows, n_tokens == 1, engine.pool.threads());
-  const int64_t items = (matrix.rows + item_rows - 1) / item_rows;
-  const ScratchSizes sizes(matrix.columns, matrix.row_bytes(), is_quantized(matrix.precision));
+void run_products(Engine& engine, const Matrix* matrices, int count, int64_t n_tokens,
+                  const float* x, float* const* y) {
+  int64_t rows_of_all = 0, row_bytes = 0;
+  for (int i = 0; i < count; ++i) {
+    rows_of_all += matrices[i].rows;
+    row_bytes = std::max(row_bytes, matrices[i].row_bytes());
+  }
+  if (n_tokens == 0 || rows_of_all == 0) return;
+  const int64_t item_rows = rows_of_item(rows_of_all, n_tokens == 1, engine.pool.threads());
+  const auto items_of = [&](const Matrix& w) { return (w.rows + item_rows - 1) / item_rows; };
+  int64_t items = 0;
+  for (int i = 0; i < count; ++i) items += items_of(matrices[i]);
+  const ScratchSizes sizes(matrices->columns, row_bytes, is_quantized(matrices->precision));
   reserve(engine, sizes, 0);
 
-  const Pool::Awake awake(engine.pool);
-  const Inputs inputs(engine, matrix, n_tokens, x, nullptr);
+  const Inputs inputs(engine, *matrices, n_tokens, x, nullptr);
   for (int64_t first = 0; first < n_tokens; first += MAX_TOKENS) {
-    const int count = static_cast<int>(std::min<int64_t>(MAX_TOKENS, n_tokens - first));
+    const int tokens = static_cast<int>(std::min<int64_t>(MAX_TOKENS, n_tokens - first));
     engine.pool.loop(items, [&](int64_t item, int thread) {
+      int i = 0;
+      for (; item >= items_of(matrices[i]); ++i) item -= items_of(matrices[i]);
+      const Matrix& matrix = matrices[i];
       const int64_t row = item * item_rows, rows = std::min(item_rows, matrix.rows - row);
+      const bool ends = row + rows == matrix.rows && i + 1 < count;
       const Workspace work(engine.scratch[thread], sizes);
-      const void* tokens[MAX_TOKENS];
-      for (int t = 0; t < count; ++t) tokens[t] = inputs.token(first + t);
-      engine.kernels.product(matrix, row, rows, tokens, count, work.scratch,
-                             y + first * matrix.rows + row, matrix.rows,
-                             next_at(matrix, row + rows));
+      const void* each[MAX_TOKENS];
+      for (int t = 0; t < tokens; ++t) each[t] = inputs.token(first + t);
+      engine.kernels.product(matrix, row, rows, each, tokens, work.scratch,
+                             y[i] + first * matrix.rows + row, matrix.rows,
+                             ends ? next_at(matrices[i + 1], 0) : next_at(matrix, row + rows));
     });
   }
+}
+
+int64_t product_bytes(const Matrix& matrix, int threads, int64_t n_tokens) {
+  const bool quantized = is_quantized(matrix.precision);
+  const ScratchSizes sizes(matrix.columns, matrix.row_bytes(), quantized);
+  return threads * round_up(sizes.bytes(), 64) +
+         (quantized ? n_tokens * layout_of(matrix).bytes() : 0);
 }
 
 }  // namespace pm

@@ -59,6 +59,11 @@ int64_t scratch_bytes(const pm_format& format, int threads, int64_t n_tokens, in
 void add_terms(Engine& engine, int64_t n_terms, int64_t hidden, const int64_t* tokens,
                const float* terms, float* out);
 
-void run_product(Engine& engine, const Matrix& matrix, int64_t n_tokens, const float* x, float* y);
+// y[i] [n_tokens, rows] = x · Wᵢᵀ + biasᵢ; all with the same columns, precision and block.
+void run_products(Engine& engine, const Matrix* matrices, int count, int64_t n_tokens,
+                  const float* x, float* const* y);
+
+// Bytes of buffers for such a product of so many tokens.
+int64_t product_bytes(const Matrix& matrix, int threads, int64_t n_tokens);
 
 }  // namespace pm

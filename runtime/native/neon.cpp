@@ -219,6 +219,7 @@ struct F {
 
 #include "quantized.inl"
 #include "floats.inl"
+#include "rows.inl"
 
 uint64_t read(const uint8_t* data, int64_t n) {
   uint64x2_t a = vdupq_n_u64(0), b = a;
@@ -237,7 +238,7 @@ PM_TARGET_END
 namespace pm {
 const Kernels* neon_kernels() {
   static const Kernels kernels{"neon",         neon::quantize,   neon::product, neon::activate,
-                               neon::accumulate, neon::scale, neon::read};
+                               neon::accumulate, neon::scale, neon::read, &neon::row_kernels};
 #if defined(__linux__)
   constexpr unsigned long DOT_PRODUCT = 1ul << 20;  // HWCAP_ASIMDDP
   return getauxval(AT_HWCAP) & DOT_PRODUCT ? &kernels : nullptr;

@@ -98,6 +98,7 @@ struct F {
 
 #include "quantized.inl"
 #include "floats.inl"
+#include "rows.inl"
 
 uint64_t read(const uint8_t* data, int64_t n) {
   uint64_t sums[4] = {};
@@ -113,7 +114,7 @@ uint64_t read(const uint8_t* data, int64_t n) {
 
 const Kernels* plain_kernels() {
   static const Kernels kernels{"plain",         plain::quantize,   plain::product, plain::activate,
-                               plain::accumulate, plain::scale, plain::read};
+                               plain::accumulate, plain::scale, plain::read, &plain::row_kernels};
   return &kernels;
 }
 

@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include "pm_steps.h"
+
 #if defined(_WIN32)
 #define PM_API extern "C" __declspec(dllexport)
 #else
@@ -80,6 +82,13 @@ PM_API int32_t pm_add_terms(pm_handle* handle, int64_t n_terms, int64_t hidden,
 // x: float [n_tokens, columns]; y: float [n_tokens, rows]
 PM_API int32_t pm_product(pm_handle* handle, const pm_matrix* matrix, int64_t n_tokens,
                           const float* x, float* y);
+
+// What the handle holds at most after such products of so many tokens, and after attention.
+PM_API int64_t pm_product_bytes(pm_handle* handle, const pm_matrix* matrix, int64_t n_tokens);
+
+// Runs steps one after another for n_tokens rows of the buffers; after PM_LAST for `last` rows.
+PM_API int32_t pm_run_steps(pm_handle* handle, const pm_step* steps, int64_t n_steps,
+                            const pm_buffer* buffers, int64_t n_tokens, int64_t last);
 
 // Reads memory with all threads, to measure with; returns some sum over it. nbytes: a multiple of
 // 128.

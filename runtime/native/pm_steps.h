@@ -1,0 +1,102 @@
+// Steps: a piece of a decoder as operations on buffers of rows, one row for each token.
+// Part of the C interface; see pm.h. runtime/native/steps.py has the same structures for ctypes.
+#pragma once
+
+#include <stdint.h>
+
+// Rows of float, but that of expert ids: int64. width: elements of a row.
+struct pm_buffer {
+  void* data;
+  int64_t width;
+};
+
+// What `what` points to is named by the operation. Numbers of buffers are int32; a step may write
+// where it reads, but for products and attention.
+enum {
+  PM_ADD = 0,       // pm_add
+  PM_NORM = 1,      // pm_norm
+  PM_PRODUCTS = 2,  // pm_products
+  PM_CLIP = 3,      // pm_map: to = from, within ± value
+  PM_SCALE = 4,     // pm_map: to = from · value
+  PM_GATE = 5,      // pm_map: to = from · sigmoid(with), which is as wide or one element
+  PM_ROTATE = 6,    // pm_rotate
+  PM_ATTEND = 7,    // pm_attend
+  PM_ACTIVATE = 8,  // pm_activate
+  PM_ROUTE = 9,     // pm_route
+  PM_LAST = 10      // pm_map: to = the last rows of from; the steps after it work on those alone
+};
+
+struct pm_step {
+  int32_t op;
+  int32_t reserved;
+  const void* what;
+};
+
+// to = a + factor · b
+struct pm_add {
+  int32_t a, b, to;
+  float factor;
+};
+
+// Each row has `groups` of `size` elements, normed one by one with the same weight [size].
+// bias: null for x / √(mean(x²) + eps) · weight, else (x − mean) / √(var + eps) · weight + bias.
+struct pm_norm {
+  int32_t from, to, groups;
+  float eps;
+  int64_t size;
+  const float* weight;
+  const float* bias;
+};
+
+// to[i] = from · Wᵢᵀ + biasᵢ, up to four at once. All have the same columns, precision and block.
+struct pm_products {
+  int32_t from, count;
+  int32_t to[4];
+  const struct pm_matrix* matrices;
+};
+
+struct pm_map {
+  int32_t from, with, to;
+  float value;
+};
+
+// Rotates the first 2 · width(cos) elements of each head, in place. interleaved: pairs (2i, 2i + 1)
+// come in and (i, i + width) go out.
+struct pm_rotate {
+  int32_t of, cos, sin, heads, interleaved;
+};
+
+// Writes k and v into the caches at the positions of the tokens, then attends.
+// keys, values: float [kv_heads, capacity, head_dim]. last: position of the last token.
+// window: positions that a query sees, itself included; 0 for all before it.
+// sinks: [heads], a logit more in each softmax; or null.
+struct pm_attend {
+  int32_t q, k, v, to;
+  int32_t heads, kv_heads, head_dim;
+  float scale;
+  int64_t capacity, window;
+  float* keys;
+  float* values;
+  const int32_t* last;
+  const float* sinks;
+};
+
+// to = activation(gate, up); the numbers are those of pm_format.
+struct pm_activate {
+  int32_t gate, up, to;
+  int32_t activation;
+  float alpha, limit;
+};
+
+// A row of scores → the numbers and weights of its experts (RouterSpec in model/spec.py).
+// correction: [experts], or null.
+struct pm_route {
+  int32_t logits, weights, ids;
+  int32_t experts, top_k;
+  int32_t scoring;  // 0 softmax, 1 sigmoid, 2 sparsemixer, 3 always
+  int32_t normalize, groups, top_groups;
+  int32_t two_best;  // a group's score is the sum of its best two
+  float scale, least_sum, jitter;
+  int32_t reserved;
+  const float* correction;
+};

@@ -1,0 +1,146 @@
+// Norms, rotation and attention on rows of floats. Included after floats.inl.
+//
+// Sums are made in sixteen lanes, added up in a fixed order, and nothing is fused: the same bytes
+// from every instruction set.
+
+typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+constexpr int64_t LANES = 16;
+
+inline Lanes& lanes(float* x) { return *reinterpret_cast<Lanes*>(x); }
+inline const Lanes& lanes(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
+
+inline float sum_of(const Lanes& v) {
+  float part[8];
+  for (int i = 0; i < 8; ++i) part[i] = v[i] + v[i + 8];
+  for (int i = 0; i < 4; ++i) part[i] += part[i + 4];
+  return (part[0] + part[2]) + (part[1] + part[3]);
+}
+
+// Σ (x − shift)²
+inline float sum_of_squares(const float* x, int64_t n, float shift) {
+  Lanes sums = {};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    const Lanes v = lanes(x + i) - shift;
+    sums += v * v;
+  }
+  float sum = sum_of(sums);
+  for (; i < n; ++i) sum += (x[i] - shift) * (x[i] - shift);
+  return sum;
+}
+
+void norm(const float* x, int64_t n, const float* weight, const float* bias, float eps, float* y) {
+  float mean = 0.0f;
+  if (bias) {
+    Lanes sums = {};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) sums += lanes(x + i);
+    float sum = sum_of(sums);
+    for (; i < n; ++i) sum += x[i];
+    mean = sum / static_cast<float>(n);
+  }
+  const float square = sum_of_squares(x, n, mean) / static_cast<float>(n);
+  const float inverse = 1.0f / __builtin_sqrtf(square + eps);
+  if (bias)
+    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
+  else
+    for (int64_t i = 0; i < n; ++i) y[i] = x[i] * inverse * weight[i];
+}
+
+void rotate(float* x, const float* cos, const float* sin, int64_t pairs, bool interleaved) {
+  float low[MOST_PAIRS], high[MOST_PAIRS];
+  for (int64_t i = 0; i < pairs; ++i) {
+    low[i] = interleaved ? x[2 * i] : x[i];
+    high[i] = interleaved ? x[2 * i + 1] : x[i + pairs];
+  }
+  for (int64_t i = 0; i < pairs; ++i) x[i] = low[i] * cos[i] - high[i] * sin[i];
+  for (int64_t i = 0; i < pairs; ++i) x[i + pairs] = high[i] * cos[i] + low[i] * sin[i];
+}
+
+// e^x for x <= 0; NaN stays, and what is too small to count is 0.
+inline float small_exponential(float x) {
+  const float e = exponential(x);
+  return x > -87.0f ? e : (x == x ? 0.0f : x);
+}
+
+float soften(float* scores, int64_t n, int64_t low, int64_t high, float scale, float* most,
+             float* sum) {
+  const float none = -__builtin_inff();
+  const int64_t padded = round_up(n, LANES);
+  float top = *most;
+  for (int64_t i = 0; i < low; ++i) scores[i] = none;
+  for (int64_t i = high; i < padded; ++i) scores[i] = none;
+  Lanes tops = Lanes{} + none;
+  for (int64_t i = 0; i < padded; i += LANES) {
+    const Lanes v = lanes(scores + i) * scale;
+    lanes(scores + i) = v;
+    tops = v > tops ? v : tops;
+  }
+  bool finite = true;
+  for (int i = 0; i < LANES; ++i) top = tops[i] > top ? tops[i] : top;
+  if (top == none) {  // nothing to see here, or NaN alone
+    for (int64_t i = low; i < high; ++i) finite = finite && scores[i] == scores[i];
+    for (int64_t i = 0; i < padded; ++i) scores[i] = 0.0f;
+    if (!finite) *sum = __builtin_nanf("");
+    return 1.0f;
+  }
+  for (int64_t i = 0; i < padded; ++i) scores[i] = small_exponential(scores[i] - top);
+  Lanes sums = {};
+  for (int64_t i = 0; i < padded; i += LANES) sums += lanes(scores + i);
+  const float factor = small_exponential(*most - top);
+  *sum = *sum * factor + sum_of(sums);
+  *most = top;
+  return factor;
+}
+
+// Columns [at, at + COLUMNS · WIDTH) of N weighted sums.
+template <int N, int COLUMNS>
+inline void weigh_tile(const float* weights, int64_t stride, const float* rows, int64_t n,
+                       int64_t width, int64_t at, const float* factors, float* const* out) {
+  typedef float V __attribute__((vector_size(4 * F::WIDTH), aligned(4), may_alias));
+  V acc[N][COLUMNS];
+  for (int q = 0; q < N; ++q)
+    for (int c = 0; c < COLUMNS; ++c)
+      acc[q][c] = *reinterpret_cast<const V*>(out[q] + at + c * F::WIDTH) * factors[q];
+  for (int64_t j = 0; j < n; ++j) {
+    V v[COLUMNS];
+    for (int c = 0; c < COLUMNS; ++c)
+      v[c] = *reinterpret_cast<const V*>(rows + j * width + at + c * F::WIDTH);
+    for (int q = 0; q < N; ++q) {
+      const float weight = weights[q * stride + j];
+      for (int c = 0; c < COLUMNS; ++c) acc[q][c] += v[c] * weight;
+    }
+  }
+  for (int q = 0; q < N; ++q)
+    for (int c = 0; c < COLUMNS; ++c)
+      *reinterpret_cast<V*>(out[q] + at + c * F::WIDTH) = acc[q][c];
+}
+
+template <int N, int COLUMNS>
+inline void weigh_rows(const float* weights, int64_t stride, const float* rows, int64_t n,
+                       int64_t width, const float* factors, float* const* out) {
+  int64_t at = 0;
+  for (; at + COLUMNS * F::WIDTH <= width; at += COLUMNS * F::WIDTH)
+    weigh_tile<N, COLUMNS>(weights, stride, rows, n, width, at, factors, out);
+  for (; at + F::WIDTH <= width; at += F::WIDTH)
+    weigh_tile<N, 1>(weights, stride, rows, n, width, at, factors, out);
+  for (; at < width; ++at) {
+    for (int q = 0; q < N; ++q) {
+      float acc = out[q][at] * factors[q];
+      for (int64_t j = 0; j < n; ++j) acc += rows[j * width + at] * weights[q * stride + j];
+      out[q][at] = acc;
+    }
+  }
+}
+
+void weigh(const float* weights, int64_t stride, int queries, const float* rows, int64_t n,
+           int64_t width, const float* factors, float* const* out) {
+  constexpr int TILE = 4, COLUMNS = F::WIDTH == 16 ? 4 : 2;
+  int q = 0;
+  for (; q + TILE <= queries; q += TILE)
+    weigh_rows<TILE, COLUMNS>(weights + q * stride, stride, rows, n, width, factors + q, out + q);
+  for (; q < queries; ++q)
+    weigh_rows<1, 8>(weights + q * stride, stride, rows, n, width, factors + q, out + q);
+}
+
+constexpr RowKernels row_kernels{norm, rotate, soften, weigh};

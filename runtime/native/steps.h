@@ -1,0 +1,44 @@
+// Steps of a segment over a chunk of tokens, on all threads.
+#pragma once
+
+#include <cstdint>
+
+#include "layer.h"
+#include "pm_steps.h"
+
+namespace pm {
+
+// The buffers of a call, and how many of their rows are at work.
+struct Rows {
+  const pm_buffer* buffers;
+  int64_t count;
+
+  float* of(int32_t buffer, int64_t row = 0) const {
+    return static_cast<float*>(buffers[buffer].data) + row * buffers[buffer].width;
+  }
+  int64_t width(int32_t buffer) const { return buffers[buffer].width; }
+};
+
+// Calls f(row, thread) for each row. A few rows cost less than telling others about them.
+template <typename F>
+void for_each_row(Engine& engine, int64_t rows, const F& f) {
+  if (rows < 4)
+    for (int64_t row = 0; row < rows; ++row) f(row, 0);
+  else
+    engine.pool.loop(rows, f);
+}
+
+// Runs all steps for `tokens` rows; after PM_LAST for the last `last` of them.
+void run_steps(Engine& engine, const pm_step* steps, int64_t n_steps, const pm_buffer* buffers,
+               int64_t tokens, int64_t last);
+
+Matrix matrix_from(const pm_matrix& matrix);
+
+void attend(Engine& engine, const pm_attend& step, const Rows& rows);
+// Bytes that attend() wants of each thread's scratch memory.
+int64_t attention_bytes();
+
+// One token's experts; logits: [experts], or null for "always".
+void route(const pm_route& step, const float* logits, float* weights, int64_t* ids);
+
+}  // namespace pm
