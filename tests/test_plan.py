@@ -123,8 +123,11 @@ def test_a_checkpoint_is_planned_like_its_bundle(
         assert found.precision == bundle.precision
         assert found.num_pages == bundle.num_pages
         assert found.token_page_bytes == bundle.token_page_bytes
-        for part in ("backbone", "kv", "workspace", "slots", "page"):
+        for part in ("kv", "slots", "page", "predictor"):
             assert getattr(found.everything, part) == getattr(bundle.everything, part)
+        # What is not compiled yet is counted as ONNX Runtime takes it.
+        for part in ("backbone", "workspace"):
+            assert getattr(found.everything, part) >= getattr(bundle.everything, part)
 
 
 def test_the_smallest_budget_is_enough_to_run(tiny_bundle: Path) -> None:
