@@ -28,8 +28,11 @@ from pocketmoe.bench.limit_model import measure_bandwidths
 from pocketmoe.bench.side_runs import Request, SideRun, run_side
 from pocketmoe.console import print_table
 from pocketmoe.errors import InputError, PocketMoEError
-from pocketmoe.runtime.bundle import MANIFEST, hash_file, read_manifest
+from pocketmoe.planning import plan_model
+from pocketmoe.runtime.bundle import MANIFEST, Manifest, hash_file, read_manifest
+from pocketmoe.runtime.weight_index import weights_file
 from pocketmoe.sizes import format_size
+from pocketmoe.targets import Target, find_target
 
 LIMITS = (3000, 2400, 2000, 1500)  # MiB
 PAGING_LIMIT = 2000  # MiB, of the rows `prompt` and `first`
@@ -55,6 +58,7 @@ class Settings:
     repeats: int
     limited_repeats: int
     quick: bool
+    target: Target | None
 
     def request(self, **values: object) -> Request:
         plain = Request("", self.threads, self.context, self.seed, most_seconds=self.most_seconds)
@@ -99,36 +103,59 @@ def agree(ours: np.ndarray, theirs: np.ndarray) -> Agreement:
     return Agreement(float(correlation), float(top1), len(ours))
 
 
-def run_rows(settings: Settings, names: list[str]) -> Iterator[Row]:
-    """Measures one row after another; the sides alternate."""
+def run_rows(settings: Settings, names: list[str], manifest: Manifest) -> Iterator[Row]:
+    """Measures one row after another, and the bandwidths around each, as they drift."""
+    before = measure_bandwidths(settings.bundle, manifest, settings.threads)
     for name in names:
         click.echo(f"measuring {name}", err=True)
-        if name == "memory":
-            request = settings.request(new=settings.tokens, long_prompt=128, warm=True)
-            ours, repacked, mapped = [], [], []
-            for _ in range(settings.repeats):
-                ours.append(need(settings.ours(request, None)))
-                repacked.append(need(settings.theirs(replace(request, repack=True), None)))
-                if not settings.quick:
-                    mapped.append(need(settings.theirs(request, None)))
-            yield Row("in memory", None, tuple(ours), tuple(repacked))
-            if mapped:
-                yield Row("in memory, not repacked", None, tuple(ours), tuple(mapped))
-        elif name == "prompt":
-            request = settings.request(long_prompt=512)
-            yield limited_row(
-                settings, f"512-token prompt, {PAGING_LIMIT} MiB", PAGING_LIMIT, request,
-                None if settings.quick else request,
-            )  # fmt: skip
-        elif name == "first":
-            # One token, so that the prompt is run.
-            title = f"32-token prompt, {PAGING_LIMIT} MiB"
-            yield limited_row(settings, title, PAGING_LIMIT, settings.request(new=1), None)
-        else:
-            limit = int(name)
-            request = settings.request(new=settings.limited_tokens)
-            few = settings.slow_tokens if limit <= SLOW_LIMIT else settings.limited_tokens
-            yield limited_row(settings, f"{limit} MiB", limit, request, settings.request(new=few))
+        rows = list(measured_rows(settings, name))
+        after = measure_bandwidths(settings.bundle, manifest, settings.threads)
+        for row in rows:
+            yield predict(settings, replace(row, bandwidths=before.mean(after)))
+        before = after
+
+
+def predict(settings: Settings, row: Row) -> Row:
+    """With what `pocketmoe plan` says of a limit, on a machine of the row's bandwidths and with the
+    kernels' speed as `pocketmoe targets --measure` found it."""
+    if settings.target is None or row.limit is None or row.bandwidths is None or not row.decodes:
+        return row
+    target = replace(settings.target, storage_bandwidth=row.bandwidths.storage)
+    budget = row.limit * MIB
+    plan = plan_model(settings.bundle, target, budgets=[budget], context=settings.context)
+    return replace(row, predicted=plan.rows[0].tokens_per_second)
+
+
+def measured_rows(settings: Settings, name: str) -> Iterator[Row]:
+    """The rows of a name; the sides alternate."""
+    if name == "memory":
+        request = settings.request(new=settings.tokens, long_prompt=128, warm=True)
+        ours, repacked, mapped = [], [], []
+        for _ in range(settings.repeats):
+            ours.append(need(settings.ours(request, None)))
+            repacked.append(need(settings.theirs(replace(request, repack=True), None)))
+            if not settings.quick:
+                mapped.append(need(settings.theirs(request, None)))
+        yield Row("in memory", None, tuple(ours), tuple(repacked))
+        if mapped:
+            yield Row("in memory, not repacked", None, tuple(ours), tuple(mapped))
+    elif name == "prompt":
+        request = settings.request(long_prompt=512)
+        resident = need(settings.ours(replace(request, warm=True), None))
+        row = limited_row(
+            settings, f"512-token prompt, {PAGING_LIMIT} MiB", PAGING_LIMIT, request,
+            None if settings.quick else request,
+        )  # fmt: skip
+        yield replace(row, resident_prompt=resident.result["long_prompt_seconds"], decodes=False)
+    elif name == "first":
+        # One token, so that the prompt is run.
+        title = f"32-token prompt, {PAGING_LIMIT} MiB"
+        yield limited_row(settings, title, PAGING_LIMIT, settings.request(new=1), None)
+    else:
+        limit = int(name)
+        request = settings.request(new=settings.limited_tokens)
+        few = settings.slow_tokens if limit <= SLOW_LIMIT else settings.limited_tokens
+        yield limited_row(settings, f"{limit} MiB", limit, request, settings.request(new=few))
 
 
 def limited_row(
@@ -148,7 +175,7 @@ def compare(settings: Settings, names: list[str], check: bool) -> Comparison:
     manifest, sha256 = read_manifest(settings.bundle), hash_file(settings.bundle / MANIFEST)
     agreement = compare_logits(settings) if check else None
     before = measure_bandwidths(settings.bundle, manifest, settings.threads)
-    rows = tuple(run_rows(settings, names))
+    rows = tuple(run_rows(settings, names, manifest))
     after = measure_bandwidths(settings.bundle, manifest, settings.threads)
     # Rows of two bundles would stand side by side as if they were of one.
     if hash_file(settings.bundle / MANIFEST) != sha256:
@@ -158,8 +185,14 @@ def compare(settings: Settings, names: list[str], check: bool) -> Comparison:
         gguf_bytes=settings.gguf.stat().st_size, pages=sum(1 for _ in manifest.pages()),
         threads=settings.threads,
         context=settings.context, seed=settings.seed, agreement=agreement, before=before,
-        after=after, resident=manifest.footprint.token_bytes, rows=rows,
+        after=after, resident=weights_of_a_token(manifest), rows=rows,
     )  # fmt: skip
+
+
+def weights_of_a_token(manifest: Manifest) -> int:
+    """Bytes as they are stored: the backbone's and those of a token's pages."""
+    backbone = sum(manifest.files[weights_file(segment)].size for segment in manifest.segments)
+    return backbone + manifest.footprint.token_page_bytes
 
 
 def read_names(text: str) -> list[str]:
@@ -236,21 +269,26 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--most-seconds", default=120.0, show_default=True, help="of decoding, in one run")
 @click.option("--repeats", default=2, show_default=True, type=click.IntRange(1), help="in memory")
 @click.option("--limited-repeats", default=1, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--targets", "targets_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="the targets.json of `pocketmoe targets --measure`, to predict with its target local",
+)  # fmt: skip
 @click.option("--quick", is_flag=True, help="leave out what is no figure of the comparison")
 @click.option("--no-check", is_flag=True, help="do not compare the logits first")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(
     checkpoint: Path, llama_python: str, bundle: Path | None, output: Path, only: str,
     threads: int, context: int, seed: int, tokens: int, limited_tokens: int, llama_tokens: int,
-    most_seconds: float, repeats: int, limited_repeats: int, quick: bool, no_check: bool,
-    json_file: Path | None,
+    most_seconds: float, repeats: int, limited_repeats: int, targets_file: Path | None,
+    quick: bool, no_check: bool, json_file: Path | None,
 ) -> None:  # fmt: skip
     names = read_names(only)
     gguf = output / f"{checkpoint.name}-q4_0.gguf"
     made = output / f"{checkpoint.name}-int4"
+    target = find_target("local", targets_file) if targets_file is not None else None
     settings = Settings(
         bundle or made, gguf, llama_python, threads, context, seed, tokens, limited_tokens,
-        llama_tokens, most_seconds, repeats, limited_repeats, quick,
+        llama_tokens, most_seconds, repeats, limited_repeats, quick, target,
     )  # fmt: skip
     try:
         check_llama_python(llama_python)

@@ -12,8 +12,8 @@ from pocketmoe.sizes import format_size
 
 MIB = 1 << 20
 # BigMoeOnEdge 0.19 (expert streaming on llama.cpp), decode in tokens per second by limit in MiB, as
-# published on this shape by others; nothing of it is run here. Its routing was less uneven than
-# that of a checkpoint of bench/make_checkpoint.py: at 2000 MiB 57 % hits and 145 MiB per token.
+# published on this shape by others; nothing of it is run here. With other random weights, whose
+# tokens shared more experts: at 2000 MiB 57 % hits and 145 MiB per token.
 PUBLISHED = {3000: 8.4, 2400: 4.6, 2000: 4.2, 1500: 3.0}
 PUBLISHED_MACHINE = "2 cores, memory 17–23 GB/s, disk 1.2–1.5 GB/s"
 PUBLISHED_READS = "at 2000 MiB 57 % hits and 145 MiB read per token"
@@ -22,13 +22,19 @@ PUBLISHED_READS = "at 2000 MiB 57 % hits and 145 MiB read per token"
 @dataclass(frozen=True)
 class Row:
     """Runs of both sides under the same conditions. limit: MiB, None for all in memory. decodes:
-    it measures decoding, and not only a prompt."""
+    it measures decoding, and not only a prompt. bandwidths: as measured just before and after;
+    None for those of the whole comparison. resident_prompt: seconds of the long prompt of
+    pocketmoe with all pages in memory. predicted: decode as the plan
+    foretells it, in tokens per second."""
 
     name: str
     limit: int | None
     ours: tuple[SideRun, ...]
     theirs: tuple[SideRun, ...]
     decodes: bool = True
+    bandwidths: Bandwidths | None = None
+    resident_prompt: float | None = None
+    predicted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,10 @@ class Comparison:
 
 def figures(comparison: Comparison, row: Row) -> dict[str, Any]:
     """The row in numbers; None where a side did not get that far. Speeds in tokens per second,
-    sizes in bytes. Shares are of the limit model; a prompt's is that of its reads alone."""
-    ours, theirs, bandwidths = row.ours, row.theirs, comparison.bandwidths
+    sizes in bytes. Shares are of the limit model; a prompt's limit is its reads, or what it takes
+    with all pages in memory, whichever is longer."""
+    ours, theirs = row.ours, row.theirs
+    bandwidths = row.bandwidths or comparison.bandwidths
     decode = median([run.decode_speed for run in ours])
     their_decode = median([run.decode_speed for run in theirs])
     prompt = median([run.long_prompt_speed for run in ours])
@@ -82,6 +90,8 @@ def figures(comparison: Comparison, row: Row) -> dict[str, Any]:
     limit = 1 / bandwidths.token_seconds(comparison.resident, missed)
     read = median([run.result.get("long_prompt_bytes") for run in ours])
     prompt_seconds = median([run.result.get("long_prompt_seconds") for run in ours])
+    parts = (_over(read, bandwidths.storage), row.resident_prompt)
+    prompt_limit = max((part for part in parts if part), default=None)
     first_bytes = median([run.result.get("prompt_bytes") for run in ours])
     first_seconds = median([run.result.get("prompt_seconds") for run in ours])
     return {
@@ -91,6 +101,10 @@ def figures(comparison: Comparison, row: Row) -> dict[str, Any]:
         "decode_ratio": _ratio(decode, their_decode),
         "limit": limit if decode else None,
         "share_of_limit": _ratio(decode, limit),
+        "predicted": row.predicted,
+        "predicted_over_measured": _ratio(row.predicted, decode),
+        "memory_bandwidth": bandwidths.memory,
+        "storage_bandwidth": bandwidths.storage,
         "missed_bytes_per_token": missed if decode else None,
         "hit_rate": median([run.hit_rate for run in ours]),
         "read_bandwidth": median([run.result.get("read_bandwidth") for run in ours]),
@@ -100,7 +114,7 @@ def figures(comparison: Comparison, row: Row) -> dict[str, Any]:
         "llama_cpp_long_prompt": their_prompt,
         "long_prompt_ratio": _ratio(prompt, their_prompt),
         "long_prompt_bytes": read,
-        "long_prompt_share": _ratio(_over(read, bandwidths.storage), prompt_seconds),
+        "long_prompt_share": _ratio(prompt_limit, prompt_seconds),
         "first_seconds": first_seconds,
         "first_bytes": first_bytes,
         "first_over_reading": _ratio(first_seconds, _over(first_bytes, bandwidths.storage)),
@@ -159,16 +173,18 @@ def tables(comparison: Comparison) -> Iterator[Table]:
     decoded = [numbers for row, numbers in zip(comparison.rows, rows, strict=True) if row.decodes]
     if decoded:
         columns = (
-            "", "pocketmoe", "llama.cpp", "ratio", "limit", "share", "hits", "pages used",
-            "read/token", "reads", "O_DIRECT", "peak", "llama.cpp peak", "end", "llama.cpp end",
+            "", "pocketmoe", "llama.cpp", "ratio", "limit", "share", "predicted", "of measured",
+            "hits", "read/token", "memory", "storage", "O_DIRECT", "peak",
+            "llama.cpp peak", "end", "llama.cpp end",
         )  # fmt: skip
         cells = [
             [
                 row["name"], _number(row["decode"]), _number(row["llama_cpp_decode"]),
                 _number(row["decode_ratio"], " ×"), _number(row["limit"]),
-                _percent(row["share_of_limit"]), _percent(row["hit_rate"]),
-                _percent(_ratio(row["pages_touched"], comparison.pages)),
-                _size(row["missed_bytes_per_token"]), _speed(row["read_bandwidth"]),
+                _percent(row["share_of_limit"]), _number(row["predicted"]),
+                _percent(row["predicted_over_measured"]), _percent(row["hit_rate"]),
+                _size(row["missed_bytes_per_token"]), _speed(row["memory_bandwidth"]),
+                _speed(row["storage_bandwidth"]),
                 "yes" if row["direct_reads"] else "no", _size(row["peak"]),
                 _size(row["llama_cpp_peak"]), row["ended"], row["llama_cpp_ended"],
             ]
@@ -185,7 +201,7 @@ def tables(comparison: Comparison) -> Iterator[Table]:
             ]
             for row in prompts
         ]  # fmt: skip
-        columns = ("", "pocketmoe", "llama.cpp", "ratio", "read", "share of reading alone")
+        columns = ("", "pocketmoe", "llama.cpp", "ratio", "read", "share of limit")
         yield Table("long prompt, tokens per second", columns, cells)
     first = [row for row in rows if row["first_bytes"]]
     if first:
