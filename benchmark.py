@@ -210,7 +210,8 @@ def measure_limit(
         storage = decoding.bytes_read / decoding.read_seconds
     missed = decoding.bytes_read / steps
     seconds = max(
-        (footprint.token_bytes - skipped) / bandwidth, missed / storage if storage else 0.0
+        (stats.backbone_bytes + footprint.token_page_bytes - skipped) / bandwidth,
+        missed / storage if storage else 0.0,
     )
     return Limit(1 / seconds, bandwidth, storage)
 

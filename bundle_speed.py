@@ -42,7 +42,9 @@ def measure_bundle(path: Path, speed: MachineSpeed, *, threads: int, native: boo
         InputError: the pages of a token do not fit into memory, or there is one paged layer only.
         BundleError, BudgetError: as in open_bundle.
     """
-    with open_bundle(path, memory_budget=AUTO, threads=threads, context=_CONTEXT) as session:
+    with open_bundle(
+        path, memory_budget=AUTO, threads=threads, context=_CONTEXT, prefetch="off"
+    ) as session:
         manifest = session.manifest
         if len(manifest.experts) < 2:
             raise InputError(f"{path} has fewer than two paged layers; measure by another bundle")

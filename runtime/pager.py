@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from queue import Empty
 
 import numpy as np
 
@@ -109,6 +108,8 @@ class Pager:
                 return
             key = ExpertKey(layer, expert)
             if key in self._loading:
+                self._loading[key].unwanted = False
+                self._early.setdefault(key, False)
                 continue
             if key in self._resident:
                 self._early[key] = False
@@ -195,53 +196,67 @@ class Pager:
         page = self._pages[key]
         load = Load(page, self._files[page.file], slot, self._where(page), early=early)
         self._policy.add(key)
-        self._loading[key] = load
         self.readers.submit(load)
+        self._loading[key] = load
 
     def _take_slot(self, pinned: Collection[ExpertKey]) -> Slot | None:
         if self._free:
             return self._free.pop()
         if len(self._resident) + len(self._loading) < self.slots:
-            return Slot(np.frombuffer(mmap.mmap(-1, self._slot_bytes), np.uint8))
-        victims = self._policy.evict(_Any(pinned, self._loading, self._early))
-        return self._resident.pop(victims[0]) if victims else None
+            # Private: not shared with a fork, and counted as this process's own.
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            return Slot(np.frombuffer(mmap.mmap(-1, self._slot_bytes, flags=flags), np.uint8))
+        while victims := self._policy.evict(_Any(pinned, self._loading, self._early)):
+            slot = self._resident.pop(victims[0], None)
+            if slot is not None:  # else an interrupt came before its page was asked for
+                return slot
+        return None
 
     def _collect(self, *, wait: bool, needed: Collection[ExpertKey] = ()) -> list[ExpertKey]:
         """Takes in the pages that have come; waits for the first.
 
         A failed one is an error where it is needed, and else as if it had never been asked for.
         Returns those that are needed, but were left out because they were not before.
+
+        An interrupt may come between any two steps: loads say themselves that they are finished,
+        and booking one twice does no harm.
         """
         dropped: list[ExpertKey] = []
-        if not self._loading:
-            return dropped
-        started = time.perf_counter() if wait else 0.0
-        try:
-            load = self.readers.done.get(block=wait)
-            if wait:
-                self.wait_seconds += time.perf_counter() - started
-                if self._trace is not None:
-                    left = len(self._loading)
-                    self._trace.span("wait for pages", "wait", started, reading=left)
-            while True:
-                key = load.page.key
+        finished = self._finished()
+        if wait and not finished and self._loading:
+            started = time.perf_counter()
+            self.readers.call()
+            while not finished:
+                self.readers.done.wait()
+                finished = self._finished()
+            self.wait_seconds += time.perf_counter() - started
+            if self._trace is not None:
+                left = len(self._loading)
+                self._trace.span("wait for pages", "wait", started, reading=left)
+        for load in finished:
+            key = load.page.key
+            if load.error is None and not load.dropped:
+                self._resident[key] = load.slot
                 del self._loading[key]
-                if load.error is None and not load.dropped:
-                    self._resident[key] = load.slot
-                else:
-                    self._policy.discard(key)
-                    self._free.append(load.slot)
-                    if key in needed:
-                        if load.error is not None:
-                            raise load.error
-                        dropped.append(key)
-                load = self.readers.done.get(block=False)
-        except Empty:
-            return dropped
+                continue
+            self._policy.discard(key)
+            del self._loading[key]
+            self._free.append(load.slot)
+            if key in needed:
+                if load.error is not None:
+                    raise load.error
+                dropped.append(key)
+        return dropped
+
+    def _finished(self) -> list[Load]:
+        self.readers.done.clear()  # before looking: what finishes later sets it again
+        return [load for load in self._loading.values() if load.finished]
 
     def holds(self, layer: int, expert: int) -> bool:
-        """Whether the page is in the cache."""
-        return ExpertKey(layer, expert) in self._resident
+        """Whether the page is in the cache, or on its way there."""
+        key = ExpertKey(layer, expert)
+        load = self._loading.get(key)
+        return key in self._resident or (load is not None and not load.unwanted)
 
     def resident(self) -> frozenset[ExpertKey]:
         """The pages in the cache."""
@@ -259,7 +274,7 @@ class Pager:
             self._free.clear()
             surplus = len(self._resident) - slots
             for key in self._policy.evict((), surplus) if surplus > 0 else ():
-                del self._resident[key]
+                self._resident.pop(key, None)
         self.slots = slots
 
     def _where(self, page: ExpertPage) -> str:

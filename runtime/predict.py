@@ -48,31 +48,37 @@ class Predictor:
     """accuracy: the share of recent guesses that were right, until there are some 1."""
 
     def __init__(self, root: Path, spec: ModelSpec):
-        """Raises BundleError where the file does not fit the model."""
-        layers = predicted_layers(spec)
+        """Raises BundleError where the file cannot be read, or does not fit the model."""
         path = root / PREDICTORS
-        values = np.fromfile(path, np.float32)
-        if values.nbytes != predictor_bytes(spec):
-            raise BundleError(f"{path} does not fit the model; compile the bundle again")
         self._weights: dict[int, np.ndarray] = {}
         self._bias: dict[int, np.ndarray] = {}
         self._correction: dict[int, np.ndarray] = {}
         self._sigmoid: dict[int, bool] = {}
-        start = 0
-        for layer in layers:
-            router = spec.layers[layer].router
-            if router is None:
-                continue
-            stop = start + router.num_experts * (spec.hidden_size + 2)
-            rows = values[start:stop].reshape(router.num_experts, -1)
-            start = stop
-            self._weights[layer] = np.ascontiguousarray(rows[:, :-2])
-            self._bias[layer], self._correction[layer] = rows[:, -2].copy(), rows[:, -1].copy()
-            self._sigmoid[layer] = router.scoring == "sigmoid"
+        try:
+            if path.stat().st_size != predictor_bytes(spec):
+                raise BundleError(f"{path} does not fit the model; compile the bundle again")
+            with path.open("rb") as file:
+                for layer in predicted_layers(spec):
+                    router = spec.layers[layer].router
+                    if router is None:
+                        continue
+                    for expert in range(router.num_experts):  # a row at a time: no second copy
+                        row = np.fromfile(file, np.float32, spec.hidden_size + 2)
+                        self._rows(layer, router.num_experts, spec.hidden_size)[expert] = row[:-2]
+                        self._bias[layer][expert], self._correction[layer][expert] = row[-2:]
+                    self._sigmoid[layer] = router.scoring == "sigmoid"
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror})") from error
         self._eps = spec.rms_norm_eps
         self._following = dict(zip(spec.paged_layers, spec.paged_layers[1:], strict=False))
         self._guess: tuple[int, frozenset[int]] = (-1, frozenset())
         self.accuracy = 1.0
+
+    def _rows(self, layer: int, experts: int, hidden_size: int) -> np.ndarray:
+        if layer not in self._weights:
+            self._weights[layer] = np.empty((experts, hidden_size), np.float32)
+            self._bias[layer], self._correction[layer] = np.empty((2, experts), np.float32)
+        return self._weights[layer]
 
     def guess(self, layer: int, hidden: np.ndarray, count: int) -> tuple[int, list[int]] | None:
         """The paged layer after `layer` and the `count` experts that it will most likely ask for,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
+from collections import deque
 from queue import SimpleQueue
 
 import numpy as np
 
-from ..errors import BundleError
+from ..errors import BundleError, InputError
 from .native.checksum import find_xxh64
 from .page_file import PageFile, Stamp
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
@@ -37,8 +39,8 @@ class Load:
     """
 
     __slots__ = (
-        "dropped", "early", "error", "file", "page", "parts_left", "slot", "stamp", "unwanted",
-        "where",
+        "dropped", "early", "error", "file", "finished", "page", "parts_left", "slot", "stamp",
+        "unwanted", "where",
     )  # fmt: skip
 
     def __init__(
@@ -46,81 +48,122 @@ class Load:
     ):
         self.page, self.file, self.slot, self.where, self.early = page, file, slot, where, early
         self.stamp: Stamp | None = None  # of the file, when it was last looked at
-        self.error: BundleError | None = None
-        self.unwanted = self.dropped = False
+        self.error: Exception | None = None
+        self.unwanted = self.dropped = self.finished = False
         self.parts_left = 0
 
 
 class Readers:
-    """Threads that read pages, verify them, and put each Load into `done`, whatever happens to it.
+    """Threads that read pages and verify them. Each Load is finished in the end, whatever happens
+    to it; `done` is set then, to be waited for.
 
     The counters: bytes_read; verified, pages whose hash was checked; read_seconds, while at least
     one read was under way, hashing not counted.
     """
 
     def __init__(self, *, verify: bool, threads: int = THREADS, trace: Recorder | None = None):
-        self.done: SimpleQueue[Load] = SimpleQueue()
+        self.done = threading.Event()
         self.bytes_read = self.verified = 0
-        self.read_seconds = 0.0
+        self._read_seconds = 0.0
         self._verify = verify
         self._trace = trace
         self._xxh64 = find_xxh64()
         self._trusted: dict[ExpertKey, Stamp] = {}  # pages that were right when the file was so
-        self._parts: SimpleQueue[tuple[Load, int, int] | None] = SimpleQueue()
+        self._parts: deque[tuple[Load, int, int]] = deque()
+        self._calls: SimpleQueue[bool] = SimpleQueue()  # that there are parts; False ends a thread
         self._lock = threading.Lock()
         self._reading = 0
         self._reading_since = 0.0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"pages-{index}", daemon=True)
-            for index in range(threads)
-        ]
-        self._started = False
+        self._wanted = threads
+        self._threads: list[threading.Thread] = []
+        self._process = os.getpid()
+
+    @property
+    def read_seconds(self) -> float:
+        with self._lock:
+            running = time.perf_counter() - self._reading_since if self._reading else 0.0
+            return self._read_seconds + running
 
     def submit(self, load: Load) -> None:
-        """Has a page read. It comes back through `done`."""
-        if not self._started:
-            self._started = True
-            for thread in self._threads:
-                thread.start()
+        """Has a page read. Its `finished` will be set, and then `done`.
+
+        Raises:
+            InputError: the system makes no thread.
+        """
+        if not self._threads:
+            self._start()
+        if self._verify:
+            self._stamp(load)
         nbytes = load.page.nbytes
         count = max(1, round(nbytes / PART_BYTES))
         size = align(-(-nbytes // count), PAGE_ALIGNMENT)
-        starts = range(0, nbytes, size)
-        load.parts_left = len(starts)
-        if self._verify:
-            self._stamp(load)
-        for start in starts:
-            self._parts.put((load, start, min(start + size, nbytes)))
+        parts = [(load, start, min(start + size, nbytes)) for start in range(0, nbytes, size)]
+        load.parts_left = len(parts)
+        self._parts.extend(parts)  # all at once: an interrupt leaves no half of a load behind
+        for _ in parts:
+            self.call()
+
+    def call(self) -> None:
+        """Wakes a thread: before a wait too, as an interrupt may have come before other calls."""
+        self._calls.put(True)
+
+    def _start(self) -> None:
+        for index in range(self._wanted):
+            thread = threading.Thread(target=self._work, name=f"pages-{index}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # those that could be made will do
+                if not self._threads:
+                    raise InputError(
+                        "no thread can be made to read pages; "
+                        "raise the limit of processes (ulimit -u)"
+                    ) from error
+                return
+            self._threads.append(thread)
 
     def close(self) -> None:
-        """Ends the threads, once what was submitted is done."""
-        if self._started:
-            for _ in self._threads:
-                self._parts.put(None)
-            for thread in self._threads:
-                thread.join()
+        """Ends the threads; what has not begun is left out."""
+        if self._process != os.getpid():  # a fork has none of them
+            return
+        self._parts.clear()
+        for _ in self._threads:
+            self._calls.put(False)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
 
     def _work(self) -> None:
-        while (part := self._parts.get()) is not None:
-            load, start, stop = part
-            try:
-                if load.unwanted:
-                    load.dropped = True
-                elif load.error is None:
-                    self._read(load, start, stop)
-            except MemoryError:
-                load.error = self._failure(load, "out of memory")
-            self._finish_part(load)
+        while self._calls.get():
+            while self._parts:
+                try:
+                    load, start, stop = self._parts.popleft()
+                except IndexError:  # another thread took it
+                    break
+                self._do(load, start, stop)
 
-    def _finish_part(self, load: Load) -> None:
+    def _do(self, load: Load, start: int, stop: int) -> None:
+        try:
+            if load.unwanted:
+                load.dropped = True
+            elif load.error is None:
+                self._read(load, start, stop)
+        except Exception as error:  # noqa: BLE001 - raised in the caller's thread
+            load.error = error
+        if not self._is_last(load):
+            return
+        try:
+            if load.error is None and not load.dropped and self._verify:
+                self._check(load)
+        except Exception as error:  # noqa: BLE001 - the same
+            load.error = error
+        load.finished = True
+        self.done.set()
+
+    def _is_last(self, load: Load) -> bool:
+        """Counts a part as done."""
         with self._lock:
             load.parts_left -= 1
-            last = load.parts_left == 0
-        if not last:
-            return
-        if load.error is None and not load.dropped and self._verify:
-            self._check(load)
-        self.done.put(load)
+            return load.parts_left == 0
 
     def _read(self, load: Load, start: int, stop: int) -> None:
         target = load.slot.data.data[start:stop]
@@ -190,7 +233,7 @@ class Readers:
             self.bytes_read += count
             self._reading -= 1
             if self._reading == 0:
-                self.read_seconds += time.perf_counter() - self._reading_since
+                self._read_seconds += time.perf_counter() - self._reading_since
 
     def _record(self, load: Load, what: str, started: float, nbytes: int) -> None:
         if self._trace is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,7 @@ import numpy as np
 from ..errors import InputError
 from .backbone import Backbone
 from .budget import AUTO, MemoryPlan, fit_budget, read_budget
-from .bundle import Manifest, check_file
+from .bundle import PREDICTORS, Manifest, check_file
 from .chat import Message, load_chat_template
 from .context import check_tokens
 from .embedding import Embedding
@@ -78,6 +80,8 @@ class Session:
                 check_file(root, manifest, weights_file(segment))
                 if index_file(segment) in manifest.files:
                     check_file(root, manifest, index_file(segment))
+            if plan.predictor:
+                check_file(root, manifest, PREDICTORS)
             for layer in manifest.experts:
                 check_file(root, manifest, layer.engine)
         self._backbone = Backbone(root, manifest, self._cache, plan.chunk, plan.batch, segments)
@@ -87,6 +91,7 @@ class Session:
         self._embedding = Embedding(root, manifest)
         self._pager = Pager(root, manifest, plan.slots, verify=verify_pages, trace=recording.trace)
         self._root = root
+        self._process = os.getpid()
         self._predictor: Predictor | None = None
         self._wanted: MemoryPlan | None = plan  # to be followed when no forward is under way
         self._least_accuracy = 0.0 if prefetch == "on" else WORTHWHILE
@@ -96,6 +101,12 @@ class Session:
         self._computing = threading.Lock()  # held while the pager is used
         self._planning = threading.Lock()  # held for `plan` and `_wanted`
         self._follow_plan()
+        if prefetch == "on" and not plan.predicts:
+            _log.warning(
+                "prefetch on has no effect: %s",
+                "the budget has no room for it" if plan.slots < manifest.num_pages
+                else "all pages fit into memory",
+            )  # fmt: skip
         if not self._pager.direct:
             _log.info("%s: pages are read through the page cache (no O_DIRECT here)", root)
 
@@ -118,17 +129,34 @@ class Session:
     def reset(self) -> None:
         """Forgets what it has seen; the page cache stays. A generation that was under way ends."""
         self._need_open()
-        self.turn += 1
-        self._cache.reset()
+        self._take_busy()
+        try:
+            self.turn += 1
+            self._cache.reset()
+        finally:
+            self._busy.release()
 
     def close(self) -> None:
-        """Gives all memory and files back. May be called twice."""
-        if not self._closed:
-            self._closed = True
-            self._pager.close()
-            self._embedding.close()
+        """Gives all memory and files back. May be called twice.
+
+        Raises:
+            InputError: another thread is in `forward`.
+        """
+        if self._closed:
+            return
+        self._take_busy()
+        self._closed = True
+        with ExitStack() as ends:  # each is done, whatever becomes of those before it
+            ends.callback(self._busy.release)
+            ends.callback(self._recording.close)
+            ends.callback(self._embedding.close)
+            ends.callback(self._pager.close)
+            self._predictor = None
             del self._backbone, self._engines, self._cache
-            self._recording.close()
+
+    def _take_busy(self) -> None:
+        if not self._busy.acquire(blocking=False):
+            raise InputError("the session is in use by another thread; open one for each thread")
 
     def forward(
         self,
@@ -148,29 +176,32 @@ class Session:
             BundleError: a page cannot be read. Whole batches before it are seen: see `position`.
         """
         self._need_open()
-        self.turn += 1
-        spec = self.manifest.spec
-        ids = check_tokens(token_ids, spec, position=self.position, context=self.context)
-        rows = 1 if last_only else len(ids)
-        logits = np.empty((rows, spec.vocab_size), np.float32)
-        batch, first = self.plan.batch, self.position
-        routes, prompt = self._recording.routes, is_prompt(first, len(ids))
-        if not self._busy.acquire(blocking=False):
-            raise InputError("the session is in use by another thread; open one for each thread")
+        self._take_busy()
         try:
-            with self._recording.call(first, len(ids), self._pager):
-                for start in range(0, len(ids), batch):
-                    part = ids[start : start + batch]
-                    wanted = logits if last_only else logits[start : start + batch]
-                    if routes is not None:
-                        routes.begin(first + start, prompt=prompt)
-                    with self._computing:
-                        self._run_batch(part, wanted, first + len(ids), observe)
-                        self._follow_plan()
+            self.turn += 1
+            return self._forward(token_ids, last_only, observe)
         finally:
             self._busy.release()
-        if self._wanted is not None:
-            self._follow_plan_if_idle()
+            if self._wanted is not None:
+                self._follow_plan_if_idle()
+
+    def _forward(
+        self, token_ids: Sequence[int], last_only: bool, observe: Observer | None
+    ) -> np.ndarray:
+        """`_busy` is held."""
+        spec, batch, first = self.manifest.spec, self.plan.batch, self.position
+        ids = check_tokens(token_ids, spec, position=first, context=self.context)
+        logits = np.empty((1 if last_only else len(ids), spec.vocab_size), np.float32)
+        routes, prompt = self._recording.routes, is_prompt(first, len(ids))
+        with self._recording.call(first, len(ids), self._pager):
+            for start in range(0, len(ids), batch):
+                part = ids[start : start + batch]
+                wanted = logits if last_only else logits[start : start + batch]
+                if routes is not None:
+                    routes.begin(first + start, prompt=prompt)
+                with self._computing:
+                    self._run_batch(part, wanted, first + len(ids), observe)
+                    self._follow_plan()
         return logits
 
     def set_memory_budget(self, budget: int | str | None) -> None:
@@ -205,15 +236,15 @@ class Session:
 
     def _follow_plan(self) -> None:
         """Gives the cache the size that was asked for last. `_computing` is held."""
-        with self._planning:
-            plan, self._wanted = self._wanted, None
-        if plan is None:
-            return
-        if not plan.predicts:
-            self._predictor = None
-        self._pager.resize(plan.slots)
-        if plan.predicts and self._predictor is None:
-            self._predictor = Predictor(self._root, self.manifest.spec)
+        while (plan := self._wanted) is not None:
+            if not plan.predicts:
+                self._predictor = None
+            self._pager.resize(plan.slots)
+            if plan.predicts and self._predictor is None:
+                self._predictor = Predictor(self._root, self.manifest.spec)
+            with self._planning:
+                if self._wanted is plan:  # else another was asked for meanwhile
+                    self._wanted = None
 
     def encode(self, text: str) -> list[int]:
         return encode_text(self, text)
@@ -283,6 +314,7 @@ class Session:
             early_pages_used=pager.early_used,
             guess_accuracy=self._predictor.accuracy if self._predictor is not None else None,
             backbone_engine=self._backbone_engine,
+            backbone_bytes=self.plan.backbone,
             direct_reads=pager.direct,
             lossy=(*self.manifest.lossy, *self._choice.names),
             budget_bytes=self.plan.budget,
@@ -311,6 +343,8 @@ class Session:
                 trace.span(f"backbone {layer}", "backbone", started, layer=layer, tokens=tokens)
             if observe is not None:
                 observe(index, out)
+            if self._predictor is not None and tokens == 1:
+                self._predictor.learn(layer, out["expert_ids"][0].tolist())
             weights, experts = self._choice.choose(
                 layer,
                 out["expert_weights"],
@@ -334,7 +368,6 @@ class Session:
         """Has a layer's pages read, and behind them those that the next layer may want."""
         pages = self._pager.visit(layer, experts, in_order=in_order)
         if self._predictor is not None and len(hidden) == 1:
-            self._predictor.learn(layer, experts)
             guess = self._predictor.guess(layer, hidden[0], len(experts))
             if guess is not None:
                 self._predictor.remember(*guess)
@@ -345,3 +378,5 @@ class Session:
     def _need_open(self) -> None:
         if self._closed:
             raise InputError("the session is closed; open the bundle again")
+        if self._process != os.getpid():
+            raise InputError("the session was opened before a fork; open the bundle again here")

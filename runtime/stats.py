@@ -38,9 +38,9 @@ class Stats:
     of what it would ask for that were right, None where nothing is guessed.
     auto_budget: budget_bytes was made of what the machine had free.
     expert_engine, backbone_engine: "onnxruntime", or "native" and its instruction set; where both
-    run segments of the backbone, how many. lossy: what changes the
-    output, in the bundle and by the session's options. skipped_experts: how often a token went
-    without an expert because of `skip_cold`.
+    run segments of the backbone, how many. backbone_bytes: its weights in memory. lossy: what
+    changes the output, in the bundle and by the session's options. skipped_experts: how often a
+    token went without an expert because of `skip_cold`.
     """
 
     prompt_tokens: int
@@ -71,6 +71,7 @@ class Stats:
     threads: int
     expert_engine: str
     backbone_engine: str
+    backbone_bytes: int
     direct_reads: bool
     lossy: tuple[str, ...]
     skipped_experts: int

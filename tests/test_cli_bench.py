@@ -71,7 +71,8 @@ class TestFigures:
         if stats.decode_bytes_read:
             read, seconds = stats.decode_bytes_read, stats.decode_read_seconds
         assert limit.storage_bandwidth == read / seconds
-        memory = limit.memory_bandwidth / manifest.footprint.token_bytes
+        weights = stats.backbone_bytes + manifest.footprint.token_page_bytes
+        memory = limit.memory_bandwidth / weights
         read = stats.decode_bytes_read / stats.decode_steps
         storage = limit.storage_bandwidth / read if read else memory
         assert limit.tokens_per_second == pytest.approx(min(memory, storage))

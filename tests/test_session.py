@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -381,3 +382,69 @@ def test_what_prefetch_takes(tiny_bundle: Path, tmp_path: Path) -> None:
         session.set_memory_budget(session.plan.fixed + 7 * session.plan.page)
         session.forward(TOKENS)
         assert session.stats.guess_accuracy is None
+
+
+def test_an_automatic_budget_does_not_shrink_because_of_what_it_holds(tiny_bundle: Path) -> None:
+    """The cache is the process's own, so it is not counted as used by others."""
+    with pocketmoe.open(tiny_bundle, memory_budget="auto") as session:
+        before = session.plan.budget
+        size = session._pager._slot_bytes
+        session._pager._slot_bytes = 16 << 20  # 384 MiB in all
+        session.forward(TOKENS)
+        for slot in session._pager._resident.values():
+            slot.data[:] = 1
+        assert len(session._pager.resident()) >= 20
+        session._pager._slot_bytes = size
+        session.set_memory_budget("auto")
+        assert before is not None
+        assert session.plan.budget is not None
+        assert session.plan.budget > before - (200 << 20)  # others take memory meanwhile
+
+
+def test_after_a_fork_the_session_says_that_it_is_not_to_be_used(tiny_bundle: Path) -> None:
+    code = f"""
+import os, sys
+import pocketmoe
+from pocketmoe.errors import InputError
+session = pocketmoe.open({str(tiny_bundle)!r})
+session.forward([1, 2, 3])
+child = os.fork()
+if child == 0:
+    try:
+        session.forward([4])
+    except InputError as error:
+        print(error, flush=True)
+    session.close()
+    os._exit(0)
+os.waitpid(child, 0)
+session.forward([4])
+session.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == "the session was opened before a fork; open the bundle again here\n"
+
+
+def test_another_thread_gets_an_error_and_disturbs_nothing(tiny_bundle: Path) -> None:
+    with pocketmoe.open(tiny_bundle) as session:
+        expected = run(session)
+        session.reset()
+        refused: list[str] = []
+
+        def disturb(*_: object) -> None:
+            def use(call: Callable[[], object]) -> None:
+                with pytest.raises(InputError, match="in use by another thread") as caught:
+                    call()
+                refused.append(str(caught.value))
+
+            for call in (session.reset, session.close, lambda: session.forward([1])):
+                thread = threading.Thread(target=use, args=(call,))
+                thread.start()
+                thread.join()
+
+        turn = session.turn
+        logits = session.forward(TOKENS[:50], observe=disturb)
+        assert session.turn == turn + 1
+        assert len(refused) == 3 * len(session.manifest.segments)
+        assert logits.tobytes() == expected[:50].tobytes()
