@@ -43,6 +43,33 @@ def test_quantized_products_are_the_same_in_all_instruction_sets(
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("block", [32, 64, 128])
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+@pytest.mark.parametrize("extra", [0, 1, 4, 11])
+def test_long_rows_with_the_largest_values(precision: str, block: int, extra: int) -> None:
+    """Sixteen blocks and some more, for one token and for many; sums as large as they can be."""
+    rng = np.random.default_rng(extra)
+    rows, columns = 37, (16 + extra) * block
+    stored = columns // 2 if precision == "int4" else columns
+    weights = rng.integers(0, 256, (rows, stored), np.uint8)
+    weights[:2] = 0x88 if precision == "int4" else 0x80  # the lowest in all places
+    weights[2:4] = 0x77 if precision == "int4" else 0x7F
+    scales = rng.uniform(0.5, 1.5, (rows, 16 + extra)).astype(np.float16)
+    x = rng.standard_normal((9, columns), np.float32)
+    x[0], x[1] = 1, -1
+    weights = weights.view(np.int8) if precision == "int8" else weights
+    results = set()
+    for name in SETS:
+        kernels = native.NativeKernels(1, instruction_set=name)
+        for count in (1, 2, 9):
+            parts = [
+                kernels.product(weights, x[t : t + count], precision=precision, scales=scales)
+                for t in range(0, 9, count)
+            ]
+            results.add(np.concatenate(parts).tobytes())
+    assert len(results) == 1
+
+
 def a_layer(
     fmt: PageFormat, experts: int, n_tokens: int, top_k: int
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -52,6 +52,7 @@ inline void fetch(const uint8_t* at) {
 
 struct Q {
   static constexpr int PANEL = 8, TILE = 4, FEW = 3;
+  static constexpr bool DOT_TRANSPOSES = true;
 
   static void transpose_scales(const uint8_t* scales, bool wide, int rows, int64_t blocks,
                                float* out) {
@@ -90,9 +91,11 @@ struct Q {
 
   // Eight rows, 32 bytes of each at a time.
   template <int BITS, int PIECES>
-  static void dot(const uint8_t* weights, const float* scales, const RecordLayout& layout,
-                  const uint8_t* x, const Next& next, int scale_step, float* y) {
+  static void dot(const uint8_t* weights, const PanelScales& panel, const RecordLayout& layout,
+                  const uint8_t* x, const Next& next, const Scratch&, float* y) {
     const int64_t row_bytes = layout.columns * BITS / 8;
+    const int64_t scale_step = 64 * PANEL * panel.row_bytes / row_bytes;  // for 64 bytes of rows
+    const float* scales = panel.transposed;
     const float* x_scales = reinterpret_cast<const float*>(x + layout.scales_at());
     const int32_t* corrections = reinterpret_cast<const int32_t*>(x + layout.corrections_at());
     __m256 acc = _mm256_setzero_ps();
@@ -108,7 +111,7 @@ struct Q {
         x0 = x1 = load_bytes(x + at);
       }
       if (at % 64 == 0)
-        for (int i = 0; i < scale_step; i += 64) fetch(next.scales + at / 64 * scale_step + i);
+        for (int64_t i = 0; i < scale_step; i += 64) fetch(next.scales + at / 64 * scale_step + i);
       __m256i quads[2];
       for (int q = 0; q < 2; ++q) {
         __m256i rows[4];

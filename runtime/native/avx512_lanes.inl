@@ -31,6 +31,19 @@ inline __m512i sums_in_lanes(const __m512i (&v)[4]) {
   return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
 }
 
+// The same where a sum of two dwords fits in 16 bits.
+inline __m512i small_sums_in_lanes(const __m512i (&v)[4]) {
+  const __m512i ones = _mm512_set1_epi16(1);
+  const __m512i a = _mm512_madd_epi16(_mm512_packs_epi32(v[0], v[1]), ones);
+  const __m512i b = _mm512_madd_epi16(_mm512_packs_epi32(v[2], v[3]), ones);
+  return _mm512_madd_epi16(_mm512_packs_epi32(a, b), ones);
+}
+
+// a's lanes 0 + 1 and 2 + 3, then b's.
+inline __m512i sums_of_lane_pairs(__m512i a, __m512i b) {
+  return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
 // 16 × 16 transposition of dwords. Rows go in as quads[r % 4][r / 4]; column 4 l + j comes out as
 // columns[l][j].
 inline void transpose(__m512i (&quads)[4][4], __m512i (&columns)[4][4]) {

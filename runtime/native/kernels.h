@@ -69,8 +69,18 @@ struct Activation {
 struct Scratch {
   uint8_t* packed;  // some columns of a panel, one byte each, interleaved by rows
   float* sums;      // a panel's results so far, [MAX_TOKENS, panel]
-  float* scales;    // a panel's scales, [blocks, panel]
+  float* scales;    // a panel's scales, [blocks, panel]; or the terms of some rows
   uint8_t* rows;    // the last rows of a matrix, filled up to a panel with zeros
+};
+
+// The block scales of a panel: as stored, `row_bytes` for each row, and for kernels that want them so
+// [blocks, panel].
+struct PanelScales {
+  const uint8_t* stored;
+  bool wide;  // fp32, not fp16
+  int rows;   // there may be fewer than in a panel
+  int64_t row_bytes;
+  const float* transposed;
 };
 
 // What is likely to be read next: a hint for fetching it early. Null is fine.

@@ -22,10 +22,10 @@ namespace {
 
 // Rows of an item of work: enough to be worth fetching an item, few enough to share them evenly.
 // A single token reads memory, the more in a row the better; many tokens compute.
-constexpr int64_t MOST_ROWS = 128;
+constexpr int64_t MOST_ROWS = 512, FEWEST_ROWS = 32;
 int64_t rows_of_item(int64_t rows_of_all, bool single, int threads) {
-  int64_t rows = 32;
-  while (single && rows < MOST_ROWS && rows_of_all >= 16 * rows * threads) rows *= 2;
+  int64_t rows = FEWEST_ROWS;
+  while (single && rows < MOST_ROWS && rows_of_all >= 8 * rows * threads) rows *= 2;
   return rows;
 }
 
@@ -140,7 +140,9 @@ void run_experts(Engine& engine, const pm_format& format, const Batch& batch, fl
   const int64_t n_groups = static_cast<int64_t>(groups.size());
   const Matrix gate_form = matrix_of(format, 0), down_form = matrix_of(format, 2);
   const bool quantized = is_quantized(format.precision);
-  const bool single = batch.starts[batch.experts] <= batch.experts;
+  int most = 0;
+  for (const Group& group : groups) most = std::max(most, group.count);
+  const bool single = most == 1;
   const Activation activation{format.activation, format.alpha, format.limit};
 
   // An item of gate and up makes whole blocks of inner activations, so that it can quantize them.
@@ -152,8 +154,6 @@ void run_experts(Engine& engine, const pm_format& format, const Batch& batch, fl
 
   const ScratchSizes sizes(std::max(hidden, intermediate),
                            std::max(gate_form.row_bytes(), down_form.row_bytes()), quantized);
-  int most = 0;
-  for (const Group& group : groups) most = std::max(most, group.count);
   reserve(engine, sizes, most * std::max(2 * inner_rows, outer_rows));
 
   const RecordLayout inner_layout = quantized ? layout_of(down_form) : RecordLayout{};
@@ -219,7 +219,8 @@ int64_t scratch_bytes(const pm_format& format, int threads, int64_t n_tokens, in
   const bool quantized = is_quantized(format.precision);
   const ScratchSizes sizes(std::max(format.hidden, format.intermediate),
                            std::max(gate.row_bytes(), down.row_bytes()), quantized);
-  const int64_t results = std::min<int64_t>(n_rows, MAX_TOKENS) * 2 * MOST_ROWS;
+  const int64_t results = 2 * std::max(MOST_ROWS, std::min<int64_t>(n_rows, MAX_TOKENS) *
+                                                     std::max<int64_t>(FEWEST_ROWS, format.block));
   const int64_t input = quantized ? layout_of(gate).bytes() : 0;
   const int64_t inner = quantized ? layout_of(down).bytes() : round_up(4 * format.intermediate, 64);
   return threads * round_up(Workspace::bytes(sizes, results), 64) + n_tokens * input +

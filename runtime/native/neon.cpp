@@ -51,6 +51,7 @@ inline void fetch(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }
 
 struct Q {
   static constexpr int GROUP = 4, GROUPS = 2, PANEL = GROUP * GROUPS, TILE = 4, FEW = 3;
+  static constexpr bool DOT_TRANSPOSES = true;
 
   static void transpose_scales(const uint8_t* scales, bool wide, int rows, int64_t blocks,
                                float* out) {
@@ -75,9 +76,11 @@ struct Q {
   }
 
   template <int BITS, int PIECES>
-  static void dot(const uint8_t* weights, const float* scales, const RecordLayout& layout,
-                  const uint8_t* x, const Next& next, int scale_step, float* y) {
+  static void dot(const uint8_t* weights, const PanelScales& panel, const RecordLayout& layout,
+                  const uint8_t* x, const Next& next, const Scratch&, float* y) {
     const int64_t row_bytes = layout.columns * BITS / 8;
+    const int64_t scale_step = 64 * PANEL * panel.row_bytes / row_bytes;  // for 64 bytes of rows
+    const float* scales = panel.transposed;
     const float* x_scales = reinterpret_cast<const float*>(x + layout.scales_at());
     const int32_t* corrections = reinterpret_cast<const int32_t*>(x + layout.corrections_at());
     float32x4_t acc[GROUPS];
@@ -92,7 +95,7 @@ struct Q {
       const uint8_t* from = BITS == 4 ? x + at / 64 * 128 + at % 64 : x + at;
       const int8x16_t x0 = load_bytes(from), x1 = BITS == 4 ? load_bytes(from + 64) : x0;
       if (at % 64 == 0)
-        for (int i = 0; i < scale_step; i += 64) fetch(next.scales + at / 64 * scale_step + i);
+        for (int64_t i = 0; i < scale_step; i += 64) fetch(next.scales + at / 64 * scale_step + i);
       for (int g = 0; g < GROUPS; ++g) {
         int32x4_t rows[4];
         for (int r = 0; r < 4; ++r) {

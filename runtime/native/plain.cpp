@@ -15,6 +15,7 @@ inline int nibble(int bits) { return (bits ^ 8) - 8; }
 // Works straight from the page always: packing has nothing to win here.
 struct Q {
   static constexpr int PANEL = 4, TILE = 6, FEW = MAX_TOKENS;
+  static constexpr bool DOT_TRANSPOSES = true;
 
   static void transpose_scales(const uint8_t* scales, bool wide, int rows, int64_t blocks,
                                float* out) {
@@ -33,9 +34,10 @@ struct Q {
   }
 
   template <int BITS, int PIECES>
-  static void dot(const uint8_t* weights, const float* scales, const RecordLayout& layout,
-                  const uint8_t* x, const Next&, int, float* y) {
+  static void dot(const uint8_t* weights, const PanelScales& panel, const RecordLayout& layout,
+                  const uint8_t* x, const Next&, const Scratch&, float* y) {
     const int64_t row_bytes = layout.columns * BITS / 8;
+    const float* scales = panel.transposed;
     const float* x_scales = reinterpret_cast<const float*>(x + layout.scales_at());
     constexpr int BYTES = 16 * PIECES;
     for (int r = 0; r < PANEL; ++r) {

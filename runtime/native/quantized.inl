@@ -6,6 +6,7 @@
 //   FEW               up to so many tokens go one by one, without packing
 //   transpose_scales  block scales of a panel → [blocks, PANEL]
 //   dot<BITS, PIECES> one token and a panel, straight from the page
+//   DOT_TRANSPOSES    whether it wants scales transposed
 //   pack<BITS>        some columns of a panel → what tile() wants
 //   tile<BITS, PIECES, N>  N tokens and packed columns, added to the sums so far
 //
@@ -28,21 +29,17 @@ PM_OUT_OF_LINE void tile_of(const uint8_t* packed, const float* scales, const Re
 }
 
 template <int BITS>
-PM_OUT_OF_LINE void dot_of(const uint8_t* weights, const float* scales, const RecordLayout& layout,
-                           const uint8_t* x, const Next& next, int scale_size, float* results) {
+PM_OUT_OF_LINE void dot_of(const uint8_t* weights, const PanelScales& scales,
+                           const RecordLayout& layout, const uint8_t* x, const Next& next,
+                           const Scratch& scratch, float* results) {
   constexpr int PIECE = 128 / BITS;  // elements
-  // Bytes of scales that go with 64 bytes of each row of a panel.
-  const int scale_step = Q::PANEL * 4 * PIECE / layout.block * scale_size;
   switch (layout.block) {
     case 32:
-      return Q::template dot<BITS, 32 / PIECE>(weights, scales, layout, x, next, scale_step,
-                                               results);
+      return Q::template dot<BITS, 32 / PIECE>(weights, scales, layout, x, next, scratch, results);
     case 64:
-      return Q::template dot<BITS, 64 / PIECE>(weights, scales, layout, x, next, scale_step,
-                                               results);
+      return Q::template dot<BITS, 64 / PIECE>(weights, scales, layout, x, next, scratch, results);
     default:
-      return Q::template dot<BITS, 128 / PIECE>(weights, scales, layout, x, next, scale_step,
-                                                results);
+      return Q::template dot<BITS, 128 / PIECE>(weights, scales, layout, x, next, scratch, results);
   }
 }
 
@@ -83,8 +80,7 @@ void quantized_product(const Matrix& w, int64_t row, int64_t rows, const void* c
                        const Next& after) {
   const uint8_t* const* x = reinterpret_cast<const uint8_t* const*>(tokens_x);
   const RecordLayout layout{w.precision == INT4 ? 4 : 8, w.block, w.columns};
-  const int scale_size = w.wide_scales ? 4 : 2;
-  const int64_t row_bytes = w.row_bytes(), scales_bytes = w.blocks() * scale_size;
+  const int64_t row_bytes = w.row_bytes(), scales_bytes = w.blocks() * (w.wide_scales ? 4 : 2);
   for (int64_t done = 0; done < rows; done += Q::PANEL) {
     const int valid = static_cast<int>(rows - done < Q::PANEL ? rows - done : Q::PANEL);
     const uint8_t* weights = w.weights + (row + done) * row_bytes;
@@ -97,16 +93,18 @@ void quantized_product(const Matrix& w, int64_t row, int64_t rows, const void* c
       std::memset(scratch.rows + valid * row_bytes, 0, (Q::PANEL - valid) * row_bytes);
       weights = scratch.rows;
     }
-    Q::transpose_scales(scales, w.wide_scales, valid, w.blocks(), scratch.scales);
+    if (tokens > Q::FEW || Q::DOT_TRANSPOSES)
+      Q::transpose_scales(scales, w.wide_scales, valid, w.blocks(), scratch.scales);
     if (tokens > Q::FEW) {
       packed_panel(weights, row_bytes, layout, x, tokens, next, scratch);
     } else {
+      const PanelScales panel{scales, w.wide_scales, valid, scales_bytes, scratch.scales};
       for (int t = 0; t < tokens; ++t) {
         float* results = scratch.sums + t * Q::PANEL;
         if (layout.bits == 4)
-          dot_of<4>(weights, scratch.scales, layout, x[t], next, scale_size, results);
+          dot_of<4>(weights, panel, layout, x[t], next, scratch, results);
         else
-          dot_of<8>(weights, scratch.scales, layout, x[t], next, scale_size, results);
+          dot_of<8>(weights, panel, layout, x[t], next, scratch, results);
       }
     }
     for (int t = 0; t < tokens; ++t)

@@ -15,3 +15,4 @@
 #endif
 
 #define PM_OUT_OF_LINE __attribute__((noinline))
+#define PM_IN_LINE inline __attribute__((always_inline))
