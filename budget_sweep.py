@@ -20,21 +20,19 @@ _MIB = 1 << 20
 _SILENT = Silent()
 
 
-def usual_budgets(
-    bundle: Path, *, context: int | None = None, threads: int | None = None
-) -> list[int]:
+def usual_budgets(bundle: Path, *, context: int | None = None) -> list[int]:
     """From the smallest budget that works to one in which every page has a slot, evenly spaced.
 
     Raises:
         BundleError, ContextError, InputError: as open_bundle.
     """
-    from .runtime.opening import open_bundle
-
-    with open_bundle(bundle, context=context, threads=threads, verify_pages=False) as session:
-        plan = session.plan
-    largest = plan.smallest + (plan.slots - plan.fewest) * plan.page
-    step = (largest - plan.smallest) / (_STEPS - 1)
-    budgets = [plan.smallest + round(step * index) for index in range(_STEPS)]
+    options = [] if context is None else ["--context", str(context)]
+    # In a process of its own: this one has loaded what draws the plot.
+    facts = json.loads(_call("plan", ["--target", "cpu", "--json", *options, "--", str(bundle)]))
+    plan, smallest = facts["everything"], facts["smallest_budget"]
+    largest = smallest + (plan["slots"] - plan["fewest"]) * plan["page"]
+    step = (largest - smallest) / (_STEPS - 1)
+    budgets = [smallest + round(step * index) for index in range(_STEPS)]
     return sorted({-(-budget // _MIB) * _MIB for budget in budgets})
 
 
@@ -54,20 +52,23 @@ def run_budgets(
 
 
 def _run(bundle: Path, budget: int, options: Sequence[str]) -> Benchmark:
-    command = [
-        sys.executable, "-m", "pocketmoe", "bench", "--json", "--memory-budget", str(budget),
-        *options, "--", str(bundle),
-    ]  # fmt: skip
+    arguments = ["--json", "--memory-budget", str(budget), *options, "--", str(bundle)]
+    return read_benchmark(json.loads(_call("bench", arguments)))
+
+
+def _call(name: str, arguments: Sequence[str]) -> str:
+    """What a command prints."""
+    command = [sys.executable, "-m", "pocketmoe", name, *arguments]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode < 0:
         raise InputError(
-            f"the run with a memory budget of {format_size(budget)} was killed by signal "
-            f"{-done.returncode}; give it less than the machine has"
+            f"{name} {' '.join(arguments)} was killed by signal {-done.returncode}; "
+            "give it a memory budget below what the machine has"
         )
     if done.returncode:
         lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
         raise InputError(lines[-1].removeprefix("error: "))
-    return read_benchmark(json.loads(done.stdout))
+    return done.stdout
 
 
 def read_benchmark(facts: dict[str, Any]) -> Benchmark:

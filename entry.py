@@ -51,6 +51,7 @@ class CommandLine(click.Group):
             return result
 
     def main(self, *args: Any, **extra: Any) -> Any:
+        open_closed_streams()
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
         try:
@@ -61,6 +62,15 @@ class CommandLine(click.Group):
             print_interrupted()
             sys.exit(INTERRUPTED)
         sys.exit(FAILED)
+
+
+def open_closed_streams() -> None:
+    """A shell can start a command with a stream closed (`>&-`): it reads as empty, and what is
+    written to it is lost, as was asked for."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - to the end
+            setattr(sys, name, stream)
 
 
 @contextlib.contextmanager

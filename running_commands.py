@@ -279,9 +279,7 @@ def plot_speeds(
     if not isinstance(facts, BundleFacts):
         raise BundleError(f"{bundle} is a checkpoint; compile it first")
     sizes = {size for size in map(read_budget, budgets) if size is not None}
-    chosen = sorted(sizes) or usual_budgets(
-        bundle, context=options["--context"], threads=options["--threads"]
-    )
+    chosen = sorted(sizes) or usual_budgets(bundle, context=options["--context"])
     given = [word for name, value in options.items() if value is not None
              for word in (name, str(value))]  # fmt: skip
     with ProgressDisplay() as progress:

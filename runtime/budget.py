@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from ..errors import BudgetError, InputError
 from ..model.spec import ModelSpec
@@ -78,9 +79,15 @@ def read_budget(budget: int | str | None) -> int | None:
         return read_host_memory().budget
     if isinstance(budget, str):
         return parse_size(budget)
-    if budget is not None and (isinstance(budget, bool) or budget < 1):
+    if budget is None:
+        return None
+    if isinstance(budget, bool) or not isinstance(budget, Integral):
+        raise InputError(
+            f"memory budget must be a number of bytes, or text like '2GiB', not {budget!r}"
+        )
+    if budget < 1:
         raise InputError(f"memory budget must be more than 0 bytes, not {budget}")
-    return budget
+    return int(budget)
 
 
 def workspace_bytes(

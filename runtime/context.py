@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -17,13 +18,16 @@ def choose_context(wanted: int | None, spec: ModelSpec, where: str) -> int:
 
     Raises:
         ContextError: the model cannot see as much; `where` names it.
+        InputError: it is no whole number.
     """
     longest = spec.max_context
     if wanted is None:
         return min(longest, DEFAULT_CONTEXT)
+    if isinstance(wanted, bool) or not isinstance(wanted, Integral):
+        raise InputError(f"context must be a whole number of tokens, not {wanted!r}")
     if not 1 <= wanted <= longest:
         raise ContextError(f"context must be from 1 to {longest} tokens for {where}, not {wanted}")
-    return wanted
+    return int(wanted)
 
 
 def check_tokens(

@@ -193,3 +193,12 @@ class TestErrors:
         assert decode_utf8("é".encode(), "x") == "é"
         with pytest.raises(InputError, match="x is not UTF-8 text: byte 0xe9 at position 1"):
             decode_utf8(b"a\xe9", "x")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_is_no_traceback(closed: str) -> None:
+    command = f"{sys.executable} -m pocketmoe targets {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert (done.stdout == "") == (closed == ">&-")

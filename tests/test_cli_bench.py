@@ -181,7 +181,7 @@ class TestPlot:
         assert result.predicted.tokens_per_second == result.predicted_tokens_per_second > 0
 
     def test_usual_budgets(self, tiny_bundle: Path) -> None:
-        budgets = usual_budgets(tiny_bundle, context=64, threads=1)
+        budgets = usual_budgets(tiny_bundle, context=64)
         assert 2 <= len(budgets) <= 5
         assert budgets == sorted(budgets)
         assert all(budget % (1 << 20) == 0 for budget in budgets)

@@ -297,6 +297,18 @@ def test_another_thread_changes_the_budget_while_tokens_run(tiny_bundle: Path) -
         assert len(session._pager.resident()) <= wanted
 
 
+@pytest.mark.parametrize("budget", [float("nan"), float("inf"), 1e9, [], b"1GiB", True, 0, -1, ""])
+def test_a_budget_that_is_none_is_refused(tiny_bundle: Path, budget: object) -> None:
+    with pytest.raises(InputError):
+        pocketmoe.open(tiny_bundle, memory_budget=budget)  # type: ignore[arg-type]
+    with pocketmoe.open(tiny_bundle) as session:
+        with pytest.raises(InputError):
+            session.set_memory_budget(budget)  # type: ignore[arg-type]
+        assert session.stats.budget_bytes is None
+    with pytest.raises(InputError, match="context must be a whole number"):
+        pocketmoe.open(tiny_bundle, context=1.5)  # type: ignore[arg-type]
+
+
 def test_two_sessions_on_one_bundle_in_two_threads(tiny_bundle: Path) -> None:
     with pocketmoe.open(tiny_bundle) as session:
         resident = run(session)
