@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 
 # What `make demo` compiles and asks.
 DEMO_PRECISION ?= fp32
-DEMO_BUDGET ?= 136MiB
+DEMO_BUDGET ?= 116MiB
 DEMO_PROMPT ?= def read_config(path):
 DEMO_TOKENS ?= 110
 
