@@ -175,6 +175,36 @@ def test_a_nan_in_a_query_or_a_key_is_not_lost(kernels: NativeKernels) -> None:
     assert np.isfinite(to.reshape(5, 2, 16)[~expected]).all()
 
 
+@pytest.mark.parametrize("heads", [1, 2, 8])
+@pytest.mark.parametrize("window", [None, 3, 40])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_nan_in_a_value_reaches_those_alone_that_see_it(
+    kernels: NativeKernels, heads: int, window: int | None, wrong: float
+) -> None:
+    rng = np.random.default_rng(0)
+    tokens, head_dim, position = 300, 20, 256 - 2
+    q = draw(rng, tokens, heads * head_dim)
+    k, v = draw(rng, tokens, head_dim), draw(rng, tokens, head_dim)
+    found = []
+    for value in (v[position, 7], wrong):
+        v[position, 7] = value
+        keys, values = np.zeros((2, 1, 1, tokens, head_dim), np.float32)
+        steps = Steps(kernels)
+        steps.attend(
+            0, ("q", "k", "v", "to"), heads=heads, kv_heads=1, head_dim=head_dim, scale=0.25,
+            window=window, sinks=None,
+        )  # fmt: skip
+        steps.set_cache(0, keys, values, np.array([tokens - 1], np.int32))
+        to = np.empty_like(q)
+        execute(steps, q=q, k=k, v=v, to=to)
+        found.append(to.reshape(tokens, heads, head_dim))
+    right, broken = found
+    sees = np.zeros_like(right, bool)
+    sees[position : position + (window or tokens), :, 7] = True
+    assert not np.isfinite(broken[sees]).any()
+    assert broken[~sees].tobytes() == right[~sees].tobytes()
+
+
 def router(**changes: object) -> SimpleNamespace:
     fields = {
         "num_experts": 12, "top_k": 3, "normalize": False, "scoring": "softmax", "num_groups": 1,
