@@ -161,11 +161,9 @@ class RouteWriter:
     """
 
     def __init__(self, path: Path, page_bytes: dict[int, int], note: str) -> None:
-        self._file = WholeFile(path)
-        self._file.write(f"# route_trace v1\n# {note}\n")
-        for layer, size in page_bytes.items():
-            self._file.write(f"# layer={layer} expert_bytes={size}\n")
-        self._file.write(",".join(COLUMNS) + "\n")
+        sizes = [f"# layer={layer} expert_bytes={size}\n" for layer, size in page_bytes.items()]
+        columns = ",".join(COLUMNS) + "\n"
+        self._file = WholeFile(path, "".join(["# route_trace v1\n# ", note, "\n", *sizes, columns]))
 
     def write(self, rows: Iterable[RouteRow]) -> None:
         """Appends rows: token by token, or a chunk's layer as a whole."""

@@ -38,15 +38,14 @@ class Recorder:
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         """about: what the file is to say of the run."""
-        self._file = WholeFile(path)
+        process = _metadata("process_name", 0, name="pocketmoe")
+        self._file = WholeFile(path, '{"traceEvents":[\n' + json.dumps(process))
         self._about = about
         self._origin = time.perf_counter()
         self._events: deque[_Event] = deque()
         self._threads: dict[int, tuple[int, str]] = {}  # by its identity: number, name
         self._numbers = itertools.count(1)
         self._thread()
-        process = _metadata("process_name", 0, name="pocketmoe")
-        self._file.write('{"traceEvents":[\n' + json.dumps(process))
 
     def span(self, name: str, category: str, started: float, **arguments: Any) -> None:
         """What this thread has done from `started` until now."""

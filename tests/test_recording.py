@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,51 @@ class TestFiles:
         with pytest.raises(InputError, match="give two files"):
             pocketmoe.open(tiny_bundle, record_routes=tmp_path / "r", trace=tmp_path / "r")
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("option", ["record_routes", "trace"])
+    def test_nothing_but_a_file_is_replaced(
+        self, option: str, tiny_bundle: Path, tmp_path: Path
+    ) -> None:
+        pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+        os.mkfifo(pipe)
+        folder.mkdir()
+        (tmp_path / "link").symlink_to(pipe)
+        (tmp_path / "circle").symlink_to(tmp_path / "circle")
+        before = sorted(tmp_path.iterdir())
+        for path, wrong in (
+            (pipe, "a device or a pipe"),
+            (tmp_path / "link", "a device or a pipe"),
+            (Path("/dev/null"), "a device or a pipe"),
+            (folder, "is a folder"),
+            (Path("/"), "is a folder"),
+            (tmp_path / "circle", "cannot be written"),
+        ):
+            with pytest.raises(InputError, match=wrong) as error:
+                pocketmoe.open(tiny_bundle, **{option: path})  # type: ignore[arg-type]
+            assert str(path) in str(error.value)
+            assert "\n" not in str(error.value)
+        assert sorted(tmp_path.iterdir()) == before
+        assert Path("/dev/null").is_char_device()
+
+    def test_a_link_stays_and_leads_to_the_new_file(
+        self, tiny_bundle: Path, tmp_path: Path
+    ) -> None:
+        there = tmp_path / "there"
+        there.mkdir()
+        (there / "old.csv").write_text("old")
+        routes, trace = tmp_path / "routes", tmp_path / "trace"
+        routes.symlink_to(Path("there") / "old.csv")
+        trace.symlink_to(there / "new.json")
+        with pocketmoe.open(tiny_bundle, record_routes=routes, trace=trace) as session:
+            session.forward(TOKENS[:3])
+            assert (there / "old.csv").read_text() == "old"
+        assert routes.is_symlink()
+        assert trace.is_symlink()
+        assert read_routes(there / "old.csv").visits
+        assert json.loads((there / "new.json").read_text())
+        assert len(list(there.iterdir())) == 2
+        with pytest.raises(InputError, match="give two files"):
+            pocketmoe.open(tiny_bundle, record_routes=routes, trace=there / "old.csv")
 
 
 def read_trace(path: Path) -> tuple[list[Event], dict[int, str]]:
