@@ -44,7 +44,7 @@ class Recording:
             self.trace.flush()
 
     def close(self) -> None:
-        """Puts the files in their places."""
+        """Puts the files in their places; one that cannot be written is a warning in the log."""
         with ExitStack() as both:
             if self.routes is not None:
                 both.callback(self.routes.close)
