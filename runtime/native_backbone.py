@@ -11,7 +11,7 @@ from .bundle import Manifest
 from .native.kernels import NativeKernels
 from .native_segment import NativeSegment, can_serve
 from .native_weights import Weights
-from .weight_index import read_index, weights_file
+from .weight_index import index_file, read_index, weights_file
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class NativeBackbone:
         """kernels: None for ONNX Runtime alone.
 
         Raises:
-            BundleError: an index of weights is damaged.
+            BundleError: an index of weights is damaged, or does not fit the model.
         """
         self.segments: dict[int, NativeSegment] = {}
         self.weight_bytes = self.onnx_bytes = 0
@@ -41,7 +41,7 @@ class NativeBackbone:
         for number, segment in enumerate(manifest.segments):
             index = read_index(root, manifest, segment)
             if index is not None:
-                weights = Weights(index, block)
+                weights = Weights(index, block, root / index_file(segment))
                 try:
                     made = NativeSegment(spec, segment, leaves, weights, kernels)
                 except (KeyError, ValueError) as error:

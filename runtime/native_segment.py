@@ -40,6 +40,7 @@ class NativeSegment:
 
         Raises:
             KeyError, ValueError: a weight is missing or has another form.
+            BundleError: a weight has other sizes than the model's.
         """
         self._spec, self._weights = spec, weights
         self._steps = Steps(kernels)
@@ -111,12 +112,16 @@ class NativeSegment:
                 self._route(layer)
             else:
                 self._norm(f"layers.{layer}.ffn_norm", current, "x")
-                self._feed_forward(f"layers.{layer}.ffn", "x", "y")
+                width = spec.layers[layer].intermediate_size
+                self._feed_forward(f"layers.{layer}.ffn", "x", "y", width)
                 self._leave(layer, "y", current, stream)
         if self._router_layer is None:
             steps.keep_last(current, self._buffer("kept", spec.hidden_size))
             self._norm("norm", "kept", "kept")
-            steps.products("kept", [("logits", self._weights.matrix("head"))])
+            head = self._weights.matrix(
+                "head", spec.vocab_size, spec.hidden_size, bias=spec.head_bias
+            )
+            steps.products("kept", [("logits", head)])
             if spec.logits_scaling != 1.0:
                 steps.multiply("logits", "logits", 1.0 / spec.logits_scaling)
         if stream == "stream":
@@ -138,9 +143,14 @@ class NativeSegment:
         counts = {"q": heads, "k": kv_heads, "v": kv_heads}
         if spec.attention_gate:
             counts["gate"] = heads
-        steps.products("x", [(name, weights.matrix(f"{prefix}.{name}_proj")) for name in counts])
+        hidden, width = spec.hidden_size, heads * spec.head_dim
+        matrices = []
         for name, count in counts.items():
             self._buffer(name, count * spec.head_dim)
+            bias = spec.qkv_bias and name != "gate"
+            matrix = weights.matrix(f"{prefix}.{name}_proj", self.widths[name], hidden, bias=bias)
+            matrices.append((name, matrix))
+        steps.products("x", matrices)
         if spec.qk_norm == "full":
             self._norm_heads(prefix, {"q": 1, "k": 1})
         if spec.clip_qkv is not None:
@@ -152,17 +162,18 @@ class NativeSegment:
             steps.rotate(name, counts[name], interleaved=spec.rope.interleaved)
         steps.attend(
             layer,
-            ("q", "k", "v", self._buffer("found", heads * spec.head_dim)),
+            ("q", "k", "v", self._buffer("found", width)),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=spec.head_dim,
             scale=spec.softmax_scale,
             window=spec.layers[layer].window,
-            sinks=weights.vector(f"{prefix}.sinks") if spec.attention_sinks else None,
+            sinks=weights.vector(f"{prefix}.sinks", heads) if spec.attention_sinks else None,
         )
         if spec.attention_gate:
             steps.gate("found", "gate")
-        steps.products("found", [("y", weights.matrix(f"{prefix}.o_proj"))])
+        out = weights.matrix(f"{prefix}.o_proj", hidden, width, bias=spec.o_bias)
+        steps.products("found", [("y", out)])
         self._buffer("y", spec.hidden_size)
         if spec.post_norm:
             self._norm(f"layers.{layer}.attention_post_norm", "y", "y")
@@ -178,45 +189,52 @@ class NativeSegment:
         logits = None
         if router.scoring != "always":
             logits = self._buffer("router", router.num_experts)
-            matrix = weights.matrix(f"layers.{layer}.router")
+            matrix = weights.matrix(
+                f"layers.{layer}.router", router.num_experts, spec.hidden_size, bias=router.bias
+            )
             steps.products("expert_input", [(logits, matrix)])
         correction = None
         if router.correction:
-            correction = weights.vector(f"layers.{layer}.router_correction")
+            name = f"layers.{layer}.router_correction"
+            correction = weights.vector(name, router.num_experts)
         steps.route(logits, "expert_weights", "expert_ids", router, correction)
         if rule.shared_intermediate_size:
-            self._feed_forward(f"layers.{layer}.shared", "expert_input", "moe_base")
+            self._feed_forward(
+                f"layers.{layer}.shared", "expert_input", "moe_base", rule.shared_intermediate_size
+            )
             if spec.shared_gate:
                 gate = self._buffer("shared_gate", 1)
-                matrix = weights.matrix(f"layers.{layer}.shared_gate")
+                matrix = weights.matrix(
+                    f"layers.{layer}.shared_gate", 1, spec.hidden_size, bias=False
+                )
                 steps.products("expert_input", [(gate, matrix)])
                 steps.gate("moe_base", gate)
 
-    def _feed_forward(self, prefix: str, source: str, to: str) -> None:
-        steps, weights = self._steps, self._weights
-        gate, up = weights.matrix(f"{prefix}.gate"), weights.matrix(f"{prefix}.up")
+    def _feed_forward(self, prefix: str, source: str, to: str, width: int) -> None:
+        spec, steps, weights = self._spec, self._steps, self._weights
+        hidden, bias = spec.hidden_size, spec.ffn_bias
+        gate, up = (
+            weights.matrix(f"{prefix}.{name}", width, hidden, bias=bias) for name in ("gate", "up")
+        )
         # The FFNs of a segment may differ in width.
-        first, second = (self._buffer(f"{name}.{gate.rows}", gate.rows) for name in ("gate", "up"))
+        first, second = (self._buffer(f"{name}.{width}", width) for name in ("gate", "up"))
         steps.products(source, [(first, gate), (second, up)])
-        steps.activate(first, second, first, self._spec.activation)
-        steps.products(first, [(to, weights.matrix(f"{prefix}.down"))])
+        steps.activate(first, second, first, spec.activation)
+        steps.products(first, [(to, weights.matrix(f"{prefix}.down", hidden, width, bias=bias))])
 
     def _norm(self, name: str, source: str, to: str) -> None:
         """Of the residual stream."""
         for buffer in {source, to} & {"x", "y"}:
             self._buffer(buffer, self._spec.hidden_size)
-        weights = self._weights
-        bias = weights.vector(f"{name}.bias") if self._spec.norm == "layer" else None
-        weight = weights.vector(f"{name}.weight")
-        if weight.size != self._spec.hidden_size:
-            raise ValueError(f"{name} has {weight.size} elements")
+        weights, size = self._weights, self._spec.hidden_size
+        bias = weights.vector(f"{name}.bias", size) if self._spec.norm == "layer" else None
+        weight = weights.vector(f"{name}.weight", size)
         self._steps.norm(source, to, weight, bias, self._spec.rms_norm_eps)
 
     def _norm_heads(self, prefix: str, groups: Mapping[str, int]) -> None:
         for name, count in groups.items():
-            weight = self._weights.vector(f"{prefix}.{name}_norm.weight")
-            if weight.size * count != self.widths[name]:
-                raise ValueError(f"{prefix}.{name}_norm has {weight.size} elements")
+            size = self.widths[name] // count
+            weight = self._weights.vector(f"{prefix}.{name}_norm.weight", size)
             self._steps.norm(name, name, weight, None, self._spec.rms_norm_eps, count)
 
     def _buffer(self, name: str, width: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -23,46 +24,50 @@ class Weights:
     Until then none of it is touched, so that it takes no room yet.
     """
 
-    def __init__(self, index: WeightIndex, block: int):
-        """block: of all that is quantized."""
-        self._index, self._block = index, block
+    def __init__(self, index: WeightIndex, block: int, file: Path):
+        """block: of all that is quantized. file: where the index comes from, for messages."""
+        self._index, self._block, self._file = index, block, file
         raw = np.empty(index.size + PAGE_ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % PAGE_ALIGNMENT
         self._data = raw[start : start + index.size]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._index.places
-
-    def vector(self, name: str) -> np.ndarray:
+    def vector(self, name: str, size: int) -> np.ndarray:
         """float32, of any shape, flat.
 
         Raises:
             KeyError: there is none.
             ValueError: it is not float32.
+            BundleError: it does not have `size` elements.
         """
-        if self._index.places[name].dtype != "float32":
+        place = self._index.places[name]
+        if place.dtype != "float32":
             raise ValueError(f"{name} is not float32")
+        if prod(place.shape) != size:
+            raise self._wrong(name, (size,))
         return self._bytes(name).view(np.float32)
 
-    def matrix(self, name: str) -> Matrix:
+    def matrix(self, name: str, rows: int, columns: int, *, bias: bool) -> Matrix:
         """The projection of that name, `.weight` and `.bias` left out.
 
         Raises:
             KeyError: it is not there.
             ValueError: it has a form that a matrix does not have.
+            BundleError: it has other sizes.
         """
         weight = f"{name}.weight"
         place = self._index.places[weight]
-        bias = self.vector(f"{name}.bias") if f"{name}.bias" in self else None
+        added = self.vector(f"{name}.bias", rows) if bias else None
         if place.dtype != "uint8":
-            rows, columns = place.shape
-            return Matrix(_FLOATS[place.dtype], 0, rows, columns, self._bytes(weight), None, bias)
-        rows, blocks, _ = place.shape
+            if place.shape != (rows, columns):
+                raise self._wrong(weight, (rows, columns))
+            values = self._bytes(weight)
+            return Matrix(_FLOATS[place.dtype], 0, rows, columns, values, None, added)
         bits, block = self._bits(weight), self._block
-        scales = self.vector(f"{weight}.scales")
-        if scales.size != rows * blocks:
-            raise ValueError(f"{weight} has {scales.size} scales for {rows * blocks} blocks")
-        return Matrix(f"int{bits}", block, rows, blocks * block, self._bytes(weight), scales, bias)
+        blocks = columns // block
+        if blocks * block != columns or place.shape[:-1] != (rows, blocks):
+            raise self._wrong(weight, (rows, blocks))
+        scales = self.vector(f"{weight}.scales", rows * blocks)
+        return Matrix(f"int{bits}", block, rows, columns, self._bytes(weight), scales, added)
 
     def load(self, path: Path) -> None:
         """Reads all of it.
@@ -91,9 +96,16 @@ class Weights:
 
     def _bits(self, name: str) -> int:
         bits, rest = divmod(8 * self._index.places[name].shape[-1], self._block or 1)
-        if rest or bits not in _SIGNS:
+        if not self._block or rest or bits not in _SIGNS:
             raise ValueError(f"{name} has blocks that are not of {self._block} values")
         return bits
+
+    def _wrong(self, name: str, wanted: tuple[int, ...]) -> BundleError:
+        shape = self._index.places[name].shape
+        return BundleError(
+            f"{self._file} is damaged ({name} is {list(shape)}, the model's {list(wanted)}); "
+            "compile the bundle again"
+        )
 
     def _bytes(self, name: str) -> np.ndarray:
         place = self._index.places[name]

@@ -44,7 +44,7 @@ class Recording:
             self.trace.flush()
 
     def close(self) -> None:
-        """Puts the files in their places."""
+        """Puts the files in their places; one that cannot be written is a warning in the log."""
         with ExitStack() as both:
             if self.routes is not None:
                 both.callback(self.routes.close)
@@ -75,7 +75,7 @@ def open_recording(
     if (
         routes is not None
         and trace is not None
-        and Path(routes).absolute() == Path(trace).absolute()
+        and os.path.realpath(routes) == os.path.realpath(trace)
     ):
         raise InputError(f"{routes} cannot hold both routes and a trace; give two files")
     log = RouteLog(Path(routes), manifest) if routes is not None else None

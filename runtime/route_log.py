@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from .bundle import Manifest
 from .routes import RouteRow, RouteWriter
+
+_log = logging.getLogger(__name__)
 
 # So much is kept before it becomes text: that takes longer than a token's own work on it.
 _MOST_KEPT = 16_384
@@ -24,6 +27,9 @@ class RouteLog:
     A step is a token's position. A turn begins with a prompt, or with each batch of a long one. An
     expert's rows are together, experts in the order in which their pages are used.
 
+    Where the file cannot be written any further, a warning is logged, nothing more is recorded and
+    no file is made: the run goes on.
+
     Raises:
         InputError: the file cannot be made.
     """
@@ -31,7 +37,7 @@ class RouteLog:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._page_bytes = {layer.layer: layer.format.nbytes for layer in manifest.experts}
         note = f"model={manifest.spec.family} n_layer={len(manifest.spec.layers)}"
-        self._writer = RouteWriter(path, self._page_bytes, note)
+        self._writer: RouteWriter | None = RouteWriter(path, self._page_bytes, note)
         self._runs: list[_Run] = []
         self._kept = 0
         self._turn, self._phase, self._step = -1, 0, 0
@@ -48,23 +54,35 @@ class RouteLog:
     ) -> None:
         """A layer of the batch runs. weights, ids: `[T, k]`; an id below 0 stands for no expert.
         holds: whether a layer's expert is in the cache."""
+        if self._writer is None:
+            return
         there = frozenset(expert for expert in set(ids.ravel().tolist()) if holds(layer, expert))
         run = (self._turn, self._phase, self._step, layer, weights.copy(), ids.copy(), there)
         self._runs.append(run)
         self._kept += ids.size
 
     def close(self) -> None:
-        self._flush()
-        self._writer.close()
+        self._flush(closing=True)
 
     def discard(self) -> None:
-        self._writer.discard()
+        if self._writer is not None:
+            self._writer.discard()
 
-    def _flush(self) -> None:
+    def _flush(self, *, closing: bool = False) -> None:
+        writer = self._writer
+        if writer is None:
+            return
         rows = [row for run in self._runs for row in self._rows(*run)]
         self._runs.clear()
         self._kept = 0
-        self._writer.write(rows)
+        try:
+            writer.write(rows)
+            if closing:
+                writer.close()
+        except OSError as error:
+            writer.discard()
+            _log.warning("%s is not made: %s", writer.path, error.strerror or error)
+            self._writer = None
 
     def _rows(
         self,

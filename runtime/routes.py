@@ -161,17 +161,17 @@ class RouteWriter:
     """
 
     def __init__(self, path: Path, page_bytes: dict[int, int], note: str) -> None:
-        self._file = WholeFile(path)
-        self._file.write(f"# route_trace v1\n# {note}\n")
-        for layer, size in page_bytes.items():
-            self._file.write(f"# layer={layer} expert_bytes={size}\n")
-        self._file.write(",".join(COLUMNS) + "\n")
+        self.path = path
+        sizes = [f"# layer={layer} expert_bytes={size}\n" for layer, size in page_bytes.items()]
+        columns = ",".join(COLUMNS) + "\n"
+        self._file = WholeFile(path, "".join(["# route_trace v1\n# ", note, "\n", *sizes, columns]))
 
     def write(self, rows: Iterable[RouteRow]) -> None:
-        """Appends rows: token by token, or a chunk's layer as a whole."""
+        """Appends rows: token by token, or a chunk's layer as a whole. Raises OSError."""
         self._file.write("".join(map(_line, rows)))
 
     def close(self) -> None:
+        """Raises OSError; the file is discarded then."""
         self._file.finish()
 
     def discard(self) -> None:

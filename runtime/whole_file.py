@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -13,34 +15,59 @@ from ..errors import InputError
 class WholeFile:
     """ASCII text. A name that ends in .gz is gzipped.
 
-    Until `finish` the path keeps what it had; a process that is killed leaves `.NAME.PID.tmp`.
+    Until `finish` the path keeps what it had, and where it is a symlink, what that leads to; a
+    process that is killed leaves `.NAME.PID.tmp`.
 
     Raises:
-        InputError: the file cannot be made.
+        InputError: the file cannot be made, or the path is that of something else than a file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    def __init__(self, path: Path, beginning: str = "") -> None:
+        """beginning: text that is written at once."""
+        self.path = path
+        self._place = Path(os.path.realpath(path))
         opener = gzip.open if path.name.endswith(".gz") else open
         try:
+            _need_replaceable(path, self._place)
+            self._beside = self._place.with_name(f".{self._place.name}.{os.getpid()}.tmp")
             self._file: TextIO = opener(self._beside, "wt", encoding="ascii")
+            try:
+                self._file.write(beginning)
+                self._file.flush()
+            except OSError:
+                self.discard()
+                raise
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror or error})") from error
 
     def write(self, text: str) -> None:
+        """Raises OSError."""
         self._file.write(text)
 
     def finish(self) -> None:
-        """Puts the file in its place; raises OSError."""
+        """Puts the file in its place; raises OSError, and discards it then."""
         try:
             self._file.close()
+            self._beside.replace(self._place)
         except OSError:
-            self._beside.unlink(missing_ok=True)
+            self.discard()
             raise
-        self._beside.replace(self._path)
 
     def discard(self) -> None:
-        """Leaves what was at the path."""
-        self._file.close()
-        self._beside.unlink(missing_ok=True)
+        """Leaves what was at the path. What goes wrong meanwhile does not matter."""
+        with suppress(OSError):  # closing writes what is left in buffers
+            self._file.close()
+        with suppress(OSError):
+            self._beside.unlink()
+
+
+def _need_replaceable(path: Path, place: Path) -> None:
+    """Raises OSError, or InputError for what a file must not take the place of."""
+    try:
+        mode = place.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path} is a folder; give the name of a file")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is a device or a pipe, not a file; give another name")

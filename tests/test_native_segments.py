@@ -6,16 +6,23 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import pocketmoe
 from pocketmoe.errors import BundleError
+from pocketmoe.model.families import FAMILIES
+from pocketmoe.model.parameters import layer_shapes
+from pocketmoe.model.spec import ModelSpec
 from pocketmoe.runtime import native_backbone
-from pocketmoe.runtime.bundle import FileRecord, hash_file, read_manifest, write_manifest
+from pocketmoe.runtime.bundle import FileRecord, Segment, hash_file, read_manifest, write_manifest
 from pocketmoe.runtime.native import library
-from pocketmoe.runtime.weight_index import index_file
+from pocketmoe.runtime.native.kernels import NativeKernels
+from pocketmoe.runtime.native_segment import NativeSegment
+from pocketmoe.runtime.native_weights import Weights
+from pocketmoe.runtime.weight_index import WeightIndex, WeightPlace, index_file
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="no native library")
 TOKENS = np.random.default_rng(0).integers(1, 384, 200).tolist()
@@ -136,6 +143,77 @@ def test_a_damaged_index_is_refused(
     broken = rewrite(tiny_bundle, tmp_path / "broken", damage(change))
     with pytest.raises(BundleError, match=r"segment_000\.json .*compile the bundle again"):
         pocketmoe.open(broken)
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    """Half of the weights of that name are gone from the index."""
+
+    def change(data: Any) -> None:
+        place = data["places"][name]
+        place["shape"] = [(place["shape"][0] + 1) // 2, *place["shape"][1:]]
+
+    return damage(change)
+
+
+@pytest.mark.parametrize("verify_pages", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers.0.attention_norm.weight",
+        "layers.0.attention.q_norm.weight",
+        "layers.0.attention.k_proj.weight",
+        "layers.0.attention.o_proj.weight.scales",
+        "layers.1.router.weight",
+    ],
+)
+def test_sizes_that_are_not_the_models_are_refused(
+    tiny_bundle: Path, tmp_path: Path, name: str, verify_pages: bool
+) -> None:
+    broken = rewrite(tiny_bundle, tmp_path / "broken", cut(name))
+    with pytest.raises(BundleError, match=rf"segment_000\.json .*{name}.*compile the bundle again"):
+        pocketmoe.open(broken, verify_pages=verify_pages)
+
+
+def index_of(spec: ModelSpec, layer: int) -> WeightIndex:
+    """Of a segment with that layer alone, all in float32."""
+    places, size = {}, 0
+    for name, shape in layer_shapes(spec, layer).items():
+        places[name] = WeightPlace("float32", shape, size)
+        size += -(-places[name].nbytes // 64) * 64
+    return WeightIndex(size, size, places)
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("gpt_oss", ["attention.q_proj.bias", "attention.sinks", "router.bias"]),
+        ("phimoe", ["attention_norm.bias"]),
+        ("glm4_moe", ["attention.k_proj.bias"]),
+        ("ernie4_5_moe", ["router_correction"]),
+    ],
+)
+def test_vectors_that_are_not_the_models_are_refused(
+    family: str, names: list[str], tmp_path: Path
+) -> None:
+    spec = FAMILIES[family].read_config(FAMILIES[family].tiny)
+    layer = next(i for i, rule in enumerate(spec.layers) if rule.is_moe)
+    segment = Segment("backbone/segment_000.onnx", (layer,), layer)
+    kernels = NativeKernels(1)
+    whole = index_of(spec, layer)
+
+    def build(places: dict[str, WeightPlace]) -> None:
+        index = dataclasses.replace(whole, places=places)
+        NativeSegment(spec, segment, None, Weights(index, 32, tmp_path / "index"), kernels)
+
+    build(whole.places)
+    for name in names:
+        full = f"layers.{layer}.{name}"
+        place = whole.places[full]
+        short = dataclasses.replace(place, shape=(place.shape[0] - 1,))
+        with pytest.raises(BundleError, match=rf"index is damaged \({full}"):
+            build({**whole.places, full: short})
+        with pytest.raises(KeyError):
+            build({key: at for key, at in whole.places.items() if key != full})
 
 
 def test_a_weight_that_is_missing_leaves_the_segment_to_onnx_runtime(

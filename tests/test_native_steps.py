@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,6 +175,36 @@ def test_a_nan_in_a_query_or_a_key_is_not_lost(kernels: NativeKernels) -> None:
     assert np.isfinite(to.reshape(5, 2, 16)[~expected]).all()
 
 
+@pytest.mark.parametrize("heads", [1, 2, 8])
+@pytest.mark.parametrize("window", [None, 3, 40])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_nan_in_a_value_reaches_those_alone_that_see_it(
+    kernels: NativeKernels, heads: int, window: int | None, wrong: float
+) -> None:
+    rng = np.random.default_rng(0)
+    tokens, head_dim, position = 300, 20, 256 - 2
+    q = draw(rng, tokens, heads * head_dim)
+    k, v = draw(rng, tokens, head_dim), draw(rng, tokens, head_dim)
+    found = []
+    for value in (v[position, 7], wrong):
+        v[position, 7] = value
+        keys, values = np.zeros((2, 1, 1, tokens, head_dim), np.float32)
+        steps = Steps(kernels)
+        steps.attend(
+            0, ("q", "k", "v", "to"), heads=heads, kv_heads=1, head_dim=head_dim, scale=0.25,
+            window=window, sinks=None,
+        )  # fmt: skip
+        steps.set_cache(0, keys, values, np.array([tokens - 1], np.int32))
+        to = np.empty_like(q)
+        execute(steps, q=q, k=k, v=v, to=to)
+        found.append(to.reshape(tokens, heads, head_dim))
+    right, broken = found
+    sees = np.zeros_like(right, bool)
+    sees[position : position + (window or tokens), :, 7] = True
+    assert not np.isfinite(broken[sees]).any()
+    assert broken[~sees].tobytes() == right[~sees].tobytes()
+
+
 def router(**changes: object) -> SimpleNamespace:
     fields = {
         "num_experts": 12, "top_k": 3, "normalize": False, "scoring": "softmax", "num_groups": 1,
@@ -230,6 +260,38 @@ def test_of_equal_scores_the_first_is_chosen() -> None:
     assert np.allclose(weights, 1 / 12)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        router(top_k=5),
+        router(top_k=5, num_groups=4, top_groups=2),
+        router(top_k=5, num_groups=4, top_groups=2, scoring="sigmoid", group_score="top2"),
+        router(top_k=5, scoring="sigmoid", normalize=True),
+        router(top_k=2, scoring="sparsemixer", jitter=0.01),
+    ],
+    ids=["softmax", "groups", "best two", "sigmoid", "sparsemixer"],
+)
+@pytest.mark.parametrize("wrong", [[0], [11], [4, 7], range(12)])
+def test_no_expert_is_chosen_twice_where_there_are_nans(
+    rule: SimpleNamespace, wrong: Sequence[int]
+) -> None:
+    logits = draw(np.random.default_rng(0), 6, 12)
+    logits[1:, wrong] = np.nan
+    steps = Steps(NativeKernels(2))
+    steps.route("logits", "weights", "ids", rule, None)
+    weights = np.empty((6, rule.top_k), np.float32)
+    ids = np.empty((6, rule.top_k), np.int64)
+    execute(steps, logits=logits, weights=weights, ids=ids)
+    assert np.isfinite(weights[0]).all()
+    assert all(len(set(row)) == rule.top_k for row in ids.tolist())
+    assert (ids >= 0).all()
+    assert (ids < 12).all()
+    assert np.isnan(weights[1:]).any(axis=1).all()
+    if rule.scoring == "sigmoid":  # a NaN stays with its expert, and is larger than any number
+        kept = ids[1:, : len(wrong)].tolist()
+        assert all(set(row) <= set(wrong) for row in kept)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 def test_products_sums_gates_and_the_last_rows(kernels: NativeKernels, rows: int) -> None:
     rng = np.random.default_rng(rows)
@@ -271,3 +333,19 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     steps.products("x", [("y", Matrix("fp32", 0, 3, 5, np.zeros((3, 5), np.float32)))])
     with pytest.raises(ValueError, match="refused"):
         execute(steps, x=np.zeros((1, 5), np.float32), y=np.zeros((1, 4), np.float32))
+
+
+@pytest.mark.parametrize(("kv_heads", "last"), [(2, 1), (2, -1), (2, 5), (0, 4), (-2, 4)])
+def test_an_attention_before_the_first_position_or_without_heads_is_refused(
+    kv_heads: int, last: int
+) -> None:
+    steps = Steps(NativeKernels(1))
+    steps.attend(
+        0, ("q", "k", "v", "to"), heads=2, kv_heads=kv_heads, head_dim=4, scale=1.0, window=None,
+        sinks=None,
+    )  # fmt: skip
+    keys, values = np.zeros((2, 1, 2, 5, 4), np.float32)
+    steps.set_cache(0, keys, values, np.array([last], np.int32))
+    rows = {name: np.zeros((3, 8), np.float32) for name in ("q", "k", "v", "to")}
+    with pytest.raises(ValueError, match="refused"):
+        execute(steps, **rows)

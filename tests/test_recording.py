@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 
 import pocketmoe
 from pocketmoe.errors import BundleError, InputError
-from pocketmoe.runtime import opening
+from pocketmoe.runtime import opening, whole_file
 from pocketmoe.runtime import session as session_module
 from pocketmoe.runtime import trace as trace_module
 from pocketmoe.runtime.budget import MemoryPlan
@@ -178,6 +181,166 @@ class TestFiles:
             pocketmoe.open(tiny_bundle, record_routes=tmp_path / "r", trace=tmp_path / "none" / "t")
         with pytest.raises(InputError, match="give two files"):
             pocketmoe.open(tiny_bundle, record_routes=tmp_path / "r", trace=tmp_path / "r")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("option", ["record_routes", "trace"])
+    def test_nothing_but_a_file_is_replaced(
+        self, option: str, tiny_bundle: Path, tmp_path: Path
+    ) -> None:
+        pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+        os.mkfifo(pipe)
+        folder.mkdir()
+        (tmp_path / "link").symlink_to(pipe)
+        (tmp_path / "circle").symlink_to(tmp_path / "circle")
+        before = sorted(tmp_path.iterdir())
+        for path, wrong in (
+            (pipe, "a device or a pipe"),
+            (tmp_path / "link", "a device or a pipe"),
+            (Path("/dev/null"), "a device or a pipe"),
+            (folder, "is a folder"),
+            (Path("/"), "is a folder"),
+            (tmp_path / "circle", "cannot be written"),
+        ):
+            with pytest.raises(InputError, match=wrong) as error:
+                pocketmoe.open(tiny_bundle, **{option: path})  # type: ignore[arg-type]
+            assert str(path) in str(error.value)
+            assert "\n" not in str(error.value)
+        assert sorted(tmp_path.iterdir()) == before
+        assert Path("/dev/null").is_char_device()
+
+    def test_a_link_stays_and_leads_to_the_new_file(
+        self, tiny_bundle: Path, tmp_path: Path
+    ) -> None:
+        there = tmp_path / "there"
+        there.mkdir()
+        (there / "old.csv").write_text("old")
+        routes, trace = tmp_path / "routes", tmp_path / "trace"
+        routes.symlink_to(Path("there") / "old.csv")
+        trace.symlink_to(there / "new.json")
+        with pocketmoe.open(tiny_bundle, record_routes=routes, trace=trace) as session:
+            session.forward(TOKENS[:3])
+            assert (there / "old.csv").read_text() == "old"
+        assert routes.is_symlink()
+        assert trace.is_symlink()
+        assert read_routes(there / "old.csv").visits
+        assert json.loads((there / "new.json").read_text())
+        assert len(list(there.iterdir())) == 2
+        with pytest.raises(InputError, match="give two files"):
+            pocketmoe.open(tiny_bundle, record_routes=routes, trace=there / "old.csv")
+
+
+class FullDisk(io.FileIO):
+    """A file on a disk that has room for so many writes of a whole buffer."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        self.room -= 1
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.fixture
+def with_room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Gives recordings that are opened from now on so many writes; the first is when they open."""
+
+    def limit(room: int) -> None:
+        monkeypatch.setattr(FullDisk, "room", room)
+
+        def opened(path: Path, mode: str, encoding: str) -> io.TextIOWrapper:
+            return io.TextIOWrapper(io.BufferedWriter(FullDisk(path, "w")), encoding=encoding)
+
+        monkeypatch.setattr(whole_file, "open", opened, raising=False)
+
+    return limit
+
+
+class TestFullDisk:
+    OPTIONS = ("record_routes", "trace")
+
+    @pytest.fixture(autouse=True)
+    def often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pocketmoe.runtime.route_log._MOST_KEPT", 3)
+        monkeypatch.setattr(trace_module, "_MOST_KEPT", 5)
+
+    @pytest.mark.parametrize("room", [1, 2])
+    @pytest.mark.parametrize("option", OPTIONS)
+    def test_the_run_goes_on(
+        self,
+        option: str,
+        room: int,
+        with_room: Callable[[int], None],
+        tiny_bundle: Path,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        path = tmp_path / "file"
+        path.write_text("as it was")
+        with pocketmoe.open(tiny_bundle) as session:
+            expected = session.forward(TOKENS)
+        with_room(room)
+        with pocketmoe.open(tiny_bundle, **{option: path}) as session:  # type: ignore[arg-type]
+            for _ in range(8):
+                session.reset()
+                assert session.forward(TOKENS).tobytes() == expected.tobytes()
+            decode(session, TOKENS[:40])
+            assert len(list(tmp_path.iterdir())) == 1  # it stopped while the session was open
+        warned = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+        assert warned == [f"{path} is not made: {os.strerror(errno.ENOSPC)}"]
+        assert path.read_text() == "as it was"
+
+    @pytest.mark.parametrize("option", OPTIONS)
+    def test_it_is_found_out_at_the_end(
+        self,
+        option: str,
+        with_room: Callable[[int], None],
+        tiny_bundle: Path,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with_room(1)
+        path = tmp_path / "file"
+
+        def failing() -> None:
+            options: Any = {option: path}
+            with pocketmoe.open(tiny_bundle, **options) as session:
+                session.forward(TOKENS[:1])
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            failing()
+        assert "file is not made: No space" in caplog.text
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("option", OPTIONS)
+    def test_another_error_stays(
+        self,
+        option: str,
+        with_room: Callable[[int], None],
+        tiny_bundle: Path,
+        tmp_path: Path,
+    ) -> None:
+        with_room(1)
+
+        def failing(*_: object) -> None:
+            raise BundleError("broken")
+
+        options: Any = {option: tmp_path / "file"}
+        with pocketmoe.open(tiny_bundle, **options) as session:
+            session.forward(TOKENS[:2])
+            with pytest.raises(BundleError, match="broken"):
+                session.forward(TOKENS, observe=failing)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("option", OPTIONS)
+    def test_it_is_full_from_the_start(
+        self, option: str, with_room: Callable[[int], None], tiny_bundle: Path, tmp_path: Path
+    ) -> None:
+        with_room(0)
+        options: Any = {option: tmp_path / "file"}
+        with pytest.raises(InputError, match="file cannot be written"):
+            pocketmoe.open(tiny_bundle, **options)
         assert list(tmp_path.iterdir()) == []
 
 

@@ -52,7 +52,8 @@ bool valid(const pm_matrix& matrix) {
 }
 
 // Looks at what would be costly to get wrong and is cheap to see; sizes are trusted.
-bool valid(const pm_step& step, const pm_buffer* buffers) {
+// tokens: rows that it works on.
+bool valid(const pm_step& step, const pm_buffer* buffers, int64_t tokens) {
   if (step.op < PM_ADD || step.op > PM_LAST || !step.what) return false;
   if (step.op == PM_PRODUCTS) {
     const pm_products& products = *static_cast<const pm_products*>(step.what);
@@ -71,8 +72,16 @@ bool valid(const pm_step& step, const pm_buffer* buffers) {
     return buffers[static_cast<const pm_rotate*>(step.what)->cos].width <= pm::MOST_PAIRS;
   if (step.op == PM_ATTEND) {
     const pm_attend& attend = *static_cast<const pm_attend*>(step.what);
-    return attend.heads % attend.kv_heads == 0 && attend.keys && attend.values && attend.last &&
-           *attend.last < attend.capacity;
+    return attend.kv_heads > 0 && attend.heads % attend.kv_heads == 0 && attend.keys &&
+           attend.values && attend.last && *attend.last < attend.capacity &&
+           static_cast<int64_t>(*attend.last) + 1 >= tokens;
+  }
+  if (step.op == PM_ROUTE) {
+    const pm_route& route = *static_cast<const pm_route*>(step.what);
+    return route.experts > 0 && route.groups > 0 && route.top_k <= route.experts &&
+           route.top_groups <= route.groups &&
+           (route.groups <= route.top_groups ||
+            route.top_k <= route.experts / route.groups * route.top_groups);
   }
   return true;
 }
@@ -191,8 +200,11 @@ int64_t pm_product_bytes(pm_handle* handle, const pm_matrix* matrix, int64_t n_t
 int32_t pm_run_steps(pm_handle* handle, const pm_step* steps, int64_t n_steps,
                      const pm_buffer* buffers, int64_t n_tokens, int64_t last) {
   if (n_tokens < 0 || last < 0 || last > n_tokens) return PM_BAD_ARGUMENT;
-  for (int64_t i = 0; i < n_steps; ++i)
-    if (!valid(steps[i], buffers)) return PM_BAD_ARGUMENT;
+  int64_t rows = n_tokens;
+  for (int64_t i = 0; i < n_steps; ++i) {
+    if (!valid(steps[i], buffers, rows)) return PM_BAD_ARGUMENT;
+    if (steps[i].op == PM_LAST) rows = last;
+  }
   return guarded(handle, [&] {
     pm::run_steps(*handle, steps, n_steps, buffers, n_tokens, last);
   });

@@ -45,6 +45,7 @@ void attend_block(const Kernels& kernels, const pm_attend& step, const Rows& row
   const void* q[QUERIES];
   float* out[QUERIES];
   float most[QUERIES], sum[QUERIES], factors[QUERIES];
+  int64_t low[QUERIES], high[QUERIES];
   for (int i = 0; i < queries; ++i) {
     const int64_t token = block.first_token + i / block.heads;
     const int64_t head = block.first_head + i % block.heads;
@@ -64,12 +65,12 @@ void attend_block(const Kernels& kernels, const pm_attend& step, const Rows& row
     kernels.product(keys, part, n, q, queries, Scratch{}, scores, PART, Next{next, nullptr});
     for (int i = 0; i < queries; ++i) {
       const int64_t position = first + block.first_token + i / block.heads;
-      const int64_t low = std::max<int64_t>(0, lowest(position) - part);
-      const int64_t high = std::min(n, position + 1 - part);
-      factors[i] = kernels.rows->soften(scores + i * PART, n, std::min(low, std::max<int64_t>(high, 0)),
-                                        std::max<int64_t>(high, 0), step.scale, &most[i], &sum[i]);
+      high[i] = std::max<int64_t>(std::min(n, position + 1 - part), 0);
+      low[i] = std::min(std::max<int64_t>(0, lowest(position) - part), high[i]);
+      factors[i] = kernels.rows->soften(scores + i * PART, n, low[i], high[i], step.scale,
+                                        &most[i], &sum[i]);
     }
-    kernels.rows->weigh(scores, PART, queries, values + part * size, n, size, factors, out);
+    kernels.rows->weigh(scores, PART, queries, values + part * size, size, low, high, factors, out);
   }
   for (int i = 0; i < queries; ++i) {
     const float share = 1.0f / sum[i];

@@ -107,10 +107,11 @@ struct RowKernels {
   float (*soften)(float* scores, int64_t n, int64_t low, int64_t high, float scale, float* most,
                   float* sum);
 
-  // out[q] = out[q] · factors[q] + Σ_j weights[q · stride + j] · rows[j], each in the order of j;
-  // rows: [n, width].
-  void (*weigh)(const float* weights, int64_t stride, int queries, const float* rows, int64_t n,
-                int64_t width, const float* factors, float* const* out);
+  // out[q] = out[q] · factors[q] + Σ_j weights[q · stride + j] · rows[j], each in the order of j,
+  // for j from low[q] up to high[q] alone; rows: [n, width].
+  void (*weigh)(const float* weights, int64_t stride, int queries, const float* rows,
+                int64_t width, const int64_t* low, const int64_t* high, const float* factors,
+                float* const* out);
 };
 
 struct Kernels {

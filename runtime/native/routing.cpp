@@ -1,7 +1,8 @@
 // Which experts a token goes to: the rules of RouterSpec (model/routing.py), in float32.
+//
+// Memory is the caller's: this runs on the pool's threads, where nothing may throw.
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "steps.h"
 
@@ -11,90 +12,120 @@ namespace {
 
 enum Scoring : int32_t { SOFTMAX = 0, SIGMOID = 1, SPARSEMIXER = 2, ALWAYS = 3 };
 
-// The place of the largest; of equal ones the first. A NaN is taken for larger than any number.
-int64_t largest(const std::vector<float>& values) {
-  int64_t best = 0;
-  for (size_t i = 1; i < values.size(); ++i) {
-    const float is = values[i], was = values[best];
-    if (is > was || (is != is && was == was)) best = static_cast<int64_t>(i);
+// A NaN is taken for larger than any number.
+bool above(float is, float was) { return is > was || (is != is && was == was); }
+
+// Numbers, and which of them are not to be chosen any more.
+struct Choice {
+  float* values;
+  bool* gone;
+  int64_t count;
+
+  Choice(float* values, bool* gone, int64_t count) : values(values), gone(gone), count(count) {
+    std::fill(gone, gone + count, false);
   }
-  return best;
-}
 
-void softmax(std::vector<float>& values) {
-  const float most = *std::max_element(values.begin(), values.end());
+  // Takes the largest that is left, and returns its place; of equal ones the first.
+  int64_t take() {
+    int64_t best = -1;
+    for (int64_t i = 0; i < count; ++i)
+      if (!gone[i] && (best < 0 || above(values[i], values[best]))) best = i;
+    gone[best] = true;
+    return best;
+  }
+};
+
+// What a row's memory is used for; a group has at least one expert.
+struct Memory {
+  float *scores, *choice, *groups;
+  bool *gone, *gone_groups;
+
+  Memory(void* memory, int64_t experts)
+      : scores(static_cast<float*>(memory)),
+        choice(scores + experts),
+        groups(choice + experts),
+        gone(reinterpret_cast<bool*>(groups + experts)),
+        gone_groups(gone + experts) {}
+};
+
+void softmax(float* values, int64_t count) {
+  const float most = *std::max_element(values, values + count);
   float sum = 0.0f;
-  for (float& value : values) sum += value = std::exp(value - most);
-  for (float& value : values) value /= sum;
+  for (int64_t i = 0; i < count; ++i) sum += values[i] = std::exp(values[i] - most);
+  for (int64_t i = 0; i < count; ++i) values[i] /= sum;
 }
 
-void keep_best_groups(const pm_route& step, std::vector<float>& choice) {
+// Experts outside the best groups are gone.
+void keep_best_groups(const pm_route& step, const Memory& memory, Choice& choice) {
   const int64_t size = step.experts / step.groups;
-  std::vector<float> scores(step.groups);
+  Choice groups(memory.groups, memory.gone_groups, step.groups);
   for (int64_t group = 0; group < step.groups; ++group) {
     float best = -INFINITY, second = -INFINITY;
     for (int64_t i = group * size; i < (group + 1) * size; ++i) {
-      if (choice[i] > best) {
+      const float value = choice.values[i];
+      if (above(value, best)) {
         second = best;
-        best = choice[i];
-      } else if (choice[i] > second) {
-        second = choice[i];
+        best = value;
+      } else if (above(value, second)) {
+        second = value;
       }
     }
-    scores[group] = step.two_best ? best + second : best;
+    groups.values[group] = step.two_best ? best + second : best;
   }
-  std::vector<bool> kept(step.groups);
-  for (int32_t i = 0; i < step.top_groups; ++i) {
-    const int64_t best = largest(scores);
-    kept[best] = true;
-    scores[best] = -INFINITY;
-  }
-  for (int32_t i = 0; i < step.experts; ++i)
-    if (!kept[i / size]) choice[i] = -INFINITY;
+  for (int32_t i = 0; i < step.top_groups; ++i) groups.take();
+  for (int32_t i = 0; i < step.experts; ++i) choice.gone[i] = !groups.gone[i / size];
 }
 
-void sparsemixer(const pm_route& step, const float* logits, float* weights, int64_t* ids) {
-  std::vector<float> left(logits, logits + step.experts);
+void sparsemixer(const pm_route& step, const float* logits, const Memory& memory, float* weights,
+                 int64_t* ids) {
+  float* near = memory.scores;
+  Choice left(memory.choice, memory.gone, step.experts);
+  std::copy(logits, logits + step.experts, left.values);
   for (int32_t i = 0; i < step.top_k; ++i) {
-    const int64_t expert = largest(left);
-    const float most = left[expert];
-    std::vector<float> near(left);
+    const int64_t expert = left.take();
+    const float most = left.values[expert];
     for (int32_t j = 0; j < step.experts; ++j) {
       const float distance = (most - logits[j]) / std::max(std::fabs(logits[j]), most);
-      if (distance > 2 * step.jitter) near[j] = -INFINITY;
+      near[j] = distance > 2 * step.jitter ? -INFINITY : left.values[j];
     }
-    softmax(near);
+    softmax(near, step.experts);
     weights[i] = near[expert];
     ids[i] = expert;
-    left[expert] = -INFINITY;
+    left.values[expert] = -INFINITY;
   }
 }
 
 }  // namespace
 
-void route(const pm_route& step, const float* logits, float* weights, int64_t* ids) {
+int64_t routing_bytes(const pm_route& step) {
+  return static_cast<int64_t>(step.experts) * (3 * sizeof(float) + 2 * sizeof(bool));
+}
+
+void route(const pm_route& step, const float* logits, void* scratch, float* weights,
+           int64_t* ids) {
   if (step.scoring == ALWAYS) {
     weights[0] = 1.0f;
     ids[0] = 0;
     return;
   }
-  if (step.scoring == SPARSEMIXER) return sparsemixer(step, logits, weights, ids);
-  std::vector<float> scores(logits, logits + step.experts);
+  const Memory memory(scratch, step.experts);
+  if (step.scoring == SPARSEMIXER) return sparsemixer(step, logits, memory, weights, ids);
+  float* scores = memory.scores;
+  std::copy(logits, logits + step.experts, scores);
   if (step.scoring == SIGMOID)
-    for (float& score : scores) score = 1.0f / (1.0f + std::exp(-score));
+    for (int32_t i = 0; i < step.experts; ++i) scores[i] = 1.0f / (1.0f + std::exp(-scores[i]));
   else
-    softmax(scores);
-  std::vector<float> choice(scores);
-  if (step.correction)
-    for (int32_t i = 0; i < step.experts; ++i) choice[i] += step.correction[i];
-  if (step.groups > step.top_groups) keep_best_groups(step, choice);
+    softmax(scores, step.experts);
+  Choice choice(memory.choice, memory.gone, step.experts);
+  for (int32_t i = 0; i < step.experts; ++i)
+    choice.values[i] = step.correction ? scores[i] + step.correction[i] : scores[i];
+  if (step.groups > step.top_groups) keep_best_groups(step, memory, choice);
   float total = 0.0f;
   for (int32_t i = 0; i < step.top_k; ++i) {
-    const int64_t expert = largest(choice);
+    const int64_t expert = choice.take();
     weights[i] = scores[expert];
     ids[i] = expert;
     total += scores[expert];
-    choice[expert] = -INFINITY;
   }
   if (step.normalize) {
     if (total < step.least_sum) total = step.least_sum;

@@ -133,14 +133,39 @@ inline void weigh_rows(const float* weights, int64_t stride, const float* rows, 
   }
 }
 
-void weigh(const float* weights, int64_t stride, int queries, const float* rows, int64_t n,
-           int64_t width, const float* factors, float* const* out) {
+// Each query has a range of its own, so that 0 · NaN of a row that it does not see does not reach
+// it: what a tile's ranges have in common comes at once, what is before and after query by query.
+void weigh(const float* weights, int64_t stride, int queries, const float* rows, int64_t width,
+           const int64_t* low, const int64_t* high, const float* factors, float* const* out) {
   constexpr int TILE = 4, COLUMNS = F::WIDTH == 16 ? 4 : 2;
+  const auto alone = [&](int q, int64_t from, int64_t to, float factor) {
+    weigh_rows<1, 8>(weights + q * stride + from, stride, rows + from * width, to - from, width,
+                     &factor, out + q);
+  };
   int q = 0;
-  for (; q + TILE <= queries; q += TILE)
-    weigh_rows<TILE, COLUMNS>(weights + q * stride, stride, rows, n, width, factors + q, out + q);
-  for (; q < queries; ++q)
-    weigh_rows<1, 8>(weights + q * stride, stride, rows, n, width, factors + q, out + q);
+  for (; q + TILE <= queries; q += TILE) {
+    int64_t from = low[q], to = high[q];
+    for (int i = q + 1; i < q + TILE; ++i) {
+      from = low[i] > from ? low[i] : from;
+      to = high[i] < to ? high[i] : to;
+    }
+    if (from >= to) {
+      for (int i = q; i < q + TILE; ++i) alone(i, low[i], high[i], factors[i]);
+      continue;
+    }
+    float rest[TILE];
+    for (int i = 0; i < TILE; ++i) {
+      rest[i] = factors[q + i];
+      if (low[q + i] == from) continue;
+      alone(q + i, low[q + i], from, rest[i]);
+      rest[i] = 1.0f;
+    }
+    weigh_rows<TILE, COLUMNS>(weights + q * stride + from, stride, rows + from * width, to - from,
+                              width, rest, out + q);
+    for (int i = q; i < q + TILE; ++i)
+      if (high[i] > to) alone(i, to, high[i], 1.0f);
+  }
+  for (; q < queries; ++q) alone(q, low[q], high[q], factors[q]);
 }
 
 constexpr RowKernels row_kernels{norm, rotate, soften, weigh};

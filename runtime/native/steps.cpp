@@ -88,10 +88,11 @@ void activate(Engine& engine, const pm_activate& step, const Rows& rows) {
 }
 
 void route_rows(Engine& engine, const pm_route& step, const Rows& rows) {
-  for_each_row(engine, rows.count, [&](int64_t row, int) {
+  for (Buffer& buffer : engine.scratch) buffer.at_least(routing_bytes(step));
+  for_each_row(engine, rows.count, [&](int64_t row, int thread) {
     const float* logits = step.logits < 0 ? nullptr : rows.of(step.logits, row);
     int64_t* ids = static_cast<int64_t*>(rows.buffers[step.ids].data) + row * step.top_k;
-    route(step, logits, rows.of(step.weights, row), ids);
+    route(step, logits, engine.scratch[thread].at_least(0), rows.of(step.weights, row), ids);
   });
 }
 

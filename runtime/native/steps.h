@@ -38,7 +38,9 @@ void attend(Engine& engine, const pm_attend& step, const Rows& rows);
 // Bytes that attend() wants of each thread's scratch memory.
 int64_t attention_bytes();
 
-// One token's experts; logits: [experts], or null for "always".
-void route(const pm_route& step, const float* logits, float* weights, int64_t* ids);
+// One token's experts; logits: [experts], or null for "always". memory: routing_bytes() of it, of
+// any contents, aligned as floats are.
+void route(const pm_route& step, const float* logits, void* memory, float* weights, int64_t* ids);
+int64_t routing_bytes(const pm_route& step);
 
 }  // namespace pm
