@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import stat
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -23,12 +24,13 @@ class WholeFile:
     """
 
     def __init__(self, path: Path, beginning: str = "") -> None:
-        """beginning: text that is written at once."""
+        """beginning: text that is written at once. A file that is there is replaced if its first
+        line is the same; any other is somebody's, and is refused."""
         self.path = path
         self._place = Path(os.path.realpath(path))
         opener = gzip.open if path.name.endswith(".gz") else open
         try:
-            _need_replaceable(path, self._place)
+            _need_replaceable(path, self._place, beginning.partition("\n")[0])
             self._beside = self._place.with_name(f".{self._place.name}.{os.getpid()}.tmp")
             self._file: TextIO = opener(self._beside, "wt", encoding="ascii")
             try:
@@ -61,8 +63,8 @@ class WholeFile:
             self._beside.unlink()
 
 
-def _need_replaceable(path: Path, place: Path) -> None:
-    """Raises OSError, or InputError for what a file must not take the place of."""
+def _need_replaceable(path: Path, place: Path, first_line: str) -> None:
+    """Raises OSError, or InputError for what the file must not take the place of."""
     try:
         mode = place.stat().st_mode
     except FileNotFoundError:
@@ -71,3 +73,12 @@ def _need_replaceable(path: Path, place: Path) -> None:
         raise InputError(f"{path} is a folder; give the name of a file")
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is a device or a pipe, not a file; give another name")
+    with place.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(place, "rb") if zipped else place.open("rb") as found:
+            line = found.readline(200)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        line = b"?"
+    if line and line.rstrip(b"\n") != first_line.encode():
+        raise InputError(f"{path} is there already and is another kind of file; give another name")

@@ -458,3 +458,27 @@ def test_what_decoding_took_is_counted_apart(
     assert stats.decode_bytes_read == stats.decode_page_misses * session.manifest.page_bytes
     assert 0 <= stats.decode_wait_seconds <= stats.decode_seconds
     assert stats.decode_hit_rate == stats.decode_page_hits / requests
+
+
+@pytest.mark.parametrize("name", ["taken.json", "taken.csv.gz", ""])
+def test_what_is_no_recording_is_not_replaced(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name if name else Path()
+    if name:
+        path.write_text('{"a user\'s": "own"}\n')
+    for option in ("trace", "record_routes"):
+        with pytest.raises(InputError, match="give another name" if name else "is a folder"):
+            pocketmoe.open(tiny_bundle, **{option: path})  # type: ignore[arg-type]
+    if name:
+        assert path.read_text() == '{"a user\'s": "own"}\n'
+        assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["routes.csv", "routes.csv.gz"])
+def test_an_older_recording_is_replaced(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    sizes = []
+    for tokens in ([1, 2, 3], [1] * 40):
+        with pocketmoe.open(tiny_bundle, record_routes=tmp_path / name) as session:
+            session.forward(tokens)
+        sizes.append(len(read_routes(tmp_path / name).visits))
+    assert 0 < sizes[0] <= sizes[1]
+    assert [file.name for file in tmp_path.iterdir()] == [name]
