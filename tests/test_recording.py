@@ -213,13 +213,13 @@ class TestFiles:
     ) -> None:
         there = tmp_path / "there"
         there.mkdir()
-        (there / "old.csv").write_text("old")
+        (there / "old.csv").write_text("# route_trace v1\n")
         routes, trace = tmp_path / "routes", tmp_path / "trace"
         routes.symlink_to(Path("there") / "old.csv")
         trace.symlink_to(there / "new.json")
         with pocketmoe.open(tiny_bundle, record_routes=routes, trace=trace) as session:
             session.forward(TOKENS[:3])
-            assert (there / "old.csv").read_text() == "old"
+            assert (there / "old.csv").read_text() == "# route_trace v1\n"
         assert routes.is_symlink()
         assert trace.is_symlink()
         assert read_routes(there / "old.csv").visits
