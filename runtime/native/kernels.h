@@ -73,8 +73,8 @@ struct Scratch {
   uint8_t* rows;    // the last rows of a matrix, filled up to a panel with zeros
 };
 
-// The block scales of a panel: as stored, `row_bytes` for each row, and for kernels that want them so
-// [blocks, panel].
+// The block scales of a panel: as stored, `row_bytes` for each row, and transposed, [blocks, panel],
+// for kernels that want them so.
 struct PanelScales {
   const uint8_t* stored;
   bool wide;  // fp32, not fp16
