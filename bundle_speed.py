@@ -15,6 +15,7 @@ from .runtime.bundle import Manifest
 from .runtime.limits import MachineSpeed
 from .runtime.opening import open_bundle
 from .runtime.session import Session
+from .runtime.weight_index import weights_file
 
 _TOKENS = (1, 40)  # to warm up, to measure
 _TOKEN, _CONTEXT, _CHUNK = 7, 256, 128
@@ -64,7 +65,7 @@ def fit_speed(
     manifest: Manifest, speed: MachineSpeed, token: _Times, prompt: _Times, *, native: bool
 ) -> MachineSpeed:
     """The figures that explain the times of one token and of a chunk."""
-    sizes = [manifest.files[_weights(segment.file)].size for segment in manifest.segments]
+    sizes = [manifest.files[weights_file(segment)].size for segment in manifest.segments]
     scale = manifest.backbone_bytes / sum(sizes)
     first, inner, last = sizes[0] * scale, median(sizes[1:-1]) * scale, sizes[-1] * scale
     # Three times, three unknowns: of a segment's bytes, of what it takes besides, of a layer's
@@ -87,10 +88,6 @@ def fit_speed(
         backbone_rate=_CHUNK * first / prompt.first,
         expert_rate=speed.expert_rate if prompt.missed else expert_rate,
     )
-
-
-def _weights(graph: str) -> str:
-    return graph.replace(".onnx", ".bin")
 
 
 def _run(session: Session, tokens: int, times: int) -> _Times:

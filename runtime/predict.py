@@ -88,8 +88,12 @@ class Predictor:
             return None
         scale = 1.0 / np.sqrt(np.dot(hidden, hidden) / len(hidden) + self._eps)
         scores = self._weights[following] @ hidden * scale + self._bias[following]
+        correction = self._correction[following]
         if self._sigmoid[following]:
-            scores = 1.0 / (1.0 + np.exp(-scores)) + self._correction[following]
+            scores = 1.0 / (1.0 + np.exp(-scores)) + correction
+        elif correction.any():  # else the order of the logits is that of their softmax
+            scores = np.exp(scores - scores.max())
+            scores = scores / scores.sum() + correction
         best = np.argsort(-scores)[:count]
         return following, best.tolist()
 

@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from .library import FormatStruct, MatrixStruct, instruction_sets, load_library
+from .library import (
+    ACTIVATIONS,
+    PRECISIONS,
+    FormatStruct,
+    MatrixStruct,
+    instruction_sets,
+    load_library,
+)
 
 PAGE_ALIGNMENT = 64  # of a page in memory
-_PRECISIONS = {"int4": 0, "int8": 1, "fp16": 2, "fp32": 3}
-_ACTIVATIONS = {"silu": 0, "clamped": 1}
 # How long a worker stays awake after a call, ready for the next one. ONNX Runtime computes between
 # the calls of two layers: its threads are to have the cores then.
 DEFAULT_SPIN_US = 20
@@ -36,9 +41,9 @@ class ExpertFormat:
         self.hidden_size: int = page_format.hidden_size
         self.nbytes = max(place.offset + place.nbytes for place in places.values())
         self.struct = FormatStruct(
-            _PRECISIONS[page_format.precision],
+            PRECISIONS[page_format.precision],
             page_format.block_size,
-            _ACTIVATIONS[activation.kind],
+            ACTIVATIONS[activation.kind],
             activation.alpha,
             activation.limit,
             0,
@@ -187,7 +192,7 @@ class NativeKernels:
         if bias is not None:
             _check(bias, np.float32, (rows,), "bias")
         matrix = MatrixStruct(
-            _PRECISIONS[precision], block, int(scales is not None and scales.dtype == np.float32),
+            PRECISIONS[precision], block, int(scales is not None and scales.dtype == np.float32),
             0, rows, columns, weights.ctypes.data,
             scales.ctypes.data if scales is not None else None,
             bias.ctypes.data if bias is not None else None,

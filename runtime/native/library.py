@@ -7,6 +7,9 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_voi
 from pathlib import Path
 from typing import Any
 
+# As numbers of the C interface.
+PRECISIONS = {"int4": 0, "int8": 1, "fp16": 2, "fp32": 3}
+ACTIVATIONS = {"silu": 0, "clamped": 1}
 _NAMES = ("libpocketmoe.so", "libpocketmoe.dylib", "pocketmoe.dll")
 
 

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from .kernels import NativeKernels
-from .library import MatrixStruct
+from .library import ACTIVATIONS, PRECISIONS, MatrixStruct
 
 MOST_PRODUCTS = 4  # of one step
 MOST_PAIRS = 512  # that a head is rotated by
-_PRECISIONS = {"int4": 0, "int8": 1, "fp16": 2, "fp32": 3}
 _SCORINGS = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2, "always": 3}
-_ACTIVATIONS = {"silu": 0, "clamped": 1}
 (_ADD, _NORM, _PRODUCTS, _CLIP, _SCALE, _GATE, _ROTATE, _ATTEND, _ACTIVATE, _ROUTE, _LAST) = range(
     11
 )
@@ -100,7 +98,7 @@ class Matrix:
 
     def struct(self) -> MatrixStruct:
         return MatrixStruct(
-            _PRECISIONS[self.precision], self.block, 1, 0, self.rows, self.columns,
+            PRECISIONS[self.precision], self.block, 1, 0, self.rows, self.columns,
             self.weights.ctypes.data, _address(self.scales), _address(self.bias),
         )  # fmt: skip
 
@@ -220,7 +218,7 @@ class Steps:
     def activate(self, gate: str, up: str, to: str, activation: Any) -> None:
         """activation: a model.spec.Activation."""
         numbers = self._of(gate), self._of(up), self._of(to)
-        kind = _ACTIVATIONS[activation.kind]
+        kind = ACTIVATIONS[activation.kind]
         self._append(_ACTIVATE, ActivateStruct(*numbers, kind, activation.alpha, activation.limit))
 
     def route(
