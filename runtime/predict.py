@@ -69,7 +69,7 @@ class Predictor:
                     self._sigmoid[layer] = router.scoring == "sigmoid"
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror})") from error
-        self._eps = spec.rms_norm_eps
+        self._eps, self._centred = spec.rms_norm_eps, spec.norm == "layer"
         self._following = dict(zip(spec.paged_layers, spec.paged_layers[1:], strict=False))
         self._guess: tuple[int, frozenset[int]] = (-1, frozenset())
         self.accuracy = 1.0
@@ -86,7 +86,8 @@ class Predictor:
         following = self._following.get(layer)
         if following is None or following not in self._weights:
             return None
-        scale = 1.0 / np.sqrt(np.dot(hidden, hidden) / len(hidden) + self._eps)
+        square = np.var(hidden) if self._centred else np.dot(hidden, hidden) / len(hidden)
+        scale = 1.0 / np.sqrt(square + self._eps)
         scores = self._weights[following] @ hidden * scale + self._bias[following]
         correction = self._correction[following]
         if self._sigmoid[following]:
