@@ -120,7 +120,8 @@ def predict(settings: Settings, row: Row) -> Row:
     kernels' speed as `pocketmoe targets --measure` found it."""
     if settings.target is None or row.limit is None or row.bandwidths is None or not row.decodes:
         return row
-    target = replace(settings.target, storage_bandwidth=row.bandwidths.storage)
+    bandwidths = row.bandwidths.at_least([run.read_bandwidth("decode") for run in row.ours])
+    target = replace(settings.target, storage_bandwidth=bandwidths.storage)
     budget = row.limit * MIB
     plan = plan_model(settings.bundle, target, budgets=[budget], context=settings.context)
     return replace(row, predicted=plan.rows[0].tokens_per_second)

@@ -6,6 +6,7 @@ import mmap
 import os
 import random
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,10 @@ class Bandwidths:
 
     def mean(self, other: Bandwidths) -> Bandwidths:
         return Bandwidths((self.memory + other.memory) / 2, (self.storage + other.storage) / 2)
+
+    def at_least(self, storage: Sequence[float]) -> Bandwidths:
+        """With the largest of those of storage."""
+        return Bandwidths(self.memory, max([self.storage, *storage]))
 
     def token_seconds(self, resident: float, missed: float) -> float:
         """The least that a token takes; bytes of weights that it reads, and of pages missed."""

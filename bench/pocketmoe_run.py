@@ -64,20 +64,23 @@ def run(session: pocketmoe.Session, request: dict[str, Any]) -> dict[str, Any]:
     if request["long_prompt"]:
         session.reset()
         ids = draw(seed + 1, vocab_size, request["long_prompt"])
-        read = session.stats.bytes_read
+        before = session.counters
         start = time.perf_counter()
         session.forward(ids, last_only=True)
         result["long_prompt_seconds"] = time.perf_counter() - start
-        result["long_prompt_bytes"] = session.stats.bytes_read - read
+        done = session.counters - before
+        result["long_prompt_bytes"] = done.bytes_read
+        result["long_prompt_read_seconds"] = done.read_seconds
     if request["new"]:
         session.reset()
         ids = draw(seed, vocab_size, request["prompt"] + request["new"])
-        read = session.stats.bytes_read
+        before = session.counters
         start = time.perf_counter()
         session.forward(ids[: request["prompt"]], last_only=True)
         result["prompt_seconds"] = time.perf_counter() - start
-        before = session.stats
-        result["prompt_bytes"] = before.bytes_read - read
+        done = session.counters - before
+        result["prompt_bytes"], result["prompt_read_seconds"] = done.bytes_read, done.read_seconds
+        before = session.counters
         result |= {"steps": 0, "decode_seconds": 0.0}
         start = time.perf_counter()
         for token in ids[request["prompt"] :]:
@@ -86,11 +89,12 @@ def run(session: pocketmoe.Session, request: dict[str, Any]) -> dict[str, Any]:
             result["decode_seconds"] = time.perf_counter() - start
             if result["decode_seconds"] > request["most_seconds"]:
                 break
-        stats = session.stats
+        done = session.counters - before
         result |= {
-            "decode_bytes": stats.bytes_read - before.bytes_read,
-            "decode_hits": stats.page_hits - before.page_hits,
-            "decode_misses": stats.page_misses - before.page_misses,
+            "decode_bytes": done.bytes_read,
+            "decode_read_seconds": done.read_seconds,
+            "decode_hits": done.page_hits,
+            "decode_misses": done.page_misses,
         }
     return result
 

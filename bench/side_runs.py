@@ -64,6 +64,12 @@ class SideRun:
         """Of pages, per decoded token."""
         return self.result.get("decode_bytes", 0) / max(1, self.result.get("steps", 0))
 
+    def read_bandwidth(self, step: str) -> float:
+        """Bytes per second while at least one read was under way; 0 where nothing was read. step:
+        "decode", "prompt" or "long_prompt"."""
+        seconds = self.result.get(f"{step}_read_seconds", 0.0)
+        return float(self.result.get(f"{step}_bytes", 0) / seconds) if seconds else 0.0
+
     @property
     def hit_rate(self) -> float | None:
         hits, misses = self.result.get("decode_hits", 0), self.result.get("decode_misses", 0)

@@ -69,7 +69,7 @@ class MemoryPlan:
         return -(-(self.fixed + self.fewest * self.page + _MARGIN_BYTES) // MIB) * MIB
 
 
-def read_budget(budget: int | str | None) -> int | None:
+def read_budget(budget: object) -> int | None:
     """Bytes of a budget as a caller gives it; "auto" is what the machine has free.
 
     Raises:

@@ -13,7 +13,7 @@ from ..model.spec import ModelSpec
 DEFAULT_CONTEXT = 4096
 
 
-def choose_context(wanted: int | None, spec: ModelSpec, where: str) -> int:
+def choose_context(wanted: object, spec: ModelSpec, where: str) -> int:
     """The context in tokens: what is wanted, or 4096, or what the model can see if that is less.
 
     Raises:
@@ -25,7 +25,7 @@ def choose_context(wanted: int | None, spec: ModelSpec, where: str) -> int:
         return min(longest, DEFAULT_CONTEXT)
     if isinstance(wanted, bool) or not isinstance(wanted, Integral):
         raise InputError(f"context must be a whole number of tokens, not {wanted!r}")
-    if not 1 <= wanted <= longest:
+    if not 1 <= int(wanted) <= longest:
         raise ContextError(f"context must be from 1 to {longest} tokens for {where}, not {wanted}")
     return int(wanted)
 

@@ -16,7 +16,9 @@ from .bundle import PREDICTORS, Manifest
 from .footprint import predicted_layers, predictor_bytes
 
 PREFETCH = ("auto", "on", "off")
-EARLY_PAGES = 2  # read early, at most, for the next layer
+EARLY_PAGES = 2  # read early, at most, for the next layer of one token
+EARLY_PROMPT_PAGES = 32  # and of a prompt, whose attention takes longer
+_SAMPLE = 32  # of a prompt's tokens, by which is guessed
 # How fast the share of right guesses forgets: it covers about as many guesses.
 _MEMORY = 256
 # Guesses below this share of right ones are not acted on.
@@ -81,22 +83,33 @@ class Predictor:
         return self._weights[layer]
 
     def guess(self, layer: int, hidden: np.ndarray, count: int) -> tuple[int, list[int]] | None:
-        """The paged layer after `layer` and the `count` experts that it will most likely ask for,
-        likeliest first; hidden: float32 `[H]`. None where there is no next."""
+        """The paged layer after `layer` and the experts that it will most likely ask for, likeliest
+        first: `count` of them for one token; for several, those of any of them.
+
+        hidden: float32 `[T, H]`. None where there is no next layer.
+        """
         following = self._following.get(layer)
         if following is None or following not in self._weights:
             return None
+        if len(hidden) == 1:
+            return following, np.argsort(-self._scores(following, hidden[0]))[:count].tolist()
+        some = hidden[:: -(-len(hidden) // _SAMPLE)]
+        best = [np.argsort(-self._scores(following, one))[:count] for one in some]
+        wanted = np.bincount(np.concatenate(best), minlength=len(self._bias[following]))
+        order = np.argsort(-wanted, kind="stable")
+        return following, order[: np.count_nonzero(wanted)].tolist()
+
+    def _scores(self, layer: int, hidden: np.ndarray) -> np.ndarray:
+        """Of a layer's experts for one token, float32 `[H]`."""
         square = np.var(hidden) if self._centred else np.dot(hidden, hidden) / len(hidden)
-        scale = 1.0 / np.sqrt(square + self._eps)
-        scores = self._weights[following] @ hidden * scale + self._bias[following]
-        correction = self._correction[following]
-        if self._sigmoid[following]:
-            scores = 1.0 / (1.0 + np.exp(-scores)) + correction
-        elif correction.any():  # else the order of the logits is that of their softmax
+        scores = self._weights[layer] @ hidden / np.sqrt(square + self._eps) + self._bias[layer]
+        correction = self._correction[layer]
+        if self._sigmoid[layer]:
+            return np.asarray(1.0 / (1.0 + np.exp(-scores)) + correction)
+        if correction.any():  # else the order of the logits is that of their softmax
             scores = np.exp(scores - scores.max())
             scores = scores / scores.sum() + correction
-        best = np.argsort(-scores)[:count]
-        return following, best.tolist()
+        return np.asarray(scores)
 
     def remember(self, layer: int, experts: list[int]) -> None:
         """These experts of a layer were guessed, whether or not their pages are read for it."""

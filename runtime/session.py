@@ -29,7 +29,7 @@ from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
 from .native_backbone import NativeBackbone
 from .pager import Loaded, Pager
-from .predict import EARLY_PAGES, WORTHWHILE, Predictor
+from .predict import EARLY_PAGES, EARLY_PROMPT_PAGES, WORTHWHILE, Predictor
 from .recording import Recording, is_prompt
 from .sampling import Sampler
 from .stats import Counters, Stats, process_memory
@@ -95,6 +95,7 @@ class Session:
         self._predictor: Predictor | None = None
         self._wanted: MemoryPlan | None = plan  # to be followed when no forward is under way
         self._least_accuracy = 0.0 if prefetch == "on" else WORTHWHILE
+        self._top_k = {layer.layer: layer.top_k for layer in manifest.footprint.experts}
         self._routers = [segment.router_layer for segment in manifest.segments]
         self._closed = False
         self._busy = threading.Lock()  # held by a call of `forward`
@@ -367,12 +368,15 @@ class Session:
     ) -> Iterator[list[Loaded]]:
         """Has a layer's pages read, and behind them those that the next layer may want."""
         pages = self._pager.visit(layer, experts, in_order=in_order)
-        if self._predictor is not None and len(hidden) == 1:
-            guess = self._predictor.guess(layer, hidden[0], len(experts))
+        if self._predictor is not None:
+            single = len(hidden) == 1
+            guess = self._predictor.guess(layer, hidden, self._top_k[layer])
             if guess is not None:
-                self._predictor.remember(*guess)
+                if single:
+                    self._predictor.remember(*guess)
                 if self._predictor.accuracy >= self._least_accuracy:
-                    self._pager.read_early(*guess, most=EARLY_PAGES)
+                    most = EARLY_PAGES if single else EARLY_PROMPT_PAGES
+                    self._pager.read_early(*guess, most=most)
         return pages
 
     def _need_open(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,13 +77,28 @@ def test_it_is_the_choice_of_the_router(family: str, tmp_path: Path) -> None:
         assert router is not None
         chosen = module.route(module.ffn_norm(hidden)).experts.tolist()
         for row, experts in zip(hidden.numpy(), chosen, strict=True):
-            guess = predictor.guess(before, row, router.top_k)
+            guess = predictor.guess(before, row[None], router.top_k)
             assert guess is not None
             assert guess[0] == layer
             assert set(guess[1]) == set(experts)
         others += len({frozenset(experts) for experts in chosen})
     assert others > 5 * len(layers)
-    assert predictor.guess(spec.paged_layers[-1], hidden[0].numpy(), 2) is None
+    assert predictor.guess(spec.paged_layers[-1], hidden[:1].numpy(), 2) is None
+
+
+@torch.no_grad()
+def test_of_several_tokens_the_experts_of_any_come_the_commonest_first(tmp_path: Path) -> None:
+    decoder = make_decoder("olmoe", CASES["olmoe"])
+    predictor, layer = make_predictor(decoder, tmp_path), decoder.layers[-1]
+    router = decoder.spec.layers[-1].router
+    assert router is not None
+    hidden = torch.randn(5, decoder.spec.hidden_size)
+    chosen = Counter(layer.route(layer.ffn_norm(hidden)).experts.flatten().tolist())
+    guess = predictor.guess(decoder.spec.paged_layers[-2], hidden.numpy(), router.top_k)
+    assert guess is not None
+    assert set(guess[1]) == set(chosen)
+    counts = [chosen[expert] for expert in guess[1]]
+    assert counts == sorted(counts, reverse=True)
 
 
 @torch.no_grad()
@@ -96,7 +112,7 @@ def test_groups_are_not_looked_at(tmp_path: Path) -> None:
     right = 0
     chosen = layer.route(layer.ffn_norm(hidden)).experts
     for row, experts in zip(hidden.numpy(), chosen, strict=True):
-        guess = predictor.guess(decoder.spec.paged_layers[-2], row, router.top_k)
+        guess = predictor.guess(decoder.spec.paged_layers[-2], row[None], router.top_k)
         assert guess is not None
         right += len(set(guess[1]) & set(experts.tolist()))
     assert WORTHWHILE < right / (100 * router.top_k) < 1
