@@ -110,10 +110,11 @@ def test_what_is_written_reads_back(tmp_path: Path, name: str) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "r.csv", "old")
+    old = "# route_trace v1\nold"
+    path = write(tmp_path / "r.csv", old)
     with pytest.raises(ValueError, match="stop"), RouteWriter(path, {}, "a note"):
         raise ValueError("stop")
-    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("r.csv", "old")]
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("r.csv", old)]
     with pytest.raises(InputError, match="cannot be written"):
         RouteWriter(tmp_path / "none" / "r.csv", {}, "a note")
 
