@@ -35,3 +35,8 @@ class ContextError(PocketMoEError):
 
 class TargetError(PocketMoEError):
     """The target does not exist, or does not do what was asked of it."""
+
+
+class EngineError(PocketMoEError):
+    """An engine cannot be built or run here: a library, a driver, a GPU or a graph stands in the
+    way."""

@@ -25,6 +25,13 @@ from typing import Any
 
 from ..errors import BundleError, ConfigError
 from ..model.spec import ModelSpec, spec_from_json
+from .device_graphs import (
+    DeviceGraphs,
+    EngineSet,
+    engine_set_from_json,
+    graphs_from_json,
+    to_json,
+)
 from .footprint import Footprint, PagedLayer, predictor_bytes
 from .pages import ExpertKey, ExpertPage, PageFormat, page_format_from_json
 
@@ -101,6 +108,7 @@ class Manifest:
 
     backbone_bytes: what the backbone's weights take in memory once loaded, in bytes.
     toolchain: versions of what made it. lossy: named choices that changed the model's output.
+    graphs, engines: what GPUs run; None and empty in a bundle for CPUs alone.
     """
 
     spec: ModelSpec
@@ -113,6 +121,8 @@ class Manifest:
     toolchain: dict[str, str]
     lossy: tuple[str, ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
+    graphs: DeviceGraphs | None = None
+    engines: tuple[EngineSet, ...] = ()
     version: int = FORMAT_VERSION
 
     @property
@@ -164,6 +174,8 @@ class Manifest:
             "backbone_bytes": self.backbone_bytes,
             "toolchain": self.toolchain,
             "lossy": self.lossy,
+            "graphs": to_json(self.graphs),
+            "engines": [to_json(item) for item in self.engines],
             "files": {name: vars(record) for name, record in sorted(self.files.items())},
         }
 
@@ -242,6 +254,8 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
         toolchain=dict(data["toolchain"]),
         lossy=tuple(data["lossy"]),
         files={name: FileRecord(**record) for name, record in data["files"].items()},
+        graphs=graphs_from_json(data.get("graphs")),
+        engines=tuple(engine_set_from_json(item) for item in data.get("engines", ())),
         version=data["version"],
     )  # fmt: skip
 
@@ -263,7 +277,10 @@ def _check_files(root: Path, manifest: Manifest) -> None:
         size = manifest.files[layer.file].size if layer.file in manifest.files else 0
         if any(offset + layer.format.nbytes > size for offset in layer.offsets):
             raise BundleError(f"{root / layer.file} is too short for its pages")
-    for name in (EMBEDDING, *(segment.file for segment in manifest.segments)):
+    needed = [EMBEDDING, *(segment.file for segment in manifest.segments)]
+    needed += manifest.graphs.files() if manifest.graphs is not None else ()
+    needed += [engine.file for item in manifest.engines for engine in item.engines]
+    for name in needed:
         if name not in manifest.files:
             raise BundleError(f"{root / MANIFEST} does not list {name}; compile the bundle again")
 

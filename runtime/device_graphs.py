@@ -1,0 +1,125 @@
+"""What a bundle holds for GPUs: device graphs, and the engines that were built of them.
+
+Device graphs are standard ONNX whose expert weights are inputs: see docs/design.md. They lie in
+`device/`; engines lie in `engines/`, a folder for each toolchain version and architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .pages import PageFormat
+
+DEVICE_FOLDER, ENGINE_FOLDER = "device", "engines"
+# Past positions are bound in multiples of it, so that one shape serves as many steps.
+POSITION_BLOCK = 64
+# What a mask adds to the score of a position that is not seen: exp of it is 0, and fp16 holds it.
+MASKED = -30000.0
+DTYPES = ("float32", "float16", "int64", "int4", "int8", "fp8")
+_PAGE_DTYPES = {"fp16": "float16", "fp32": "float32", "scales": "float16", "bias": "float32"}
+
+
+@dataclass(frozen=True)
+class GraphLayer:
+    """The graphs of a paged layer's experts. expert: any number of tokens on one; token: all
+    experts of one token and their sum; combine: sums the terms of many tokens."""
+
+    layer: int
+    expert: str
+    token: str
+    combine: str
+
+
+@dataclass(frozen=True)
+class DeviceGraphs:
+    """segments: a graph for each of the manifest's. chunk: tokens that a segment takes at most;
+    batch: the same of an expert. context: positions that attention is made for."""
+
+    segments: tuple[str, ...]
+    layers: tuple[GraphLayer, ...]
+    chunk: int
+    batch: int
+    context: int
+
+    def files(self) -> tuple[str, ...]:
+        """Every graph once, in the order in which they are needed."""
+        experts = [name for item in self.layers for name in (item.expert, item.token, item.combine)]
+        return tuple(dict.fromkeys((*self.segments, *experts)))
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output. dtype: one of DTYPES; shape: -1 where it varies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """graph: the device graph that `file` was built of."""
+
+    graph: str
+    file: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """Engines for one toolchain version and one architecture.
+
+    toolchain: "tensorrt-rtx" or "tensorrt". compute_capability: as "8.9". device: the GPU on which
+    they were built; None where they were built without one.
+    """
+
+    toolchain: str
+    version: str
+    compute_capability: str
+    device: str | None
+    engines: tuple[Engine, ...]
+
+    @property
+    def folder(self) -> str:
+        return engine_folder(self.toolchain, self.version, self.compute_capability)
+
+
+def engine_folder(toolchain: str, version: str, compute_capability: str) -> str:
+    """Where a set lies, relative to the bundle."""
+    return f"{ENGINE_FOLDER}/{toolchain}-{version}-sm{compute_capability.replace('.', '')}"
+
+
+def page_inputs(page_format: PageFormat, suffix: str = "") -> tuple[TensorInfo, ...]:
+    """The tensors of a page as inputs of a graph."""
+    return tuple(
+        TensorInfo(f"{place.name}{suffix}", _PAGE_DTYPES.get(place.kind, place.kind), place.shape)
+        for place in page_format.tensors()
+    )
+
+
+def graphs_from_json(data: Mapping[str, Any] | None) -> DeviceGraphs | None:
+    """Inverse of `asdict`; KeyError or TypeError where it is none."""
+    if data is None:
+        return None
+    layers = tuple(GraphLayer(**item) for item in data["layers"])
+    return DeviceGraphs(**{**data, "segments": tuple(data["segments"]), "layers": layers})
+
+
+def engine_set_from_json(data: Mapping[str, Any]) -> EngineSet:
+    """Inverse of `asdict`; KeyError or TypeError where it is none."""
+
+    def tensors(items: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+        return tuple(TensorInfo(i["name"], i["dtype"], tuple(i["shape"])) for i in items)
+
+    engines = tuple(
+        Engine(e["graph"], e["file"], tensors(e["inputs"]), tensors(e["outputs"]))
+        for e in data["engines"]
+    )
+    return EngineSet(**{**data, "engines": engines})
+
+
+def to_json(item: DeviceGraphs | EngineSet | None) -> dict[str, Any] | None:
+    return None if item is None else asdict(item)
