@@ -48,7 +48,7 @@ def targets(
     as_json: bool,
 ) -> None:
     """List the devices it knows, show one, or measure this machine."""
-    from .tables import target_rows
+    from .target_tables import TARGET_COLUMNS, target_rows, target_table
 
     path = targets_file(ctx)
     if measure:
@@ -60,7 +60,7 @@ def targets(
         if as_json:
             print_json(known)
             return
-        print_facts("targets", [(target.name, target.description) for target in known])
+        print_table("targets", TARGET_COLUMNS, target_table(known))
         return
     else:
         target = find_target(name, path)
