@@ -79,7 +79,8 @@ def plan_gpu(
         )
 
     def plan(budget: int | None) -> MemoryPlan:
-        if budget is not None and has_own_memory(target) and budget < whole.smallest:
+        fewest = whole.fixed + whole.fewest * whole.page
+        if budget is not None and has_own_memory(target) and budget < fewest:
             raise BudgetError(
                 f"{format_size(budget)} of GPU memory are too few for {name} with a context of "
                 f"{context} tokens; the smallest that works is {whole.smallest // MIB}MiB "

@@ -30,7 +30,7 @@ def target_table(targets: Sequence[Target]) -> list[Row]:
 
 def target_rows(target: Target) -> list[Row]:
     """Every fact of a device, and where it is from; then what it cannot do."""
-    rows = []
+    rows: list[Row] = []
     for name, value in vars(target).items():
         source = target.sources.get(name, "")
         if name in ("sources", "limits") or (value in (None, ()) and not source):

@@ -71,7 +71,7 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
     held = {other: set(_WORD.findall(other)) for other in by_letters.values()}
     near = [other for other, parts in held.items() if parts >= words]
     near = near or [other for other, parts in held.items() if parts <= words]
-    telling = {word for word in words - _COMMON if len(word) > 2}
+    telling = {word for word in words - _COMMON if len(word) > (3 if word.isdigit() else 2)}
     shared = {other: len(parts & telling) for other, parts in held.items()}
     most = max(shared.values(), default=0)
     near = near or [other for other, count in shared.items() if 0 < count == most]
