@@ -23,7 +23,8 @@ def parse_precision(texts: Sequence[str], block_size: int, target: Target) -> Pr
 
     Raises:
         InputError: an unknown part, precision or block size.
-        TargetError: the target cannot run a precision; the message lists those it can.
+        TargetError: the target cannot run a precision, or the one that a part has by default; the
+            message lists those it can.
     """
     if block_size not in BLOCK_SIZES:
         raise InputError(f"block size {block_size} does not exist: choose from 32, 64, 128")
@@ -51,7 +52,26 @@ def parse_precision(texts: Sequence[str], block_size: int, target: Target) -> Pr
             backbone=name if part in ("", "backbone") else precision.backbone,
             head=name if part in ("", "head") else precision.head,
         )
+    lacking = lacking_precision(precision, target)
+    if lacking is not None:
+        part, name = lacking
+        raise TargetError(
+            f"target {target.name} has no {name}, in which {part} are stored by default: choose "
+            f"with --precision {part}={target.precisions[0]}; it has {', '.join(target.precisions)}"
+        )
     return precision
+
+
+def lacking_precision(precision: Precision, target: Target) -> tuple[str, str] | None:
+    """The first part whose precision the target does not have, and that precision.
+
+    The rest is fp32 or fp16 (routers, norms, the embedding), which every target has.
+    """
+    for part in PARTS:
+        name: str = getattr(precision, part)
+        if name not in target.precisions:
+            return part, name
+    return None
 
 
 def precision_of(parameter: str, precision: Precision) -> str:
