@@ -103,12 +103,16 @@ def gpu(
 
 
 def _precisions(capability: str) -> tuple[Precision, ...]:
-    """TensorRT refuses int4 below 8.0 and fp8 below 8.9, also where the hardware has int4."""
+    """TensorRT refuses int4 below 8.0 and fp8 below 8.9, also where the hardware has int4; below
+    8.0 TensorRT for RTX has no product of fp32 matrices either."""
     precisions: list[Precision] = ["int4"] if version(capability) >= (8, 0) else []
     precisions.append("int8")
     if version(capability) >= (8, 9):
         precisions.append("fp8")
-    return (*precisions, "fp16", "fp32")
+    precisions.append("fp16")
+    if version(capability) >= (8, 0):
+        precisions.append("fp32")
+    return tuple(precisions)
 
 
 def _limits(capability: str, toolchain: str) -> tuple[str, ...]:
@@ -116,6 +120,7 @@ def _limits(capability: str, toolchain: str) -> tuple[str, ...]:
     if version(capability) < (8, 0):
         limits += [
             "no int4: TensorRT has it from compute capability 8.0 on",
+            "no fp32: TensorRT for RTX multiplies no fp32 matrices here; routers are summed",
             "int8 saves memory, not time: TensorRT for RTX has no product with int8 weights here",
         ]
     if version(capability) < (8, 9):

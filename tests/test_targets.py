@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from pocketmoe.cli import main
 from pocketmoe.compiler import precision as compiler_precision
 from pocketmoe.compiler.precision import parse_precision
-from pocketmoe.errors import TargetError
+from pocketmoe.errors import InputError, TargetError
 from pocketmoe.targets import TARGETS, Target, find_target
 from pocketmoe.targets.gpu import version
 from pocketmoe.targets.pcie import pcie_bandwidth
@@ -48,10 +48,11 @@ def test_what_follows_from_the_compute_capability(target: Target) -> None:
     assert target.sm == "sm" + target.compute_capability.replace(".", "")
     assert ("int4" in target.precisions) == (capability >= (8, 0))
     assert ("fp8" in target.precisions) == (capability >= (8, 9))
-    assert {"int8", "fp16", "fp32"} <= set(target.precisions)
+    assert {"int8", "fp16"} <= set(target.precisions)
+    assert ("fp32" in target.precisions) == (capability >= (8, 0))
     assert ("fp8" in target.hardware_formats) == ("fp8" in target.precisions)
     assert ("nvfp4" in target.hardware_formats) == (capability >= (10, 0))
-    lacking = {"int4", "fp8"} - set(target.precisions)
+    lacking = {"int4", "fp8", "fp32"} - set(target.precisions)
     said = " ".join(target.limits)
     assert all(f"no {name}: " in said for name in lacking)
     assert ("nvfp4 is not used" in said) == ("nvfp4" in target.hardware_formats)
@@ -179,7 +180,7 @@ class TestPrecision:
     def test_one_that_the_target_lacks(self) -> None:
         with pytest.raises(TargetError) as refusal:
             parse_precision(["int4"], 64, find_target("rtx-2080-ti"))
-        assert str(refusal.value) == ("target rtx-2080-ti has no int4; it has int8, fp16, fp32")
+        assert str(refusal.value) == ("target rtx-2080-ti has no int4; it has int8, fp16")
 
     def test_a_default_that_the_target_lacks_is_not_replaced_in_silence(self) -> None:
         target = find_target("rtx-2080-ti")
@@ -187,7 +188,7 @@ class TestPrecision:
             with pytest.raises(TargetError) as refusal:
                 parse_precision(texts, 64, target)
             assert "has no int4, in which experts are stored by default" in str(refusal.value)
-            assert "--precision experts=int8; it has int8, fp16, fp32" in str(refusal.value)
+            assert "--precision experts=int8; it has int8, fp16" in str(refusal.value)
         chosen = parse_precision(["experts=int8"], 64, target)
         assert (chosen.experts, chosen.backbone, chosen.head) == ("int8", "int8", "int8")
 
@@ -196,14 +197,15 @@ class TestPrecision:
         if "int4" in target.precisions:
             assert parse_precision([], 64, target) == compiler_precision.DEFAULT
 
-    def test_fp8(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        names = ("int4", "int8", "fp8", "fp16", "fp32")
-        monkeypatch.setattr(compiler_precision, "PRECISIONS", names)
+    def test_fp8(self) -> None:
+        for whole in ("fp8", "backbone=fp8", "head=fp8"):
+            with pytest.raises(InputError, match="--precision experts=fp8"):
+                parse_precision([whole], 64, find_target("rtx-4090"))
         for name in ("cpu", "rtx-3090", "jetson-orin-nx-16gb", "a100-80gb"):
             with pytest.raises(TargetError, match="has no fp8; it has int4, int8, fp16, fp32"):
-                parse_precision(["fp8"], 64, find_target(name))
+                parse_precision(["experts=fp8"], 64, find_target(name))
         for name in ("rtx-4090", "h200", "jetson-thor-t4000", "dgx-spark"):
-            assert parse_precision(["fp8"], 64, find_target(name)).experts == "fp8"
+            assert parse_precision(["experts=fp8"], 64, find_target(name)).experts == "fp8"
 
 
 class TestCommand:
