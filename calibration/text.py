@@ -1,0 +1,135 @@
+"""Text in, sequences of token ids out: what a model is calibrated with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+_log = logging.getLogger(__name__)
+_JSON_LINES = (".jsonl", ".ndjson")
+_TEXT_KEYS = ("text", "content")
+_BATCH = 64  # texts that are tokenized together
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """ids: int64 `[sequences, seq_len]`. sha256: of the ids. source: where the text is from.
+    available: sequences that the text would have given."""
+
+    ids: np.ndarray
+    sha256: str
+    source: str
+    available: int
+
+
+def read_sequences(
+    path: Path, tokenizer: Any, *, tokens: int, seq_len: int, seed: int
+) -> CalibrationText:
+    """Draws about `tokens` tokens, in sequences of seq_len, from a text file, a JSON-lines file
+    with a "text" in each line, or all such files below a directory.
+
+    Texts follow one another, and sequences are pieces of that, chosen by `seed`; where the text is
+    shorter, all of it is used, which is logged.
+
+    Raises:
+        InputError: there is no text, or not one sequence of it, or it is not UTF-8.
+    """
+    count = max(1, tokens // seq_len)
+    stream = _tokenize(read_texts(path), tokenizer, path)
+    available = len(stream) // seq_len
+    if not available:
+        raise InputError(
+            f"{path} holds {len(stream)} tokens, too few for one sequence of {seq_len}; give more "
+            "text, or a smaller --seq-len"
+        )
+    if available < count:
+        _log.warning(
+            "%s holds %d sequences of %d tokens, fewer than the %d asked for: all are used",
+            path, available, seq_len, count,
+        )  # fmt: skip
+    pieces = stream[: available * seq_len].reshape(available, seq_len)
+    chosen = np.sort(np.random.default_rng(seed).permutation(available)[:count])
+    ids = np.ascontiguousarray(pieces[chosen])
+    return CalibrationText(ids, hashlib.sha256(ids.tobytes()).hexdigest(), str(path), available)
+
+
+def _tokenize(texts: Iterator[str], tokenizer: Any, path: Path) -> np.ndarray:
+    parts: list[np.ndarray] = []
+    batch: list[str] = []
+
+    def flush() -> None:
+        for encoding in tokenizer.encode_batch(batch):
+            parts.append(np.array(encoding.ids, np.int64))
+        batch.clear()
+
+    for text in texts:
+        batch.append(text)
+        if len(batch) == _BATCH:
+            flush()
+    flush()
+    if not sum(map(len, parts)):
+        raise InputError(f"{path} has no text in it; give a file with text")
+    return np.concatenate(parts)
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """The texts of a file, or of all text files below a directory in the order of their names.
+
+    Raises (from the iterator):
+        InputError: a file cannot be read, is not UTF-8, or a line is no JSON with a text.
+    """
+    if path.is_dir():
+        files = sorted(item for item in path.rglob("*") if item.is_file() and not _hidden(item))
+        if not files:
+            raise InputError(f"{path} has no files in it; give a file or directory with text")
+        for file in files:
+            yield from _read_file(file)
+        return
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a file or directory with text")
+    yield from _read_file(path)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _read_file(path: Path) -> Iterator[str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text: byte 0x{data[error.start]:02x} at position {error.start}; "
+            "convert it to UTF-8"
+        ) from error
+    if path.suffix not in _JSON_LINES:
+        yield text
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield _text_of(line, f"{path}:{number}")
+
+
+def _text_of(line: str, where: str) -> str:
+    try:
+        item = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON ({error})") from error
+    if isinstance(item, dict):
+        for key in _TEXT_KEYS:
+            if isinstance(item.get(key), str):
+                return str(item[key])
+    raise InputError(f'{where} has no "text": each line is to be an object with one')

@@ -1,0 +1,112 @@
+"""GPTQ: rounding that makes later columns answer for the errors of earlier ones.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+arXiv:2210.17323. Columns go by falling activation, and scales are those of the blocks as they lie in
+the page, chosen before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .quantize import QuantizedMatrix
+
+_COLUMNS = 128  # whose errors are carried on together
+_SMALLEST_SCALE = 1e-5
+# Shares of a block's largest magnitude that its scale may cover.
+_CLIPS = {4: tuple(1.0 - 0.04 * step for step in range(13)), 8: (1.0, 0.97, 0.94)}
+
+
+def quantize_gptq(
+    weight: Tensor, hessian: Tensor, bits: int, block_size: int, *, damping: float
+) -> QuantizedMatrix:
+    """weight: float32 `[out, in]`; hessian: `[in, in]`, the inputs' second moments Σ x xᵀ up to a
+    factor. damping: what is added to its diagonal, as a share of the diagonal's mean.
+
+    Raises:
+        ValueError: the Hessian is not finite, or not even damped positive definite.
+    """
+    importance = hessian.diagonal().clamp(min=0)
+    scales = best_scales(weight, importance, bits, block_size)
+    steps = scales.float().repeat_interleave(block_size, dim=1)
+    order = torch.argsort(importance, descending=True)
+    inverse = _inverse_factor(hessian[order][:, order], damping)
+    values = torch.empty_like(weight)
+    _round_columns(weight[:, order], steps[:, order], inverse, bits, values)
+    restored = torch.empty_like(values)
+    restored[:, order] = values
+    return QuantizedMatrix(restored.to(torch.int8).numpy(), scales.numpy().astype(np.float16), bits)
+
+
+def quantize_weighted(
+    weight: Tensor, importance: Tensor, bits: int, block_size: int
+) -> QuantizedMatrix:
+    """Rounding to nearest; each block's clip is the one with the least error, each column's error
+    weighted by `importance` `[in]`, the mean square of its input."""
+    scales = best_scales(weight, importance, bits, block_size)
+    steps = scales.float().repeat_interleave(block_size, dim=1)
+    low, high = _limits(bits)
+    values = torch.round(weight / steps).clamp_(low, high)
+    return QuantizedMatrix(values.to(torch.int8).numpy(), scales.numpy(), bits)
+
+
+def best_scales(weight: Tensor, importance: Tensor, bits: int, block_size: int) -> Tensor:
+    """fp16 `[out, in / block]`: of a few clips, those of the least weighted squared error."""
+    low, high = _limits(bits)
+    blocks = weight.unflatten(1, (-1, block_size))
+    weights = importance.to(torch.float32).unflatten(0, (-1, block_size))
+    weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, torch.ones(()))
+    largest = blocks.abs().amax(dim=2)
+    least = torch.full_like(largest, float("inf"))
+    best = torch.zeros_like(largest, dtype=torch.float16)
+    for clip in _CLIPS[bits]:
+        candidate = (largest * (clip / high)).clamp(min=_SMALLEST_SCALE).to(torch.float16)
+        steps = candidate.float().unsqueeze(2)
+        error = torch.round(blocks / steps).clamp_(low, high).mul_(steps).sub_(blocks)
+        squared = torch.einsum("obi,obi,bi->ob", error, error, weights)
+        better = squared < least
+        least, best = torch.where(better, squared, least), torch.where(better, candidate, best)
+    return best
+
+
+def _limits(bits: int) -> tuple[int, int]:
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+
+def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """The upper Cholesky factor of the damped Hessian's inverse."""
+    damped = hessian.to(torch.float32).clone()
+    mean = damped.diagonal().mean()
+    if not torch.isfinite(mean):
+        raise ValueError("the Hessian is not finite")
+    damped.diagonal().add_(damping * float(mean) + 1e-8)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        raise ValueError(f"the Hessian is not positive definite with damping {damping}")
+    return torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+
+
+def _round_columns(
+    weight: Tensor, steps: Tensor, inverse: Tensor, bits: int, values: Tensor
+) -> None:
+    """Fills `values`; weight is changed."""
+    low, high = _limits(bits)
+    columns = weight.shape[1]
+    weight = weight.clone()
+    for start in range(0, columns, _COLUMNS):
+        stop = min(start + _COLUMNS, columns)
+        part, factor = weight[:, start:stop], inverse[start:stop, start:stop]
+        errors = torch.empty_like(part)
+        for index in range(stop - start):
+            step = steps[:, start + index]
+            column = part[:, index]
+            rounded = torch.round(column / step).clamp_(low, high)
+            values[:, start + index] = rounded
+            error = (column - rounded * step) / factor[index, index]
+            errors[:, index] = error
+            if index + 1 < stop - start:
+                part[:, index + 1 :].addr_(error, factor[index, index + 1 :], alpha=-1)
+        if stop < columns:
+            weight[:, stop:].addmm_(errors, inverse[start:stop, stop:], alpha=-1)
