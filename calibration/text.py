@@ -20,6 +20,10 @@ _TEXT_KEYS = ("text", "content")
 _BATCH = 64  # texts that are tokenized together
 
 
+class NotUtf8Error(InputError):
+    """A file is no text."""
+
+
 @dataclass(frozen=True)
 class CalibrationText:
     """ids: int64 `[sequences, seq_len]`. sha256: of the ids. source: where the text is from.
@@ -82,17 +86,22 @@ def _tokenize(texts: Iterator[str], tokenizer: Any, path: Path) -> np.ndarray:
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """The texts of a file, or of all text files below a directory in the order of their names.
+    """The texts of a file, or of all UTF-8 files below a directory in the order of their names;
+    hidden ones are left out, and what is not UTF-8 there with a warning.
 
     Raises (from the iterator):
         InputError: a file cannot be read, is not UTF-8, or a line is no JSON with a text.
     """
     if path.is_dir():
-        files = sorted(item for item in path.rglob("*") if item.is_file() and not _hidden(item))
+        files = [item for item in sorted(path.rglob("*")) if item.is_file()]
+        files = [item for item in files if not _hidden(item.relative_to(path))]
         if not files:
             raise InputError(f"{path} has no files in it; give a file or directory with text")
         for file in files:
-            yield from _read_file(file)
+            try:
+                yield from _read_file(file)
+            except NotUtf8Error as error:
+                _log.warning("%s", error)
         return
     if not path.exists():
         raise InputError(f"{path} does not exist; give a file or directory with text")
@@ -111,7 +120,7 @@ def _read_file(path: Path) -> Iterator[str]:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(
+        raise NotUtf8Error(
             f"{path} is not UTF-8 text: byte 0x{data[error.start]:02x} at position {error.start}; "
             "convert it to UTF-8"
         ) from error

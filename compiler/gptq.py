@@ -1,7 +1,7 @@
 """GPTQ: rounding that makes later columns answer for the errors of earlier ones.
 
-Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
-arXiv:2210.17323. Columns go by falling activation, and scales are those of the blocks as they lie in
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", arXiv:2210.17323. Columns go by falling activation, and scales are those of the blocks as they lie in
 the page, chosen before.
 """
 
