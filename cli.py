@@ -10,6 +10,7 @@ import click
 
 from . import __version__
 from .arguments import AGAINST, BUNDLE, JSON, POSITIVE, PRECISION, TARGET
+from .building_commands import build
 from .console import ProgressDisplay, print_facts, print_json, print_table, start_logging
 from .entry import CommandLine
 from .errors import BundleError
@@ -111,6 +112,9 @@ def compile_command(
         f"{output}: {format_size(manifest.total_bytes)}, {manifest.num_pages} experts of up to "
         f"{format_size(manifest.page_bytes)}{lossy}"
     )
+
+
+main.add_command(build)
 
 
 @main.command()
