@@ -39,11 +39,11 @@ def build(
     device that built it.
     """
     from .compiler.architectures import (
-        architecture,
         choose_capabilities,
         choose_toolchain,
         parse_architecture,
     )
+    from .compiler.engine_builder import architecture
     from .compiler.engines import add_engines, device_graphs
     from .runtime.bundle import read_manifest
     from .runtime.gpu.hardware import find_gpu
@@ -53,7 +53,8 @@ def build(
     device_graphs(bundle, manifest)
     target = _target(manifest.target, targets_file(ctx))
     chosen = choose_toolchain(None if toolchain == "auto" else toolchain, target)
-    gpu, capabilities = None, ()
+    gpu = None
+    capabilities: tuple[str, ...] = ()
     if chosen == RTX:
         capabilities = choose_capabilities(
             architectures, target, manifest.precision, portable=portable

@@ -91,7 +91,7 @@ class EngineBuilder:
             reason = first_reason(self._log.errors) or "TensorRT does not say why"
             raise self._failure(file, reason)
         with out.open("wb") as target:
-            target.write(memoryview(plan))
+            target.write(_bytes_of(plan))
         self._keep_timings(config)
         progress.end()
         return BuiltEngine(inputs, outputs)
@@ -134,7 +134,7 @@ class EngineBuilder:
 
     def _keep_timings(self, config: trt.IBuilderConfig) -> None:
         if self._toolchain != RTX:
-            self._timings = bytes(memoryview(config.get_timing_cache().serialize()))
+            self._timings = bytes(_bytes_of(config.get_timing_cache().serialize()))
 
     def _add_profiles(
         self,
@@ -149,7 +149,8 @@ class EngineBuilder:
             profile: trt.IOptimizationProfile = builder.create_optimization_profile()
             for item in inputs:
                 if -1 in item.shape:
-                    profile.set_shape(item.name, *sizes.shapes(item))
+                    least, best, most = map(self._trt.Dims, sizes.shapes(item))
+                    profile.set_shape(item.name, least, best, most)
             if config.add_optimization_profile(profile) < 0:
                 raise EngineError(first_reason(self._log.errors) or "its sizes contradict")
 
@@ -166,7 +167,7 @@ class EngineBuilder:
             dtype = names.get(tensor.dtype)
             if dtype is None:
                 raise EngineError(f"{tensor.name} is {tensor.dtype}, which the runtime cannot bind")
-            return TensorInfo(tensor.name, dtype, tuple(tensor.shape))
+            return TensorInfo(tensor.name, dtype, _sizes(tensor.shape))
 
         return (
             tuple(info(network.get_input(i)) for i in range(network.num_inputs)),
@@ -180,8 +181,18 @@ def architecture(capability: str) -> str:
 
 
 def _open_input(tensor: trt.ITensor) -> OpenInput:
-    shape = tuple(tensor.shape)
+    shape = _sizes(tensor.shape)
     names = tuple(
         tensor.get_dimension_name(axis) if size < 0 else None for axis, size in enumerate(shape)
     )
     return OpenInput(tensor.name, shape, names)
+
+
+def _sizes(dims: Any) -> tuple[int, ...]:
+    """A `Dims`, which its type stubs do not show to be a sequence."""
+    return tuple(dims)
+
+
+def _bytes_of(memory: Any) -> memoryview:
+    """An `IHostMemory`, which its type stubs do not show to be a buffer."""
+    return memoryview(memory)

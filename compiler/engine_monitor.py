@@ -72,7 +72,7 @@ def make_monitor(
 ) -> trt.IProgressMonitor:
     """The monitor for a builder's config. Once `stop` is set the build ends at its next step."""
 
-    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(module.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
 
@@ -93,11 +93,19 @@ def make_monitor(
 def stoppable(work: Callable[[threading.Event], _T]) -> _T:
     """What `work` returns. It runs in a thread of its own, so that Ctrl-C is heard while a library
     works; the event is set then, and the interrupt goes on once `work` has ended."""
-    stop = threading.Event()
+    stop, begun = threading.Event(), threading.Event()
+
+    def run() -> _T:
+        begun.wait()  # until the interrupt would be caught below
+        return work(stop)
+
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work, stop)
         try:
+            future = pool.submit(run)
+            begun.set()
             return future.result()
         except KeyboardInterrupt:
             stop.set()
             raise
+        finally:
+            begun.set()

@@ -1,11 +1,13 @@
 """Small device graphs, written by hand: what the tests of engines build."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from pocketmoe.runtime.bundle import FileRecord, hash_file, read_manifest, write_manifest
 from pocketmoe.runtime.device_graphs import DeviceGraphs, GraphLayer, TensorInfo
 
 HIDDEN, INNER, HEADS, WIDTH, EXPERTS, TOP_K, VOCABULARY, BLOCK = 64, 32, 2, 32, 4, 2, 96, 32
@@ -97,7 +99,7 @@ def segment() -> tuple[
     inputs = [value("hidden", FLOAT, "tokens", HIDDEN), *cache,
               value("mask.full", FLOAT, "tokens", "keys")]  # fmt: skip
     outputs = [
-        value("hidden_out", FLOAT, "tokens", HIDDEN), value("expert_input", FLOAT, "tokens", HIDDEN),
+        *(value(name, FLOAT, "tokens", HIDDEN) for name in ("hidden_out", "expert_input")),
         value("expert_weights", FLOAT, "tokens", TOP_K),
         value("expert_ids", INT64, "tokens", TOP_K),
         *(value(f"new_{name}.0", HALF, "tokens", HEADS, WIDTH) for name in ("key", "value")),
@@ -211,3 +213,14 @@ def combine() -> tuple[
     inputs = [value("terms", FLOAT, "terms", HIDDEN), value("places", INT64, "batch", TOP_K),
               value("base", FLOAT, "batch", HIDDEN)]  # fmt: skip
     return nodes, inputs, [value("out", FLOAT, "batch", HIDDEN)], {"middle": np.array([1])}
+
+
+def add_sample_graphs(bundle: Path) -> None:
+    """Puts them into a bundle that has none."""
+    manifest = read_manifest(bundle)
+    graphs = write_sample_graphs(bundle)
+    records = {
+        path.relative_to(bundle).as_posix(): FileRecord(path.stat().st_size, hash_file(path))
+        for path in (bundle / "device").iterdir()
+    }
+    write_manifest(bundle, replace(manifest, graphs=graphs, files={**manifest.files, **records}))

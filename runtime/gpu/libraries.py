@@ -54,7 +54,7 @@ def _load_rtx() -> ModuleType:
         return _import("tensorrt_rtx", "TensorRT for RTX", INSTALL_RTX)
     if _find(_RTX_BINDINGS) is None:
         raise EngineError(f"TensorRT for RTX is not installed: {INSTALL_RTX}")
-    libraries = _rtx_libraries()
+    libraries = rtx_libraries()
     for library in libraries:
         try:
             ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
@@ -72,7 +72,7 @@ def _load_rtx() -> ModuleType:
     return module
 
 
-def _rtx_libraries() -> list[Path]:
+def rtx_libraries() -> list[Path]:
     """The libraries' files, in the order in which they are loaded."""
     for carrier in _RTX_CARRIERS:
         spec = _find(carrier)

@@ -35,7 +35,7 @@ def library_log(module: ModuleType) -> LibraryLog:
 def _make_logger(module: ModuleType, errors: list[str]) -> Any:
     severity = module.ILogger.Severity
 
-    class Logger(module.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(module.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
 
