@@ -47,7 +47,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Precision:
-    """How the three parts are stored; block_size applies to what is int4 or int8."""
+    """How the three parts are stored; block_size applies to what is quantized."""
 
     experts: str
     backbone: str

@@ -11,6 +11,7 @@ from .budget import AUTO, plan_memory, read_budget
 from .bundle import TOKENIZER, read_manifest
 from .context import choose_context
 from .experts import choose_kernels
+from .installed import find_onnxruntime
 from .lossy import ExpertChoice
 from .native_backbone import NativeBackbone
 from .predict import can_predict
@@ -51,8 +52,9 @@ def open_bundle(
     for `pocketmoe replay`; trace, what happened when, for chrome://tracing.
 
     Raises:
-        BundleError, BudgetError, ContextError, InputError: each says what to do.
+        BundleError, BudgetError, ContextError, EngineError, InputError: each says what to do.
     """
+    find_onnxruntime()
     root = Path(path)
     budget = read_budget(memory_budget)
     if threads is None:

@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from ..errors import BundleError
+from ..errors import BundleError, EngineError
+from .installed import find_onnxruntime
+
+find_onnxruntime()
+try:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as native
+except ImportError as error:
+    if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+        raise EngineError(
+            "this needs ONNX Runtime, which is not installed: pip install 'pocketmoe[cpu]', or "
+            "'pocketmoe[cuda]' for NVIDIA GPUs, but not both"
+        ) from error
+    raise EngineError(f"ONNX Runtime cannot be loaded ({error}); install it again") from error
 
 _log = logging.getLogger(__name__)
 _ERRORS_ONLY = 3

@@ -4,8 +4,8 @@ The compiler writes pages, the runtime reads them.
 
 A page is one extent of a `pages.bin`, aligned to 4 KiB. It holds the gate, up and down projections,
 each `[out, in]` row-major: int4 two values per byte (the even element in the low nibble), int8,
-fp16 or fp32; quantized ones are followed by their fp16 block scales `[out, in / block_size]`, and
-those with a bias by it, fp32 `[out]`.
+fp8 (e4m3), fp16 or fp32; quantized ones are followed by their fp16 block scales
+`[out, in / block_size]`, and those with a bias by it, fp32 `[out]`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from ..model.spec import SILU, Activation
 
 PAGE_ALIGNMENT = 4096
 TENSOR_ALIGNMENT = 64
-PRECISIONS = ("int4", "int8", "fp16", "fp32")
+PRECISIONS = ("int4", "int8", "fp8", "fp16", "fp32")
+QUANTIZED = ("int4", "int8", "fp8")  # with block scales
 PROJECTIONS = ("gate", "up", "down")
-_BITS = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}
+_BITS = {"int4": 4, "int8": 8, "fp8": 8, "fp16": 16, "fp32": 32}
 
 
 def align(nbytes: int, to: int) -> int:
@@ -55,7 +56,7 @@ class PageFormat:
 
     @property
     def quantized(self) -> bool:
-        return self.precision in ("int4", "int8")
+        return self.precision in QUANTIZED
 
     def tensors(self) -> tuple[TensorPlace, ...]:
         """In the order of their offsets: gate, its scales, its bias; up and down likewise."""
