@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 from ..errors import EngineError, InputError, TargetError
 from ..runtime.bundle import Precision
+from ..runtime.device_graphs import architecture
 from ..runtime.gpu.libraries import RTX, STOCK, is_installed, load_tensorrt, version_numbers
 from ..targets import Target
-from .engine_builder import architecture
 
 # What TensorRT for RTX 1.7 builds for on a machine without a GPU.
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+# It multiplies no fp32 matrices there.
+_NO_FP32_PRODUCTS = ("7.5",)
 # The least that a precision needs: TensorRT refuses it below.
 _NEEDS = {"int4": "8.0", "fp8": "8.9"}
 _ARCHITECTURE = re.compile(r"(?:sm_?)?(\d{1,2})\.?(\d)", re.IGNORECASE)
@@ -47,6 +49,12 @@ def plan_engines(target: Target, precision: Precision, *, portable: bool) -> tup
         ) from error
     check_architecture(target.compute_capability, precision)
     return portable_capabilities(precision) if portable else (target.compute_capability,)
+
+
+def has_fp32_products(target: Target, capabilities: Sequence[str]) -> bool:
+    """Whether all that a bundle's graphs are for multiply fp32 matrices."""
+    everywhere = {*capabilities, target.compute_capability}
+    return target.toolchain != RTX or everywhere.isdisjoint(_NO_FP32_PRODUCTS)
 
 
 def portable_capabilities(precision: Precision) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError
-from ..runtime.device_graphs import DeviceGraphs, TensorInfo
+from ..runtime.device_graphs import DeviceGraphs, TensorInfo, architecture
 from ..runtime.gpu.libraries import RTX, load_tensorrt
 from ..runtime.gpu.library_log import library_log
 from .engine_errors import first_reason, parser_reason
@@ -173,11 +173,6 @@ class EngineBuilder:
             tuple(info(network.get_input(i)) for i in range(network.num_inputs)),
             tuple(info(network.get_output(i)) for i in range(network.num_outputs)),
         )
-
-
-def architecture(capability: str) -> str:
-    """ "8.9" as "sm89"."""
-    return f"sm{capability.replace('.', '')}"
 
 
 def _open_input(tensor: trt.ITensor) -> OpenInput:

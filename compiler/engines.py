@@ -23,9 +23,16 @@ from ..runtime.bundle import (
     read_manifest,
     write_manifest,
 )
-from ..runtime.device_graphs import ENGINE_FOLDER, DeviceGraphs, Engine, EngineSet
+from ..runtime.device_graphs import (
+    ENGINE_FOLDER,
+    DeviceGraphs,
+    Engine,
+    EngineSet,
+    architecture,
+)
 from ..runtime.gpu.hardware import Gpu
-from .engine_builder import EngineBuilder, architecture
+from ..runtime.gpu.libraries import load_tensorrt
+from .engine_builder import EngineBuilder
 from .engine_monitor import BuildProgress, stoppable
 from .output import unwinding_when_terminated
 
@@ -100,6 +107,7 @@ def add_engines(
         InputError: another build is at work on it.
     """
     progress = progress or Silent()
+    load_tensorrt(toolchain)  # what is missing is said before anything else is done
     read_manifest(bundle)  # what is no bundle is not locked
     with _alone(bundle), unwinding_when_terminated():
         manifest = read_manifest(bundle)

@@ -104,6 +104,7 @@ class TestBuilding:
         assert [Path(e.file).name for e in built.engines] == [f"{name}.engine" for name in FILES]
         assert [e.graph for e in built.engines] == list(graphs[1].files())
         assert {os.path.dirname(e.file) for e in built.engines} == {built.folder}
+        assert built.folder == f"engines/tensorrt-rtx-{built.version}-sm89"
         assert all((tmp_path / e.file).stat().st_size > 10_000 for e in built.engines)
         assert (built.compute_capability, built.device) == ("8.9", None)
         assert watched.stages == [("engines for sm89", watched.done[0])]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ...errors import EngineError
+from ..device_graphs import architecture
 
 _INSTALL = "pip install 'pocketmoe[tensorrt-rtx]' (on a Jetson 'pocketmoe[tensorrt]')"
 
@@ -21,7 +22,7 @@ class Gpu:
     unified: bool
 
     def __str__(self) -> str:
-        return f"{self.name} (sm{self.compute_capability.replace('.', '')})"
+        return f"{self.name} ({architecture(self.compute_capability)})"
 
 
 def find_gpu(index: int = 0) -> Gpu:
