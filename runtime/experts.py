@@ -215,7 +215,7 @@ def choose_kernels(
     if choice == "onnxruntime":
         return None
     kernels = NativeKernels(threads) if available() else None
-    reason = "are not built: install pocketmoe again where there is a C++ compiler"
+    reason = "are not built; install pocketmoe again where there is a C++ compiler"
     if kernels is not None:
         formats = {layer.format for layer in manifest.experts}
         if all(item.precision in PRECISIONS for item in formats) and all(

@@ -19,7 +19,8 @@ from ..errors import BundleError
 from ..model.spec import SILU, Activation
 
 PAGE_ALIGNMENT = 4096
-TENSOR_ALIGNMENT = 64
+TENSOR_ALIGNMENT = 256  # TensorRT takes tensors at no other addresses
+_OLD_ALIGNMENT = 64  # of format version 2
 PRECISIONS = ("int4", "int8", "fp8", "fp16", "fp32")
 QUANTIZED = ("int4", "int8", "fp8")  # with block scales
 PROJECTIONS = ("gate", "up", "down")
@@ -44,7 +45,8 @@ class TensorPlace:
 @dataclass(frozen=True)
 class PageFormat:
     """The layout of every page of a layer, and what its expert computes:
-    down(activation(gate(x), up(x))). block_size is 0 where nothing is quantized.
+    down(activation(gate(x), up(x))). block_size is 0 where nothing is quantized. alignment: each
+    tensor starts at a multiple of it.
     """
 
     precision: str
@@ -53,6 +55,7 @@ class PageFormat:
     intermediate_size: int
     bias: bool = False
     activation: Activation = SILU
+    alignment: int = TENSOR_ALIGNMENT
 
     @property
     def quantized(self) -> bool:
@@ -65,7 +68,7 @@ class PageFormat:
 
         def place(name: str, kind: str, shape: tuple[int, ...], bits: int) -> None:
             nonlocal end
-            offset = align(end, TENSOR_ALIGNMENT)
+            offset = align(end, self.alignment)
             nbytes = prod(shape) * bits // 8
             places.append(TensorPlace(name, kind, shape, offset, nbytes))
             end = offset + nbytes
@@ -98,9 +101,12 @@ def page_format_from_json(data: Mapping[str, Any]) -> PageFormat:
         BundleError: a field is missing or has a value that no page has.
     """
     try:
-        page_format = PageFormat(**{**data, "activation": Activation(**data["activation"])})
+        page_format = PageFormat(
+            **{"alignment": _OLD_ALIGNMENT, **data, "activation": Activation(**data["activation"])}
+        )
         sizes = (page_format.hidden_size, page_format.intermediate_size)
         valid = page_format.precision in PRECISIONS and all(size > 0 for size in sizes)
+        valid = valid and page_format.alignment in (_OLD_ALIGNMENT, TENSOR_ALIGNMENT)
         if page_format.quantized:
             valid = valid and page_format.block_size in (32, 64, 128)
     except (KeyError, TypeError) as error:
