@@ -1,0 +1,1 @@
+"""GPUs: their libraries, and what runs on them."""
