@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ..runtime.bundle import ENGINE, ExpertLayer
 from ..runtime.native.checksum import find_xxh64
 from ..runtime.pages import PROJECTIONS, PageFormat, TensorPlace
 from .expert_graphs import engine_graph, expert_graph, point_into_page
-from .quantize import ReadTiles, quantize_fp8, quantize_matrix
+from .quantize import QuantizedMatrix, ReadTiles, quantize_fp8, quantize_matrix
 
 _MATRIX_BYTES = 1 << 30  # float32 matrices that are quantized at one time
 
@@ -108,16 +108,32 @@ def fill_page(page: bytearray, page_format: PageFormat, name: str, read: ReadTil
         elif page_format.quantized:
             bits = 4 if page_format.precision == "int4" else 8
             quantized = quantize_matrix(tile, bits, page_format.block_size)
-            values = quantized.packed_int4() if bits == 4 else quantized.values
-            _write_rows(page, places[name], row, values)
-            _write_rows(page, places[f"{name}_scales"], row, quantized.scales)
+            write_matrix(page, places, name, quantized, row)
         else:
             dtype = np.float16 if page_format.precision == "fp16" else np.float32
             _write_rows(page, places[name], row, tile.astype(dtype))
         row += len(tile)
     if page_format.bias:
-        bias = np.concatenate(list(read(f"{name}.bias")))
-        _write_rows(page, places[f"{name}_bias"], 0, bias)
+        write_bias(page, places, name, np.concatenate(list(read(f"{name}.bias"))))
+
+
+def write_matrix(
+    page: bytearray,
+    places: Mapping[str, TensorPlace],
+    name: str,
+    quantized: QuantizedMatrix,
+    row: int = 0,
+) -> None:
+    """Writes rows of an int4 or int8 projection, from `row` on."""
+    values = quantized.packed_int4() if quantized.bits == 4 else quantized.values
+    _write_rows(page, places[name], row, values)
+    _write_rows(page, places[f"{name}_scales"], row, quantized.scales)
+
+
+def write_bias(
+    page: bytearray, places: Mapping[str, TensorPlace], name: str, bias: np.ndarray
+) -> None:
+    _write_rows(page, places[f"{name}_bias"], 0, bias)
 
 
 def _write_rows(page: bytearray, place: TensorPlace, row: int, rows: np.ndarray) -> None:

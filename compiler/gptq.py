@@ -1,8 +1,8 @@
 """GPTQ: rounding that makes later columns answer for the errors of earlier ones.
 
-Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers", arXiv:2210.17323. Columns go by falling activation, and scales are those of the blocks as they lie in
-the page, chosen before.
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+arXiv:2210.17323. Columns go by falling activation; scales are chosen before, for the blocks as they
+lie in the page.
 """
 
 from __future__ import annotations

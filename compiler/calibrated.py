@@ -1,0 +1,109 @@
+"""Experts that are quantized on the inputs that they get, in one pass over the layers.
+
+What comes to a layer has gone through the layers before as the bundle holds them, so that the
+errors of those are seen, and partly made good.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..calibration.record import CalibrationRecord
+from ..calibration.stream import LayerInput, LayerStream
+from ..model.checkpoint import Checkpoint
+from ..model.spec import ModelSpec
+from ..progress import Progress
+from ..runtime.bundle import ExpertLayer, Precision
+from ..runtime.pages import PROJECTIONS, PageFormat
+from .expert_methods import LayerMoments, Method, layer_moments, quantize_expert
+from .experts import write_bias, write_expert_layer, write_matrix
+from .footprint import QUANTIZED_BITS, page_formats
+from .precision import precision_of
+from .quantize import quantize_matrix
+
+
+def write_calibrated_experts(
+    root: Path,
+    source: Checkpoint,
+    spec: ModelSpec,
+    precision: Precision,
+    record: CalibrationRecord,
+    method: Method,
+    progress: Progress,
+) -> tuple[ExpertLayer, ...]:
+    """As `write_experts`, for int4 and int8, with the text of the record."""
+    formats = page_formats(spec, precision)
+    counts = {layer: _num_experts(spec, layer) for layer in formats}
+    progress.stage("experts", sum(formats[layer].nbytes * counts[layer] for layer in formats))
+    written = []
+    with tempfile.TemporaryDirectory(prefix=".activations.", dir=root.parent) as folder:
+        stream = LayerStream(source, spec, record.ids, Path(folder))
+        stream.embed()
+        while stream.layer < spec.num_hidden_layers:
+            entered = stream.enter(lambda name, weight: as_stored(name, weight, precision))
+            if entered is None:
+                continue
+            page_format = formats[entered.layer]
+            pages = calibrated_pages(stream, entered, counts[entered.layer], page_format, method)
+            written.append(
+                write_expert_layer(root, entered.layer, page_format, pages, progress.advance)
+            )
+            stream.leave()
+    return tuple(written)
+
+
+def calibrated_pages(
+    stream: LayerStream, entered: LayerInput, count: int, page_format: PageFormat, method: Method
+) -> Iterator[bytearray]:
+    """The pages of a layer's experts in order; what each gives is added to the stream."""
+    moments = layer_moments(entered.x)
+    for expert in range(count):
+        rows, weights = entered.tokens_of(expert)
+        x, shares = torch.from_numpy(entered.x[rows]), torch.from_numpy(weights)
+        page, out = _page(stream, expert, x, shares, moments, page_format, method)
+        stream.add(rows, out)
+        yield page
+
+
+@torch.no_grad()
+def _page(
+    stream: LayerStream,
+    expert: int,
+    x: Tensor,
+    shares: Tensor,
+    moments: LayerMoments,
+    page_format: PageFormat,
+    method: Method,
+) -> tuple[bytearray, np.ndarray]:
+    """A page, and the weighted output for the expert's tokens."""
+    module = stream.load_expert(expert)
+    made = quantize_expert(module, x, shares, moments, page_format, method)
+    page = bytearray(page_format.nbytes)
+    places = {place.name: place for place in page_format.tensors()}
+    for name in PROJECTIONS:
+        write_matrix(page, places, name, made[name])
+        if page_format.bias:
+            write_bias(page, places, name, getattr(module, name).bias.numpy())
+    return page, (module(x) * shares[:, None]).numpy()
+
+
+def as_stored(name: str, weight: Tensor, precision: Precision) -> Tensor:
+    """A weight of the backbone as the bundle will hold it."""
+    chosen = precision_of(name, precision)
+    if weight.ndim != 2 or chosen == "fp32":
+        return weight
+    if chosen == "fp16":
+        return weight.half().float()
+    quantized = quantize_matrix(weight.numpy(), QUANTIZED_BITS[chosen], precision.block_size)
+    return torch.from_numpy(quantized.dequantized())
+
+
+def _num_experts(spec: ModelSpec, layer: int) -> int:
+    router = spec.layers[layer].router
+    return router.num_experts if router is not None else 1

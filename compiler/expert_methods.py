@@ -1,0 +1,139 @@
+"""How one expert is quantized, on the inputs that it has seen.
+
+An expert of a few tokens knows too little of its inputs: its second moments are drawn toward those
+of its layer, as many tokens' worth of them as it has input features. For gate and up the layer's
+inputs are at hand; for down they are what this expert makes of a sample of the layer's tokens.
+Measured on held-out tokens of the demo model, int4 in blocks of 32, relative error of the output:
+gate and up with 16 tokens 0.047 (rounding 0.077, GPTQ without the layer 0.068), with 512 tokens
+0.042 (0.043); down with 16 tokens 0.065 (0.080; 0.087), with 512 0.055 (0.058). So there is no
+number of tokens below which rounding would be better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.module import GatedFFN, activate
+from ..runtime.pages import PageFormat
+from .gptq import quantize_gptq, quantize_weighted
+from .quantize import QuantizedMatrix
+
+Method = Literal["gptq", "awq", "rtn"]
+METHODS: tuple[Method, ...] = ("gptq", "awq", "rtn")
+SAMPLE = 1024  # of a layer's tokens, to see what an expert makes of others than its own
+_DAMPING = {"gate": 0.03, "up": 0.03, "down": 0.1}
+_POWERS = (0.0, 0.25, 0.5, 0.75)  # of the activations' size, that AWQ scales by
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """Of all tokens that come to a layer's experts. inputs: float32 `[hidden, hidden]`, the mean of
+    x xᵀ; sample: float32 `[M, hidden]`, some of them."""
+
+    inputs: Tensor
+    sample: Tensor
+
+
+def layer_moments(x: np.ndarray) -> LayerMoments:
+    """x: float32 `[N, hidden]`."""
+    tokens = torch.from_numpy(x)
+    total = torch.zeros(x.shape[1], x.shape[1])
+    for part in tokens.split(8192):
+        total.addmm_(part.T, part)
+    chosen = np.random.default_rng(0).permutation(len(x))[:SAMPLE]
+    return LayerMoments(total / len(x), tokens[torch.from_numpy(np.sort(chosen))])
+
+
+@torch.no_grad()
+def quantize_expert(
+    module: GatedFFN,
+    x: Tensor,
+    weights: Tensor,
+    layer: LayerMoments,
+    page_format: PageFormat,
+    method: Method,
+) -> dict[str, QuantizedMatrix]:
+    """x: float32 `[T, hidden]`, the expert's tokens; weights: `[T]`, their shares. `module` becomes
+    what the page will hold; gate, up and down are returned."""
+    bits, size = (4 if page_format.precision == "int4" else 8), page_format.block_size
+    share = weights.square()
+    moments = _drawn(_moments(x, share), layer.inputs, len(x))
+    if method == "awq" and module.activation.kind == "silu":
+        _scale_inner(module, x, weights, layer, bits, size)
+    both = torch.cat([module.gate.weight, module.up.weight])
+    quantized = _round(both, moments, bits, size, method, _DAMPING["gate"])
+    half = len(module.gate.weight)
+    made = {
+        "gate": QuantizedMatrix(quantized.values[:half], quantized.scales[:half], bits),
+        "up": QuantizedMatrix(quantized.values[half:], quantized.scales[half:], bits),
+    }
+    for name, matrix in made.items():
+        getattr(module, name).weight.copy_(torch.from_numpy(matrix.dequantized()))
+    # Down sees what the quantized gate and up make.
+    inner = activate(module.activation, module.gate(x), module.up(x))
+    others = activate(module.activation, module.gate(layer.sample), module.up(layer.sample))
+    prior = others.T @ others / len(others)
+    moments = _drawn(_moments(inner, share), prior, len(x))
+    made["down"] = _round(module.down.weight, moments, bits, size, method, _DAMPING["down"])
+    module.down.weight.copy_(torch.from_numpy(made["down"].dequantized()))
+    return made
+
+
+def _moments(x: Tensor, share: Tensor) -> Tensor:
+    """Σ share · x xᵀ / Σ share: as the router weights the output, an error counts."""
+    total = float(share.sum())
+    if not total:
+        return torch.zeros(x.shape[1], x.shape[1])
+    return (x * share[:, None]).T @ x / total
+
+
+def _drawn(own: Tensor, prior: Tensor, tokens: int) -> Tensor:
+    """The moments of `tokens` tokens, and as many of the prior's as there are features, at the
+    same size."""
+    features = own.shape[0]
+    if not tokens:
+        return prior
+    size = float(own.diagonal().mean()) / max(float(prior.diagonal().mean()), 1e-30)
+    return (tokens * own + features * size * prior) / (tokens + features)
+
+
+def _round(
+    weight: Tensor, moments: Tensor, bits: int, size: int, method: Method, damping: float
+) -> QuantizedMatrix:
+    if method == "gptq":
+        return quantize_gptq(weight, moments, bits, size, damping=damping)
+    return quantize_weighted(weight, moments.diagonal(), bits, size)
+
+
+def _scale_inner(
+    module: GatedFFN, x: Tensor, weights: Tensor, layer: LayerMoments, bits: int, size: int
+) -> None:
+    """AWQ (Lin et al., arXiv:2306.00978) on the inner activations: a channel that is large gets
+    finer steps in `down`, and its row of `up` is divided by as much, which changes nothing else.
+
+    The power of the channels' size is the one with the least error of the output.
+    """
+    seen = torch.cat([x, layer.sample])
+    share = torch.cat([weights.square(), torch.full((len(layer.sample),), 1e-3)])
+    inner = activate(module.activation, module.gate(seen), module.up(seen))
+    importance = (inner.square() * share[:, None]).sum(dim=0) / share.sum()
+    channel = importance.sqrt().clamp(min=1e-8)
+    channel = channel / channel.log().mean().exp()
+    least, best = float("inf"), torch.ones_like(channel)
+    for power in _POWERS:
+        scales = channel.pow(power).clamp(1e-3, 1e3)
+        scaled = module.down.weight * scales
+        quantized = quantize_weighted(scaled, importance / scales.square(), bits, size)
+        error = (torch.from_numpy(quantized.dequantized()) - scaled) / scales
+        loss = float(((inner @ error.T).square().sum(dim=1) * share).sum())
+        if loss < least:
+            least, best = loss, scales
+    module.down.weight.mul_(best)
+    module.up.weight.div_(best[:, None])
+    if module.up.bias is not None:
+        module.up.bias.div_(best)
