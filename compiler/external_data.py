@@ -40,21 +40,38 @@ class ExternalData:
         arrays: Iterable[np.ndarray] = (np.ascontiguousarray(part, kind) for part in parts)
         if nbytes < _INLINE_BYTES:
             arrays = list(arrays)
+        offset = self._append(name, shape, arrays, nbytes)
+        self._places[name] = WeightPlace(kind.name, tuple(shape), offset)
+        if isinstance(arrays, list):
+            whole = np.concatenate([array.reshape(-1) for array in arrays])
+            return numpy_helper.from_array(whole.reshape(shape), name)
+        return self._refer(name, shape, helper.np_dtype_to_tensor_dtype(kind), offset, nbytes)
+
+    def add_int4(
+        self, name: str, shape: tuple[int, int], parts: Iterable[np.ndarray]
+    ) -> TensorProto:
+        """An ONNX INT4 matrix, given as packed bytes, uint8 `[rows, columns / 2]`; it is not in
+        the index."""
+        nbytes = prod(shape) // 2
+        offset = self._append(name, shape, map(np.ascontiguousarray, parts), nbytes)
+        return self._refer(name, shape, TensorProto.INT4, offset, nbytes)
+
+    def _append(
+        self, name: str, shape: tuple[int, ...], arrays: Iterable[np.ndarray], nbytes: int
+    ) -> int:
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
         offset = self._file.tell()
         for array in arrays:
             self._file.write(array.data)
         if self._file.tell() - offset != nbytes:
             raise RuntimeError(f"{name} is not as long as its shape {list(shape)}")
-        self._places[name] = WeightPlace(kind.name, tuple(shape), offset)
-        if isinstance(arrays, list):
-            whole = np.concatenate([array.reshape(-1) for array in arrays])
-            return numpy_helper.from_array(whole.reshape(shape), name)
+        return offset
+
+    def _refer(
+        self, name: str, shape: tuple[int, ...], kind: int, offset: int, nbytes: int
+    ) -> TensorProto:
         tensor = TensorProto(
-            name=name,
-            dims=shape,
-            data_type=helper.np_dtype_to_tensor_dtype(kind),
-            data_location=TensorProto.EXTERNAL,
+            name=name, dims=shape, data_type=kind, data_location=TensorProto.EXTERNAL
         )
         place = {"location": self._name, "offset": offset, "length": nbytes}
         for key, value in place.items():

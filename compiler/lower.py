@@ -76,17 +76,9 @@ def lower_head_linear(
     Quantized, a MatMulNBits for each head: its weights stay quantized in memory, and for one token
     it is as fast as one batched MatMul in fp32, or faster.
     """
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    heads, nope = attributes["heads"], attributes["nope"]
-    direction = attributes["direction"].decode()
-    x, y, name = node.input[0], node.output[0], f"{parameter}.{direction}"
-    by_head = weight.reshape(heads, -1, weight.shape[1])
-    # [heads, out, in]
-    if direction == INTO_LATENT:
-        matrices = by_head[:, :nope].transpose(0, 2, 1)
-    else:
-        matrices = by_head[:, nope:]
-    _, rows, columns = matrices.shape
+    x, y = node.input[0], node.output[0]
+    name, matrices = head_matrices(node, parameter, weight)
+    heads, rows, columns = matrices.shape
     lowered = Lowered()
     chosen = precision_of(parameter, precision)
     if chosen in QUANTIZED_BITS:
@@ -109,6 +101,22 @@ def lower_head_linear(
         helper.make_node("Transpose", [f"{name}.y"], [y], perm=[1, 0, 2]),
     ]
     return lowered
+
+
+def head_matrices(
+    node: onnx.NodeProto, parameter: str, weight: np.ndarray
+) -> tuple[str, np.ndarray]:
+    """What a HeadLinear multiplies with, and a name for it: `[heads, out, in]`, of a weight as in
+    LatentProjection."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    heads, nope = attributes["heads"], attributes["nope"]
+    direction = attributes["direction"].decode()
+    by_head = weight.reshape(heads, -1, weight.shape[1])
+    if direction == INTO_LATENT:
+        matrices = by_head[:, :nope].transpose(0, 2, 1)
+    else:
+        matrices = by_head[:, nope:]
+    return f"{parameter}.{direction}", matrices
 
 
 def _add_quantized(

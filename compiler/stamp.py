@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from ..model.parameters import Shape
 from ..runtime.bundle import Precision
 from .external_data import ExternalData
 from .footprint import float_bytes
-from .lower import lower_head_linear, lower_linear, read_whole
+from .lower import Lowered, lower_head_linear, lower_linear, read_whole
 from .placeholders import LINEAR, LINEAR_DOMAIN
 from .quantize import ReadTiles
 from .segments import SegmentPlan
@@ -23,6 +25,17 @@ IR_VERSION = 10
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 _CACHE = re.compile(r"^(past|present)_(key|value)_(\d+)$")
 _LENGTH = re.compile(r"^(seqlens_k|total_length)_(full|w\d+)$")
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What placeholders become: see `lower_linear` and `lower_head_linear`."""
+
+    linear: Callable[..., Lowered]
+    head_linear: Callable[..., Lowered]
+
+
+ONNX_RUNTIME = Lowering(lower_linear, lower_head_linear)
 
 
 def stamp_segment(
@@ -40,31 +53,59 @@ def stamp_segment(
     traced is the trace of a segment of the same kind; parameters are all that it has to hold.
     Returns the bytes that the weights take once loaded.
     """
+    data = ExternalData(path.with_suffix(".bin"))
+    try:
+        model, loaded = fill_segment(
+            traced, traced_plan, plan, precision, parameters, read, data, ONNX_RUNTIME
+        )
+        data.write_index(loaded)
+    finally:
+        data.close()
+    for value in model.graph.output:
+        # The buffer that is written may be declared larger than what is read.
+        if value.name.startswith("present_"):
+            value.type.tensor_type.shape.dim[2].dim_param += "_out"
+    save_segment(model, path, ("", "com.microsoft"))
+    return loaded
+
+
+def fill_segment(
+    traced: onnx.ModelProto,
+    traced_plan: SegmentPlan,
+    plan: SegmentPlan,
+    precision: Precision,
+    parameters: dict[str, Shape],
+    read: ReadTiles,
+    data: ExternalData,
+    lowering: Lowering,
+) -> tuple[onnx.ModelProto, int]:
+    """A copy of the trace with the layers and the weights of `plan`, and the bytes that they take
+    once loaded."""
     model = onnx.ModelProto()
     model.CopyFrom(traced)
     layers = dict(zip(traced_plan.all_layers(), plan.all_layers(), strict=True))
     rename_layers(model.graph, layers)
-    data = ExternalData(path.with_suffix(".bin"))
-    try:
-        stamped, loaded = stamp_weights(model.graph, layers, precision, parameters, read, data)
-        data.write_index(loaded)
-    finally:
-        data.close()
+    stamped, loaded = stamp_weights(
+        model.graph, layers, precision, parameters, read, data, lowering
+    )
     if stamped != set(parameters):
         lost = ", ".join(sorted(stamped ^ set(parameters)))
-        raise RuntimeError(f"the trace of {path.name} does not hold the model's parameters: {lost}")
-    opsets = [item for item in model.opset_import if item.domain != LINEAR_DOMAIN]
-    if not any(item.domain == "com.microsoft" for item in opsets):
-        opsets.append(helper.make_opsetid("com.microsoft", 1))
+        raise RuntimeError(f"segment {plan.index} does not hold the model's parameters: {lost}")
+    return model, loaded
+
+
+def save_segment(model: onnx.ModelProto, path: Path, domains: tuple[str, ...]) -> None:
+    """Writes the graph, of the operators of these domains, without the exporter's notes."""
+    opsets = {item.domain: item for item in model.opset_import}
+    opsets.setdefault("com.microsoft", helper.make_opsetid("com.microsoft", 1))
     del model.opset_import[:]
-    model.opset_import.extend(opsets)
+    model.opset_import.extend(opsets[domain] for domain in domains)
     model.ir_version = IR_VERSION
     model.producer_name = "pocketmoe"
     del model.graph.value_info[:]
     clear_metadata(model)
     onnx.save(model, path)
     onnx.checker.check_model(str(path))
-    return loaded
 
 
 def stamp_weights(
@@ -74,6 +115,7 @@ def stamp_weights(
     parameters: dict[str, Shape],
     read: ReadTiles,
     data: ExternalData,
+    lowering: Lowering,
 ) -> tuple[set[str], int]:
     """Fills the named initializers and replaces the placeholders; returns the names of the
     parameters that the graph holds now, and the bytes that they take once loaded."""
@@ -97,9 +139,9 @@ def stamp_weights(
         names = {a.name: renumbered(a.s.decode(), layers) for a in node.attribute if a.s}
         weight, bias = names["parameter"], names.get("bias")
         if node.op_type == LINEAR:
-            lowered = lower_linear(node, weight, bias, parameters[weight], precision, read, data)
+            lowered = lowering.linear(node, weight, bias, parameters[weight], precision, read, data)
         else:
-            lowered = lower_head_linear(node, weight, read_latent(weight), precision, data)
+            lowered = lowering.head_linear(node, weight, read_latent(weight), precision, data)
         graph.node.extend(lowered.nodes)
         graph.initializer.extend(lowered.initializers)
         loaded += lowered.nbytes
@@ -128,10 +170,6 @@ def rename_layers(graph: onnx.GraphProto, layers: dict[int, int]) -> None:
     for values in (graph.input, graph.output, graph.initializer):
         for value in values:
             value.name = renamed(value.name)
-    for value in graph.output:
-        # The buffer that is written may be declared larger than what is read.
-        if value.name.startswith("present_"):
-            value.type.tensor_type.shape.dim[2].dim_param += "_out"
 
 
 def clear_metadata(model: onnx.ModelProto) -> None:

@@ -167,8 +167,9 @@ def trace_segment(spec: ModelSpec, plan: SegmentPlan) -> onnx.ModelProto:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    divide_by_roots(program.model_proto.graph)
-    return program.model_proto
+    model = program.model_proto  # made anew whenever it is asked for
+    divide_by_roots(model.graph)
+    return model
 
 
 def divide_by_roots(graph: onnx.GraphProto) -> None:

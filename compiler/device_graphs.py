@@ -1,0 +1,110 @@
+"""Writes a bundle's device graphs: the same model for GPUs, beside what CPUs run.
+
+A segment's graph holds its weights; those of experts take pages as inputs, so that one graph, and
+one engine built of it, serves all experts of a format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from ..model.spec import ModelSpec
+from ..runtime.budget import BATCH, CHUNK
+from ..runtime.bundle import Precision
+from ..runtime.device_graphs import DEVICE_FOLDER, DeviceGraphs, GraphLayer
+from ..runtime.pages import PageFormat
+from .device_attention import expand_attention
+from .device_experts import combine_graph, expert_graph, token_graph
+from .device_lower import device_lowering
+from .external_data import ExternalData
+from .footprint import page_formats
+from .quantize import ReadTiles
+from .segments import SegmentPlan, plan_segments, segment_parameters
+from .stamp import Lowering, fill_segment, save_segment
+from .trace import trace_segment
+
+
+def write_device_graphs(
+    root: Path,
+    spec: ModelSpec,
+    precision: Precision,
+    read: ReadTiles,
+    *,
+    context: int,
+    fp32_products: bool = True,
+) -> DeviceGraphs:
+    """Writes `device/` below root.
+
+    context: positions that attention is to be made for. fp32_products: see device_lower.py.
+    """
+    folder = root / DEVICE_FOLDER
+    folder.mkdir()
+    lowering = device_lowering(fp32_products=fp32_products)
+    traced: dict[object, SegmentPlan] = {}
+    segments = []
+    for plan in plan_segments(spec):
+        first = traced.setdefault(plan.kind(spec), plan)
+        path = folder / f"segment_{plan.index:03d}.onnx"
+        write_segment(path, spec, first, plan, precision, read, lowering)
+        segments.append(f"{DEVICE_FOLDER}/{path.name}")
+    return DeviceGraphs(
+        segments=tuple(segments),
+        layers=write_expert_graphs(folder, spec, precision),
+        chunk=min(CHUNK, context),
+        batch=min(BATCH, context),
+        context=context,
+    )
+
+
+def write_segment(
+    path: Path,
+    spec: ModelSpec,
+    traced: SegmentPlan,
+    plan: SegmentPlan,
+    precision: Precision,
+    read: ReadTiles,
+    lowering: Lowering,
+) -> None:
+    """traced: a segment of the same kind, whose trace serves this one too."""
+    data = ExternalData(path.with_suffix(".bin"))
+    try:
+        model, _ = fill_segment(
+            trace_segment(spec, traced), traced, plan, precision,
+            segment_parameters(spec, plan), read, data, lowering,
+        )  # fmt: skip
+    finally:
+        data.close()
+    expand_attention(model.graph, spec, plan)
+    for node in model.graph.node:
+        node.name = node.output[0]  # what builders name in their errors
+    save_segment(model, path, ("",))
+
+
+def write_expert_graphs(
+    folder: Path, spec: ModelSpec, precision: Precision
+) -> tuple[GraphLayer, ...]:
+    """One set of graphs for all layers with the same pages and as many experts for a token."""
+    written: dict[tuple[PageFormat, int], tuple[str, str, str]] = {}
+    layers = []
+    for layer, page_format in page_formats(spec, precision).items():
+        router = spec.layers[layer].router
+        if router is None:
+            continue
+        kind = page_format, router.top_k
+        if kind not in written:
+            number = len(written)
+            graphs = {
+                "expert": expert_graph(page_format),
+                "token": token_graph(page_format, router.top_k),
+                "combine": combine_graph(spec.hidden_size, router.top_k),
+            }
+            names = []
+            for name, graph in graphs.items():
+                file = f"{name}_{number:03d}.onnx"
+                onnx.save(graph, folder / file)
+                names.append(f"{DEVICE_FOLDER}/{file}")
+            written[kind] = (names[0], names[1], names[2])
+        layers.append(GraphLayer(layer, *written[kind]))
+    return tuple(layers)

@@ -1,0 +1,124 @@
+"""Device graphs, the exact files that TensorRT gets, in ONNX Runtime against the PyTorch module."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from pocketmoe.compiler.compile import tile_reader, write_experts
+from pocketmoe.compiler.device_graphs import write_device_graphs
+from pocketmoe.compiler.quantize import quantize_matrix
+from pocketmoe.model.module import Decoder
+from pocketmoe.model.spec import ModelSpec
+from pocketmoe.progress import Silent
+from pocketmoe.runtime.bundle import Precision
+from pocketmoe.runtime.device_graphs import page_inputs
+from pocketmoe.tests.device_oracle import GraphModel
+from pocketmoe.tests.test_segments import (
+    BASE,
+    CALLS,
+    SPECS,
+    Weights,
+    decoder_logits,
+    make_decoder,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+HALF = Precision("fp16", "fp16", "fp16", 32)
+HALF_LIMIT = 6e-3  # of the largest logit: products and caches are fp16
+# A rounded score may choose another expert where two are about equal, for a few tokens in all.
+MOST_ROUTED_OTHERWISE = 0.03
+ROUTED = re.compile(r"\.(router|shared_gate)\.")  # stays fp32
+
+
+def write(root: Path, spec: ModelSpec, model: Decoder, precision: Precision) -> GraphModel:
+    source = Weights(model)
+    experts = write_experts(root, source, spec, precision, Silent())
+    with source.tensors() as reader:
+        read = tile_reader(reader, spec, lambda _: None)
+        graphs = write_device_graphs(root, spec, precision, read, context=256)
+    return GraphModel(root, spec, graphs, experts)
+
+
+def run(graphs: GraphModel, model: Decoder) -> np.ndarray:
+    embedding = model.embed.weight.detach().numpy()
+    return np.concatenate([graphs.forward(embedding[call]) for call in CALLS])
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_graphs_are_the_module_in_half_precision(name: str, tmp_path: Path) -> None:
+    model = make_decoder(SPECS[name])
+    found = run(write(tmp_path, SPECS[name], model, HALF), model)
+    assert_alike(found, decoder_logits(model))
+
+
+def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
+    error = np.abs(found - expected).max(axis=1) / np.abs(expected).max()
+    assert np.mean(error > HALF_LIMIT) <= MOST_ROUTED_OTHERWISE
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp32"])
+@pytest.mark.parametrize("name", [name for name in SPECS if "MLA" not in name])
+def test_quantized_graphs_are_the_module_with_the_stored_weights(
+    name: str, precision: str, tmp_path: Path
+) -> None:
+    spec, model = SPECS[name], make_decoder(SPECS[name])
+    chosen = Precision(precision, precision, precision, 32)
+    graphs = write(tmp_path, spec, model, chosen)
+    if precision != "fp32":
+        store_weights(model, chosen, int(precision[3:]))
+    assert_alike(run(graphs, model), decoder_logits(model))
+
+
+@torch.no_grad()
+def store_weights(model: Decoder, precision: Precision, bits: int) -> None:
+    """Puts what a bundle stores in the place of the weights."""
+    model.head.weight = torch.nn.Parameter(model.head.weight.clone())  # it may be the embedding
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or name == "embed.weight" or ROUTED.search(name):
+            continue
+        quantized = quantize_matrix(parameter.numpy(), bits, precision.block_size)
+        parameter.copy_(torch.from_numpy(quantized.dequantized()))
+
+
+def test_devices_without_fp32_products_route_alike(tmp_path: Path) -> None:
+    model = make_decoder(BASE)
+    with Weights(model).tensors() as reader:
+        read = tile_reader(reader, BASE, lambda _: None)
+        logits = []
+        for fp32_products in (True, False):
+            root = tmp_path / str(fp32_products)
+            root.mkdir()
+            graphs = write_device_graphs(
+                root, BASE, HALF, read, context=256, fp32_products=fp32_products
+            )
+            experts = write_experts(root, Weights(model), BASE, HALF, Silent())
+            logits.append(run(GraphModel(root, BASE, graphs, experts), model))
+            operators = [n.op_type for n in onnx.load(root / graphs.segments[0]).graph.node]
+            assert operators.count("ReduceSum") == (0 if fp32_products else 1)
+    assert np.abs(logits[0] - logits[1]).max() <= 1e-3 * np.abs(logits[0]).max()
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp16", "fp32"])
+def test_expert_graphs_take_the_tensors_of_a_page(precision: str, tmp_path: Path) -> None:
+    spec = replace(BASE, expert_bias=True)
+    chosen = Precision(precision, "fp16", "fp16", 32)
+    graphs = write(tmp_path, spec, make_decoder(spec), chosen)
+    pages = graphs.experts[0].format
+    layer = graphs.layers[0]
+    own = {"x", "rows", "weights", "base"}
+    for name, suffixes in ((layer.expert, [""]), (layer.token, [".0", ".1"])):
+        declared = {
+            item.name: (item.type, item.shape) for item in graphs.graphs[name].inputs.values()
+        }
+        expected = [info for suffix in suffixes for info in page_inputs(pages, suffix)]
+        assert set(declared) - own == {info.name for info in expected}
+        for info in expected:
+            kind = info.dtype.replace("float32", "float")
+            assert declared[info.name] == (f"tensor({kind})", list(info.shape))
