@@ -11,6 +11,7 @@ from .budget import AUTO, plan_memory, read_budget
 from .bundle import TOKENIZER, read_manifest
 from .context import choose_context
 from .experts import choose_kernels
+from .host_runner import HostRunner
 from .lossy import ExpertChoice
 from .native_backbone import NativeBackbone
 from .predict import can_predict
@@ -84,9 +85,13 @@ def open_bundle(
     with ExitStack() as undo:
         recording = open_recording(manifest, record_routes, trace, about)
         undo.callback(recording.discard)
-        session = Session(
-            root, manifest, plan, tokenizer, context, threads, verify_pages, native, segments,
-            choice, prefetch, recording,
+        runner = HostRunner(
+            root, manifest, plan, context, verify_pages, native, segments, choice, prefetch,
+            recording,
         )  # fmt: skip
+        undo.callback(runner.close)
+        session = Session(
+            root, manifest, plan, tokenizer, context, threads, runner, choice, recording
+        )
         undo.pop_all()
     return session

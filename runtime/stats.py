@@ -15,6 +15,8 @@ class Counters:
     read_seconds: float
     wait_seconds: float
     skipped_experts: int
+    gpu_page_hits: int = 0
+    link_bytes: int = 0
 
     def __sub__(self, before: Counters) -> Counters:
         return Counters(**{name: now - vars(before)[name] for name, now in vars(self).items()})
@@ -41,6 +43,8 @@ class Stats:
     run segments of the backbone, how many. backbone_bytes: its weights in memory. lossy: what
     changes the output, in the bundle and by the session's options. skipped_experts: how often a
     token went without an expert because of `skip_cold`.
+    backend: what runs the layers, and backend_reason, why; gpu: the device's name, empty on the
+    host. gpu_*: pages in its memory, which are page_hits too; link_bytes: that were copied there.
     """
 
     prompt_tokens: int
@@ -79,6 +83,15 @@ class Stats:
     auto_budget: bool
     planned_bytes: int
     peak_rss_bytes: int
+    decode_gpu_page_hits: int = 0
+    decode_link_bytes: int = 0
+    gpu_page_hits: int = 0
+    link_bytes: int = 0
+    backend: str = "cpu"
+    backend_reason: str = ""
+    gpu: str = ""
+    gpu_slots: int = 0
+    gpu_memory_bytes: int = 0
 
     @property
     def hit_rate(self) -> float:
