@@ -99,9 +99,7 @@ class CudaDevice:
     def _allocate_pinned(self, nbytes: int) -> HostBuffer:
         runtime = self._runtime
         address = int(
-            self._call(
-                runtime.cudaHostAlloc, nbytes, runtime.cudaHostAllocMapped, wanted=nbytes
-            )
+            self._call(runtime.cudaHostAlloc, nbytes, runtime.cudaHostAllocMapped, wanted=nbytes)
         )
         data = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
         seen = 0
@@ -224,4 +222,3 @@ def _describe(runtime: Any, status: Any) -> str:
 def _version(number: int) -> str:
     """12080 is 12.8."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else ""
-

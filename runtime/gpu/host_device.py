@@ -224,5 +224,3 @@ def _clear(target: int, nbytes: int) -> None:
 
 def _wait(ticket: threading.Event) -> None:
     ticket.wait()
-
-

@@ -8,7 +8,7 @@ from ..pager import Pager
 from ..pages import PageFormat
 from ..readers import Slot
 from .device import Device, HostBuffer, Stream
-from .page_layout import PageLayout, lay_out
+from .page_layout import lay_out
 from .slots import Page
 
 
@@ -44,18 +44,12 @@ class SharedSlots:
     it is done, for which the caller waits.
     """
 
-    def __init__(
-        self, device: Device, pager: Pager, formats: dict[int, PageFormat], compute: Stream
-    ):
+    def __init__(self, device: Device, pager: Pager, compute: Stream):
         self._pager = pager
         self._compute = compute
-        self._layouts = {layer: lay_out(page_format) for layer, page_format in formats.items()}
         self._used = device.event()
         self.slots = 0
         self.hits = self.requests = self.copied = 0
-
-    def layout(self, layer: int) -> PageLayout:
-        return self._layouts[layer]
 
     def visit(self, layer: int, experts: Sequence[int]) -> Iterator[list[Page]]:
         self.settle()

@@ -164,6 +164,12 @@ class DeviceKv:
                     self._stream.clear(buffer.address, buffer.nbytes)
         self._filled = False
 
+    def pretend(self, position: int) -> None:
+        """As if so many tokens had been seen, as far as there is room for a chunk more."""
+        self.position = position
+        for span in self.spans.values():
+            span.past = max(0, min(position, span.capacity - self._chunk))
+
     def _slide(self, kind: str, span: Span) -> None:
         """Moves the window to the front, over memory of its own: source and target may overlap."""
         if span.window is None:

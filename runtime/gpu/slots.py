@@ -12,6 +12,7 @@ caller's thread, ahead of the device; events keep the device in order:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol
 
 from ..next_use import NextUse
 from ..pager import Pager
@@ -24,6 +25,29 @@ from .page_layout import PageLayout, lay_out
 # been recorded again meanwhile waits longer than it must, not shorter.
 _EVENTS = 64
 Page = tuple[int, int]  # an expert, and the device address of its page
+
+
+class Tier(Protocol):
+    """Pages where the device computes with them. See DeviceSlots, which is one."""
+
+    hits: int
+    requests: int
+    copied: int
+    slots: int
+
+    def visit(self, layer: int, experts: Sequence[int]) -> Iterator[list[Page]]: ...
+
+    def gather(self, layer: int, experts: Sequence[int]) -> list[int]: ...
+
+    def done(self, layer: int, experts: Sequence[int]) -> None: ...
+
+    def holds(self, layer: int, expert: int) -> bool: ...
+
+    def settle(self) -> None:
+        """Blocks until the pager's memory is not read from any more: it may be resized."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class _DeviceSlot:
@@ -73,9 +97,6 @@ class DeviceSlots:
         self._free = self._all[::-1]
         self._resident: dict[ExpertKey, _DeviceSlot] = {}
         self._broken = False  # an interrupt came while the books were changed
-
-    def layout(self, layer: int) -> PageLayout:
-        return self._layouts[layer]
 
     def visit(self, layer: int, experts: Sequence[int]) -> Iterator[list[Page]]:
         """A layer runs, and needs these experts, each named once.
@@ -202,7 +223,6 @@ class DeviceSlots:
         self._broken = False
 
     def settle(self) -> None:
-        """Blocks until host memory is not read from any more: the pager may be resized."""
         self._copied.wait()
 
     def close(self) -> None:
@@ -218,4 +238,3 @@ class DeviceSlots:
 def slot_bytes(layouts: Collection[PageLayout]) -> int:
     """Of a slot that any of the pages fits into."""
     return align(max((item.nbytes for item in layouts), default=1), ALIGNMENT)
-

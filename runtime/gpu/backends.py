@@ -1,0 +1,149 @@
+"""Backends: which of them work here for a bundle, and why the others do not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...errors import EngineError
+from ..bundle import Manifest
+from ..device_graphs import EngineSet
+from .cuda_device import CudaDevice, load_cuda
+from .cuda_graph import GraphCapture
+from .device import Device, Stream
+from .executor import Loader
+from .libraries import load_tensorrt
+from .tensorrt_executor import TensorRtLoader, remedy
+
+_BEST_FIRST = ("tensorrt-rtx", "tensorrt", "cuda")
+_LABELS = {"tensorrt-rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """name: one of opening.BACKENDS. engine: what computes, in words. loader: makes what loads graphs, for
+    a stream and a number of CPU threads."""
+
+    name: str
+    engine: str
+    device: Device
+    loader: Callable[[Stream, int], Loader]
+
+
+def find_backend(name: str, root: Path, manifest: Manifest) -> Backend:
+    """A backend that was asked for by its name.
+
+    Raises:
+        EngineError: it does not work here for this bundle: why, and what to do.
+    """
+    if manifest.graphs is None:
+        raise EngineError(
+            f"{root} has nothing for GPUs; compile it again with a GPU as --target "
+            "(`pocketmoe targets` lists them)"
+        )
+    runtime = load_cuda()
+    return _make(name, root, manifest, runtime, CudaDevice(runtime))
+
+
+class Candidates:
+    """Those that work here, best first, for "auto"; `reasons` says why the others do not."""
+
+    def __init__(self, root: Path, manifest: Manifest):
+        self._root, self._manifest = root, manifest
+        self.reasons: list[str] = []
+
+    def __iter__(self) -> Iterator[Backend]:
+        if self._manifest.graphs is None:
+            self.reasons.append("the bundle has nothing for GPUs")
+            return
+        try:
+            runtime = load_cuda()
+            device = CudaDevice(runtime)
+        except EngineError as error:
+            self.reasons.append(str(error))
+            return
+        for name in _BEST_FIRST:
+            try:
+                yield _make(name, self._root, self._manifest, runtime, device)
+            except EngineError as error:
+                self.drop(name, error)
+
+    def drop(self, name: str, error: EngineError) -> None:
+        """One that does not work after all."""
+        _log.info("backend %s does not work: %s", name, error)
+        self.reasons.append(f"{name}: {error}")
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(self.reasons) or "it is the best that works"
+
+
+def _make(name: str, root: Path, manifest: Manifest, runtime: Any, device: CudaDevice) -> Backend:
+    graphs = manifest.graphs
+    if graphs is None:
+        raise EngineError(f"{root} has nothing for GPUs")
+    if name == "cuda":
+        try:
+            import onnxruntime
+
+            from .onnx_executor import OnnxLoader, check_cuda_provider
+        except ImportError as error:
+            raise EngineError(
+                f"ONNX Runtime cannot be loaded ({error}): pip install 'pocketmoe[cuda]'"
+            ) from error
+        check_cuda_provider()
+        return Backend(
+            name, f"onnxruntime {onnxruntime.__version__}, CUDA", device,
+            lambda stream, threads: OnnxLoader(root, device, stream, threads),
+        )  # fmt: skip
+    trt = load_tensorrt(name)
+    engines = choose_engines(name, trt.__version__, root, manifest, device)
+    capture = partial(GraphCapture, runtime) if name == "tensorrt" else None
+    return Backend(
+        name, f"{_LABELS[name]} {trt.__version__}", device,
+        lambda stream, threads: TensorRtLoader(
+            root, engines, trt, device, graphs.segments, capture
+        ),
+    )  # fmt: skip
+
+
+def choose_engines(
+    toolchain: str, version: str, root: Path, manifest: Manifest, device: Device
+) -> EngineSet:
+    """The bundle's engines for this version and GPU.
+
+    Raises:
+        EngineError: it has none; the message names both sides.
+    """
+    info = device.info
+    of_toolchain = [item for item in manifest.engines if item.toolchain == toolchain]
+    for item in of_toolchain:
+        if (item.version, item.compute_capability) == (version, info.compute_capability):
+            if item.device is not None and item.device != info.name:
+                _log.warning(
+                    "%s was built on %s, and this is %s: it may be slow; build it again with %s",
+                    root / item.folder, item.device, info.name, remedy(toolchain, root),
+                )  # fmt: skip
+            return item
+    here = f"{_LABELS[toolchain]} {version} on {info.name} ({_sm(info.compute_capability)})"
+    if not of_toolchain:
+        raise EngineError(
+            f"{root} has no engines for {here}; make them with {remedy(toolchain, root)}"
+        )
+    there = ", ".join(
+        f"{_LABELS[toolchain]} {item.version} on {item.device or _sm(item.compute_capability)}"
+        for item in of_toolchain
+    )
+    raise EngineError(
+        f"{root} has engines for {there}, and this is {here}; make others with "
+        f"{remedy(toolchain, root)}"
+    )
+
+
+def _sm(compute_capability: str) -> str:
+    return f"sm{compute_capability.replace('.', '')}"
