@@ -18,8 +18,8 @@ Observer = Callable[[int, dict[str, np.ndarray]], None]
 class Engines:
     """What computes, in words: see Stats. backbone_bytes: its weights, where they are loaded to.
 
-    backend: one of opening.BACKENDS but "auto"; reason: why it and no other. device: the GPU's name,
-    empty on the host.
+    backend: one of opening.BACKENDS but "auto"; reason: why it and no other. device: the GPU's
+    name, empty on the host.
     """
 
     experts: str

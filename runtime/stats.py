@@ -27,6 +27,12 @@ class Counters:
         requests = self.page_hits + self.page_misses
         return self.page_hits / requests if requests else 1.0
 
+    @property
+    def gpu_hit_rate(self) -> float:
+        """Share of page requests that were in the GPU's memory; 0 without a GPU."""
+        requests = self.page_hits + self.page_misses
+        return self.gpu_page_hits / requests if requests else 0.0
+
 
 @dataclass(frozen=True)
 class Stats:

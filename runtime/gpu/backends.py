@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backend:
-    """name: one of opening.BACKENDS. engine: what computes, in words. loader: makes what loads graphs, for
-    a stream and a number of CPU threads."""
+    """name: one of opening.BACKENDS. engine: what computes, in words. loader: makes what loads
+    graphs, for a stream and a number of CPU threads."""
 
     name: str
     engine: str

@@ -1,4 +1,4 @@
-"""Runs batches of tokens on a device: graphs on one stream, pages on another, routes on the host."""
+"""Runs batches of tokens on a device: graphs on one stream, copies of pages on another."""
 
 from __future__ import annotations
 

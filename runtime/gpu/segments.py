@@ -112,7 +112,9 @@ class DeviceSegments:
         parts = ("key", "value")
         for place, layer in enumerate(segment.layers):
             past = pasts[kind_of(self._spec.layers[layer].window)]
-            pieces = zip(parts, self._kv.bases(layer), self._kv.shapes, self._staging[place], strict=False)
+            pieces = zip(
+                parts, self._kv.bases(layer), self._kv.shapes, self._staging[place], strict=False
+            )
             for part, (address, row), shape, staged in pieces:
                 seen = (address + past.first * row, (past.bound, *shape))
                 places[f"past_{part}.{layer}"] = seen
