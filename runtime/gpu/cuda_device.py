@@ -87,20 +87,25 @@ class CudaDevice:
         data = np.frombuffer(mmap.mmap(-1, max(1, nbytes), flags=flags), np.uint8)
         address = data.ctypes.data
         runtime = self._runtime
-        self._call(
-            runtime.cudaHostRegister, address, nbytes, runtime.cudaHostRegisterMapped,
-            wanted=nbytes,
-        )  # fmt: skip
+        self._pin(runtime.cudaHostRegister, address, nbytes, runtime.cudaHostRegisterMapped)
         seen = 0
         if self.info.unified:
             seen = int(self._call(runtime.cudaHostGetDevicePointer, address, 0))
         return HostBuffer(data, seen, lambda: self._call(runtime.cudaHostUnregister, address))
 
+    def _pin(self, function: Any, *arguments: Any) -> Any:
+        """Raises EngineError where the host has no memory for it, or may not lock as much."""
+        try:
+            return self._call(function, *arguments)
+        except DeviceMemoryError as error:
+            raise EngineError(
+                "host memory cannot be pinned; give a smaller --host-memory, or raise the limit "
+                "of locked memory (ulimit -l)"
+            ) from error
+
     def _allocate_pinned(self, nbytes: int) -> HostBuffer:
         runtime = self._runtime
-        address = int(
-            self._call(runtime.cudaHostAlloc, nbytes, runtime.cudaHostAllocMapped, wanted=nbytes)
-        )
+        address = int(self._pin(runtime.cudaHostAlloc, nbytes, runtime.cudaHostAllocMapped))
         data = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
         seen = 0
         if self.info.unified:

@@ -107,7 +107,7 @@ class DeviceExperts:
     ) -> None:
         """Several tokens."""
         item, buffers, stream = self._layers[layer], self._buffers, self._stream
-        plan = _plan(routing, tokens, item.top_k, self._step)
+        plan = plan_terms(routing, tokens, item.top_k, self._step)
         lists = len(plan.rows)
         with self._uploads.fill() as memory:
             memory.view(np.int64, (lists,))[:] = plan.rows
@@ -188,7 +188,7 @@ class _OnePage:
 
 
 @dataclass(frozen=True)
-class _BatchPlan:
+class TermPlan:
     """Where everything lies. rows, weights: those of expert e are `counts[e]` from `starts[e]` on;
     its terms from row `firsts[e]` on, of `terms`. places `[tokens, k]`: the row of each term of a
     token; has_gaps: the last row stands for none."""
@@ -203,7 +203,7 @@ class _BatchPlan:
     has_gaps: bool
 
 
-def _plan(routing: Routing, tokens: int, top_k: int, step: int) -> _BatchPlan:
+def plan_terms(routing: Routing, tokens: int, top_k: int, step: int) -> TermPlan:
     """step: the terms of an expert begin at multiples of it."""
     counts = np.diff(routing.starts)
     starts = _spread(counts, _ROWS)
@@ -222,7 +222,7 @@ def _plan(routing: Routing, tokens: int, top_k: int, step: int) -> _BatchPlan:
     last = int(firsts[-2] + counts[-1]) if len(counts) else 0
     places = np.full((tokens, top_k), last, np.int64)
     places[token, nth] = term[order]
-    return _BatchPlan(
+    return TermPlan(
         rows, weights, starts[:-1].tolist(), counts.tolist(), firsts[:-1].tolist(),
         last + has_gaps, places, has_gaps,
     )  # fmt: skip

@@ -32,17 +32,16 @@ def device_kv_bytes(spec: ModelSpec, context: int, chunk: int, batch: int) -> in
     """Of everything that DeviceKv makes, about."""
     positions = sum(device_capacity(layer.window, context, batch) for layer in spec.layers)
     row = spec.cache_elements * _HALF
-    masks = _mask_bytes(context, chunk) * -(-batch // chunk) * len(_kinds(spec))
-    windows = [layer.window for layer in spec.layers if layer.window is not None]
-    return positions * row + masks + max(windows, default=0) * row + 4 * chunk * row
+    windows = {layer.window for layer in spec.layers}
+    masks = sum(chunk * (most_bound(window, context) + chunk) * 4 for window in windows)
+    moving = max((window for window in windows if window is not None), default=0)
+    return (positions + moving + chunk) * row + masks * -(-batch // chunk)
 
 
-def _kinds(spec: ModelSpec) -> dict[str, int | None]:
-    return {kind_of(layer.window): layer.window for layer in spec.layers}
-
-
-def _mask_bytes(context: int, chunk: int) -> int:
-    return chunk * (align(context, POSITION_BLOCK) + chunk) * 4
+def most_bound(window: int | None, context: int) -> int:
+    """Positions that are bound as a layer's past at most."""
+    full = align(context, POSITION_BLOCK)
+    return full if window is None else min(full, align(window - 2 + POSITION_BLOCK, POSITION_BLOCK))
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class DeviceKv:
         windows = [layer.window for layer in spec.layers if layer.window is not None]
         self._moving = device.allocate(max(1, max(windows, default=0) * max(self._rows)))
         chunks = -(-batch // chunk)
-        widest = {kind: align(span.capacity, POSITION_BLOCK) for kind, span in self.spans.items()}
+        widest = {kind: most_bound(span.window, context) for kind, span in self.spans.items()}
         self._masks = {
             kind: [device.allocate(chunk * (width + chunk) * 4) for _ in range(chunks)]
             for kind, width in widest.items()
