@@ -37,7 +37,7 @@ $(BIN)/python:
 # torch goes first, so that TORCH chooses its version and its index.
 $(VENV)/.compile: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(PIP_INSTALL) $(TORCH)
-	$(PIP_INSTALL) -e '.[compile]'
+	$(PIP_INSTALL) -e '.[cpu,compile]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(NATIVE) | $(BIN)/python

@@ -151,7 +151,8 @@ PRECISION = click.option(
     "--precision",
     metavar="PRECISION",
     multiple=True,
-    help="int4, int8, fp16 or fp32, or by part.  [default: experts=int4,backbone=int8,head=int8]",
+    help="int4, int8, fp16 or fp32, or by part; experts alone fp8 too.  "
+    "[default: experts=int4,backbone=int8,head=int8]",
 )
 BUDGETS = click.option(
     "--memory-budget",

@@ -15,6 +15,7 @@ from .entry import CommandLine
 from .errors import BundleError
 from .machine_commands import plan, targets
 from .running_commands import bench, eval_command, replay, run
+from .runtime.installed import find_onnxruntime
 from .sizes import format_size
 from .targets import Target
 
@@ -35,6 +36,7 @@ def main(ctx: click.Context, debug: bool, verbose: bool) -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     ctx.obj = config_folder() / "targets.json"
     start_logging(verbose=verbose)
+    find_onnxruntime()
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

@@ -15,9 +15,11 @@ from .model.parameters import count_parameters, end_shapes, layer_shapes
 from .model.spec import ModelSpec
 from .runtime.bundle import CHAT_TEMPLATE, MANIFEST, Precision, is_bundle, read_manifest
 from .runtime.kv_cache import SLACK, capacity
-from .runtime.pages import PRECISIONS, PageFormat
+from .runtime.pages import PageFormat
 
 BLOCK_SIZE = 64  # where no bundle says another: what `compile` takes
+# What all parts of a model can be stored in: fp8 is for experts alone.
+WHOLE_PRECISIONS = ("int4", "int8", "fp16", "fp32")
 _BITS = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}
 
 
@@ -231,7 +233,7 @@ def model_facts(spec: ModelSpec, block_size: int) -> ModelFacts:
         kv_expanded_bytes_per_token=4 * spec.expanded_elements * full_layers,
         kv_window_bytes=4 * spec.cache_elements * positions,
         block_size=block_size,
-        sizes=tuple(precision_sizes(spec, precision, block_size) for precision in PRECISIONS),
+        sizes=tuple(precision_sizes(spec, precision, block_size) for precision in WHOLE_PRECISIONS),
     )
 
 

@@ -12,6 +12,7 @@ from .arguments import (
     CONTEXT,
     JSON,
     PRECISION,
+    SIZE,
     TARGET,
     targets_file,
 )
@@ -48,7 +49,7 @@ def targets(
     as_json: bool,
 ) -> None:
     """List the devices it knows, show one, or measure this machine."""
-    from .tables import target_rows
+    from .target_tables import TARGET_COLUMNS, target_rows, target_table
 
     path = targets_file(ctx)
     if measure:
@@ -60,7 +61,7 @@ def targets(
         if as_json:
             print_json(known)
             return
-        print_facts("targets", [(target.name, target.description) for target in known])
+        print_table("targets", TARGET_COLUMNS, target_table(known))
         return
     else:
         target = find_target(name, path)
@@ -107,6 +108,11 @@ def predicted_by(ctx: click.Context, target: Target | None) -> Target | None:
     help="Memory for the whole process, or auto; may be given several times.  "
     "[default: from the smallest to all pages]",
 )  # fmt: skip
+@click.option(
+    "--gpu-memory", "gpu_budgets", metavar="SIZE", type=SIZE, multiple=True,
+    help="For a GPU with a memory of its own: how much of it; may be given several times.  "
+    "[default: from the smallest to all pages, or all that it has]",
+)  # fmt: skip
 @CONTEXT
 @click.option(
     "--routes", metavar="FILE", type=click.Path(path_type=Path),
@@ -121,6 +127,7 @@ def plan(
     path: Path,
     target: Target,
     budgets: tuple[int | str, ...],
+    gpu_budgets: tuple[int, ...],
     context: int | None,
     routes: Path | None,
     precision: tuple[str, ...],
@@ -138,8 +145,9 @@ def plan(
         chosen = parse_precision(precision, int(block or 64), target)
     sizes = [size for size in map(read_budget, budgets) if size is not None]
     result = plan_model(
-        path, target, budgets=sizes, context=context, routes=routes, precision=chosen
-    )
+        path, target, budgets=sizes, gpu_budgets=gpu_budgets, context=context, routes=routes,
+        precision=chosen,
+    )  # fmt: skip
     if as_json:
         print_json(result)
         return

@@ -25,31 +25,38 @@ def plan_facts(plan: ModelPlan) -> list[Row]:
     hits = plan.hits_from
     if hits == ASSUMED:
         hits += "; --routes FILE replays recorded routes"
+    of_gpu = plan.budget_of == "GPU"
+    smallest, everything = "smallest budget", "all in memory"
+    if of_gpu:
+        smallest, everything = "smallest GPU memory", "all in GPU memory"
     return [
         (plan.kind, f"experts {parts.experts}, backbone {parts.backbone}, head {parts.head}, "
                     f"blocks of {parts.block_size}"),
         ("context", f"{plan.context} tokens"),
-        ("process", format_size(whole.process)),
+        ("CUDA and engines" if of_gpu else "process", format_size(whole.process)),
         ("backbone", format_size(whole.backbone)),
         ("KV cache", format_size(whole.kv)),
         ("workspace", format_size(whole.workspace)),
         ("pages", f"{plan.num_pages} in slots of {format_size(whole.page)}, "
                   f"{format_size(plan.num_pages * whole.page)} in all; "
                   f"{format_size(plan.token_page_bytes)} work on a token"),
-        ("smallest budget", f"{plan.smallest_budget >> 20}MiB"),
-        ("all in memory", format_size(whole.total)),
+        (smallest, f"{plan.smallest_budget >> 20}MiB"),
+        (everything, format_size(whole.total)),
         ("target's memory", "unknown" if memory is None else format_size(memory)),
         ("page hits", hits),
         ("speed", plan.speed_from),
+        *(("assumed", line) for line in plan.assumptions),
     ]  # fmt: skip
 
 
 def plan_columns(plan: ModelPlan) -> list[str]:
-    columns = ["budget", "pages", "hits"]
+    columns = ["GPU memory" if plan.budget_of == "GPU" else "budget", "pages", "hits"]
     if any(row.speed is not None for row in plan.rows):
-        columns += ["tok/s", "limit", "memory ms", "storage ms"]
+        columns += ["tok/s", "limit", "memory ms", f"{plan.missing_from} ms"]
         columns += [f"{name} ms" for name in _TERMS]
-        columns += ["full context", "prompt tok/s"]
+        columns.append("full context")
+    if any(row.prompt_tokens_per_second is not None for row in plan.rows):
+        columns.append("prompt tok/s")
     return columns
 
 
@@ -71,9 +78,9 @@ def _plan_row(row: PlanRow, plan: ModelPlan, columns: int) -> Row:
             seconds += [float(getattr(speed, f"{name}_seconds")) for name in _TERMS]
             cells += [_speed(row.tokens_per_second), _speed(row.limit_tokens_per_second)]
             cells += [f"{1000 * value:.1f}" for value in seconds]
-            cells += [
-                _speed(row.full_context_tokens_per_second), _speed(row.prompt_tokens_per_second)
-            ]  # fmt: skip
+            cells.append(_speed(row.full_context_tokens_per_second))
+            if row.prompt_tokens_per_second is not None:
+                cells.append(_speed(row.prompt_tokens_per_second))
     return (*cells, *[""] * (columns - len(cells)))
 
 

@@ -6,11 +6,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .compiler.footprint import expected_footprint
-from .compiler.precision import DEFAULT, check_blocks
-from .errors import BudgetError, ConfigError, InputError
+from .compiler.precision import DEFAULT, check_blocks, lacking_precision
+from .errors import BudgetError, ConfigError, InputError, TargetError
+from .gpu_planning import (
+    Plans,
+    assumptions,
+    choose_budgets,
+    gpu_speed,
+    has_own_memory,
+    plan_gpu,
+    with_half_cache,
+)
 from .inspection import read_spec
 from .runtime.budget import CHUNK, MIB, MemoryPlan, plan_memory
 from .runtime.bundle import TOKENIZER, Precision, is_bundle, read_manifest
@@ -44,7 +53,7 @@ class PlanRow:
     the target's speed is not known.
 
     tokens_per_second: while decoding, after 128 tokens; full_context_tokens_per_second: at the end
-    of the context. prompt_tokens_per_second: of a chunk of a long prompt.
+    of the context. prompt_tokens_per_second: of a chunk of a long prompt; None for GPUs.
     """
 
     budget_bytes: int
@@ -62,7 +71,8 @@ class ModelPlan:
     """Bytes, and what is to be expected at each budget. everything: the plan without a budget.
 
     hits_from: what the hit rates are from. speed_from: the same of the speeds, or why there are
-    none. token_page_bytes: the pages of one token.
+    none. token_page_bytes: the pages of one token. budget_of: what the budgets are for;
+    missing_from: where pages come from that they have no room for. assumptions: of GPUs, in words.
     """
 
     path: str
@@ -78,6 +88,9 @@ class ModelPlan:
     hits_from: str
     speed_from: str
     rows: tuple[PlanRow, ...]
+    budget_of: Literal["process", "GPU"] = "process"
+    missing_from: Literal["storage", "link"] = "storage"
+    assumptions: tuple[str, ...] = ()
 
 
 def plan_model(
@@ -85,6 +98,7 @@ def plan_model(
     target: Target,
     *,
     budgets: Sequence[int] = (),
+    gpu_budgets: Sequence[int] = (),
     context: int | None = None,
     routes: Path | None = None,
     precision: Precision | None = None,
@@ -92,34 +106,33 @@ def plan_model(
     """The plan of a bundle, or of the bundle that a checkpoint, or a config.json alone, would make:
     its backbone is counted as ONNX Runtime takes it, which is a little more than native kernels do.
 
-    budgets: none for some between the smallest and one that holds everything. precision: of what
-    is not compiled yet; by default that of `compile`.
+    budgets: of the whole process; gpu_budgets: of a GPU's own memory; none for some between the
+    smallest and one that holds everything, or all that a GPU has. precision: of what is not
+    compiled yet; by default that of `compile`.
 
     Raises:
-        InputError: the path is neither, or the routes are not this model's.
-        BudgetError: the one budget that was given is too small.
+        InputError: the path is neither, the routes are not this model's, or the target has no such
+            budgets.
+        BudgetError: the one budget that was given is too small, or all that a GPU has.
+        TargetError: the target does not have a precision of the model.
         CheckpointError, ConfigError, BundleError, ContextError: as when it is opened.
     """
+    budgets = choose_budgets(target, budgets, gpu_budgets)
     kind, footprint, precision = _read_model(path, precision)
+    _check_precision(path, kind, precision, target)
     context = choose_context(context, footprint.spec, str(path))
-    kernels = choose_kernels("auto", footprint, _threads())
-    segments = NativeBackbone(path, read_manifest(path), kernels) if kind == "bundle" else None
-    served = 0 if segments is None else len(segments.segments)
-    process = _process_bytes(path, onnxruntime=served < footprint.segments)
-
-    def plan(budget: int | None) -> MemoryPlan:
-        return plan_memory(
-            footprint, context=context, budget=budget, process=process, name=str(path),
-            kernels=kernels, segments=segments, reads_early=True,
-        )  # fmt: skip
-
+    if target.kind == "gpu":
+        process = 0 if has_own_memory(target) else _process_bytes(path, onnxruntime=False)
+        plan = plan_gpu(footprint, target, context=context, process=process, name=str(path))
+    else:
+        plan = _plan_cpu(path, footprint, context)
     hit_rate = no_locality(footprint)
     if routes is not None:
         hit_rate = replayed(footprint, read_routes(routes), str(routes))
     speed = machine_speed(target)
     whole = plan(None)
     rows = []
-    for budget in budgets or _usual_budgets(whole):
+    for budget in budgets or _usual_budgets(whole, target):
         try:
             memory = plan(budget)
         except BudgetError:
@@ -127,7 +140,7 @@ def plan_model(
                 raise
             rows.append(PlanRow(budget))
         else:
-            rows.append(_row(budget, memory, footprint, hit_rate(memory.slots), speed, context))
+            rows.append(_row(budget, memory, footprint, hit_rate(memory.slots), target, context))
     return ModelPlan(
         path=str(path),
         kind=kind,
@@ -142,7 +155,38 @@ def plan_model(
         hits_from=ASSUMED if routes is None else f"replayed: {routes}",
         speed_from=NOT_MEASURED if speed is None else f"target {target.name}",
         rows=tuple(rows),
+        budget_of="GPU" if has_own_memory(target) else "process",
+        missing_from="link" if has_own_memory(target) else "storage",
+        assumptions=assumptions(target, footprint) if target.kind == "gpu" else (),
     )
+
+
+def _plan_cpu(path: Path, footprint: Footprint, context: int) -> Plans:
+    kernels = choose_kernels("auto", footprint, _threads())
+    bundle = is_bundle(path)
+    segments = NativeBackbone(path, read_manifest(path), kernels) if bundle else None
+    served = 0 if segments is None else len(segments.segments)
+    process = _process_bytes(path, onnxruntime=served < footprint.segments)
+
+    def plan(budget: int | None) -> MemoryPlan:
+        return plan_memory(
+            footprint, context=context, budget=budget, process=process, name=str(path),
+            kernels=kernels, segments=segments, reads_early=True,
+        )  # fmt: skip
+
+    return plan
+
+
+def _check_precision(path: Path, kind: str, precision: Precision, target: Target) -> None:
+    lacking = lacking_precision(precision, target)
+    if lacking is not None:
+        part, name = lacking
+        compiled = ", and compile it again" if kind == "bundle" else ""
+        raise TargetError(
+            f"{path} has {part} in {name}, which target {target.name} does not have: choose with "
+            f"--precision {part}={target.precisions[0]}{compiled}; it has "
+            f"{', '.join(target.precisions)}"
+        )
 
 
 def _threads() -> int:
@@ -176,10 +220,12 @@ def _read_model(path: Path, precision: Precision | None) -> tuple[str, Footprint
     return "checkpoint", expected_footprint(spec, chosen), chosen
 
 
-def _usual_budgets(whole: MemoryPlan) -> list[int]:
-    """From the smallest to one that holds everything, in whole MiB."""
+def _usual_budgets(whole: MemoryPlan, target: Target) -> list[int]:
+    """From the smallest to one that holds everything, or all of a GPU's memory, in whole MiB."""
     room = [whole.fixed + round(share * whole.slots) * whole.page for share in (*_SHARES, 1.0)]
     larger = {-(-nbytes // MIB) * MIB for nbytes in room}
+    if target.kind == "gpu" and target.memory_bytes is not None:
+        larger = {min(size, target.memory_bytes) for size in larger}
     return [whole.smallest, *sorted(size for size in larger if size > whole.smallest)]
 
 
@@ -188,34 +234,42 @@ def _row(
     memory: MemoryPlan,
     footprint: Footprint,
     hit_rate: float,
-    speed: MachineSpeed | None,
+    target: Target,
     context: int,
 ) -> PlanRow:
     row = PlanRow(budget, memory, hit_rate)
+    speed = machine_speed(target)
     if speed is None or (hit_rate < 1 and speed.storage_bandwidth is None):
         return row
     short = min(CHUNK, context - 1)
-    decode = estimate_speed(
-        footprint, speed, hit_rate=hit_rate, position=short, reads_early=memory.predicts
+    early = memory.predicts
+    decode, full = (
+        estimate_speed(footprint, speed, hit_rate=hit_rate, position=position, reads_early=early)
+        for position in (short, context - 1)
     )
-    full = estimate_speed(
-        footprint, speed, hit_rate=hit_rate, position=context - 1, reads_early=memory.predicts
-    )
-    # A chunk needs about every page, in turn: those in the cache are as many as there are slots.
-    held = no_locality(footprint)(memory.slots)
-    chunk = estimate_prompt(footprint, speed, hit_rate=held, tokens=memory.batch)
+    prompt = None
+    if target.kind == "gpu":
+        decode, full = with_half_cache(decode), with_half_cache(full)
+    else:
+        # A chunk needs about every page, in turn: those in the cache are as many as there are
+        # slots.
+        held = no_locality(footprint)(memory.slots)
+        chunk = estimate_prompt(footprint, speed, hit_rate=held, tokens=memory.batch)
+        prompt = memory.batch / chunk
     return replace(
         row,
         speed=decode,
         tokens_per_second=decode.tokens_per_second,
         limit_tokens_per_second=decode.limit_tokens_per_second,
         full_context_tokens_per_second=full.tokens_per_second,
-        prompt_tokens_per_second=memory.batch / chunk,
+        prompt_tokens_per_second=prompt,
     )
 
 
 def machine_speed(target: Target) -> MachineSpeed | None:
     """What a target reaches; what it does not say is assumed. None without its bandwidths."""
+    if target.kind == "gpu":
+        return gpu_speed(target)
     if target.memory_bandwidth is None:
         return None
     assumed = assumed_speed(target.memory_bandwidth, target.storage_bandwidth)

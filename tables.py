@@ -14,34 +14,8 @@ if TYPE_CHECKING:
     from .runtime.evaluate import Evaluation
     from .runtime.replay import ReplayRow
     from .runtime.stats import Stats
-    from .targets import Target
 
 Row = tuple[str, ...]
-
-
-def target_rows(target: Target) -> list[Row]:
-    """Every fact of a device, and where it is from."""
-    return [
-        (name.replace("_", " "), _figure(name, value), target.sources.get(name, ""))
-        for name, value in vars(target).items()
-        if name != "sources"
-    ]
-
-
-def _figure(name: str, value: object) -> str:
-    if value is None:
-        return "unknown"
-    if isinstance(value, tuple):
-        return ", ".join(value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name.endswith("_bytes") and isinstance(value, int):
-        return format_size(value)
-    if name.endswith(("_bandwidth", "_rate")) and isinstance(value, (int, float)):
-        return f"{format_size(round(value))}/s"
-    if name.endswith("_seconds") and isinstance(value, (int, float)):
-        return f"{1000 * value:.3f} ms"
-    return str(value)
 
 
 def fact_rows(facts: CheckpointFacts | BundleFacts) -> list[Row]:

@@ -26,6 +26,7 @@ from pocketmoe.compiler.compile import (
     toolchain,
     write_backbone,
     write_embedding,
+    write_graphs,
 )
 from pocketmoe.compiler.experts import write_expert_layer
 from pocketmoe.compiler.footprint import page_formats
@@ -52,9 +53,12 @@ def make_bundle(
     tokenizer: bytes | None = None,
     force: bool = False,
     numbers: int = NUMBERS,
+    gpu_context: int | None = None,
     progress: Progress = _SILENT,
 ) -> Manifest:
     """Writes the bundle of a model with this config.json to `out`, where it is once it is whole.
+
+    gpu_context: with graphs for GPUs, for so many tokens.
 
     tokenizer: a tokenizer.json; without it, one token per byte. numbers: random ones to cut all
     weights from.
@@ -75,6 +79,12 @@ def make_bundle(
         if shutil.disk_usage(root).free < paged:
             raise InputError(f"{out} needs {format_size(paged)} of room; choose another -o")
         segments, backbone_bytes = write_backbone(root, source, spec, precision, progress)
+        graphs = None
+        if gpu_context is not None:
+            graphs = write_graphs(
+                root, source, spec, precision, context=gpu_context, fp32_products=True,
+                progress=progress,
+            )  # fmt: skip
         progress.stage("experts", paged)
         pages = source.pages(precision)
         experts = tuple(
@@ -95,6 +105,7 @@ def make_bundle(
             experts=experts,
             backbone_bytes=backbone_bytes,
             toolchain=toolchain(),
+            graphs=graphs,
         )
         manifest = replace(manifest, files=hash_files(root, progress))
         write_manifest(root, manifest)
@@ -115,11 +126,15 @@ def make_bundle(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="a tokenizer.json to copy; without it, one token per byte",
 )
+@click.option(
+    "--gpu-context", type=click.IntRange(1),
+    help="write graphs for GPUs too, for so many tokens",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="replace the output if it is a bundle")
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path))
 def main(
     shape: str, layers: int | None, precision: tuple[str, ...], block: str, seed: int,
-    tokenizer: Path | None, force: bool, out: Path,
+    tokenizer: Path | None, gpu_context: int | None, force: bool, out: Path,
 ) -> None:  # fmt: skip
     config = with_layers(SHAPES[shape], layers) if layers else SHAPES[shape]
     began = time.monotonic()
@@ -128,7 +143,7 @@ def main(
         with ProgressDisplay() as progress:
             manifest = make_bundle(
                 config, out, precision=parsed, seed=seed, force=force, progress=progress,
-                tokenizer=tokenizer.read_bytes() if tokenizer else None,
+                tokenizer=tokenizer.read_bytes() if tokenizer else None, gpu_context=gpu_context,
             )  # fmt: skip
     except (PocketMoEError, OSError) as error:
         raise click.ClickException(str(error)) from error

@@ -17,7 +17,7 @@ from math import prod, sqrt
 import numpy as np
 import torch
 
-from pocketmoe.compiler.quantize import quantize_matrix
+from pocketmoe.compiler.quantize import quantize_fp8, quantize_matrix
 from pocketmoe.model.parameters import end_shapes, layer_shapes
 from pocketmoe.model.spec import ModelSpec
 from pocketmoe.model.tensors import TILE_BYTES
@@ -74,7 +74,11 @@ class RandomPages:
     def __init__(self, precision: Precision, numbers: np.ndarray, seed: int):
         self._seed, self._biases = seed, numbers
         self._scales = np.empty(0, np.float16)
-        if precision.experts in ("int4", "int8"):
+        if precision.experts == "fp8":
+            size = precision.block_size
+            blocks = numbers[: len(numbers) // size * size].reshape(-1, size)
+            self._values, self._scales = quantize_fp8(blocks, size)
+        elif precision.experts in ("int4", "int8"):
             size, bits = precision.block_size, 4 if precision.experts == "int4" else 8
             blocks = numbers[: len(numbers) // size * size].reshape(-1, size)
             quantized = quantize_matrix(blocks, bits, size)

@@ -33,9 +33,12 @@ from ..runtime.bundle import (
     hash_file,
     write_manifest,
 )  # fmt: skip
+from ..runtime.context import choose_context
+from ..runtime.device_graphs import DeviceGraphs
 from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
 from .chat import write_chat_template
+from .device_graphs import write_device_graphs
 from .experts import build_pages, choose_workers, write_expert_layer
 from .footprint import page_formats
 from .output import building, refuse_existing
@@ -70,17 +73,20 @@ def compile_bundle(
     target: Target,
     precision: Precision,
     active_experts: int | None = None,
+    context: int | None = None,
+    fp32_products: bool = True,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Compiles a checkpoint into a bundle at `out`, which is there only once it is complete.
 
-    active_experts lowers the number of experts per token; the manifest names it as lossy. force
-    replaces a bundle that is there.
+    active_experts lowers the number of experts per token; the manifest names it as lossy. context:
+    tokens that a GPU's graphs are made for, by default as `choose_context`; fp32_products: see
+    device_lower.py. force replaces a bundle that is there.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be compiled.
-        InputError: `out` exists, or active_experts is out of range.
+        InputError: `out` exists, or active_experts or context are out of range.
     """
     progress = progress or Silent()
     refuse_existing(out, force)
@@ -92,10 +98,17 @@ def compile_bundle(
     check_attention(spec)
     check_blocks(spec, precision)
     tokenizer = find_tokenizer(source)
+    context = choose_context(context, spec, str(checkpoint))
     out = Path(os.path.realpath(out)) if out.is_symlink() else out
     with building(out, force) as root:
         write_chat_template(root, source.path)
         segments, backbone_bytes = write_backbone(root, source, spec, precision, progress)
+        graphs = None
+        if target.kind == "gpu":
+            graphs = write_graphs(
+                root, source, spec, precision, context=context, fp32_products=fp32_products,
+                progress=progress,
+            )  # fmt: skip
         experts = write_experts(root, source, spec, precision, progress)
         dtype = write_embedding(root, source, precision)
         if tokenizer is not None:
@@ -110,6 +123,7 @@ def compile_bundle(
             backbone_bytes=backbone_bytes,
             toolchain=toolchain(),
             lossy=lossy,
+            graphs=graphs,
         )
         manifest = replace(manifest, files=hash_files(root, progress))
         write_manifest(root, manifest)
@@ -204,6 +218,25 @@ def write_backbone(
     with source.tensors() as reader:
         write_predictors(root, spec, tile_reader(reader, spec, lambda _: None))
     return tuple(segments), loaded
+
+
+def write_graphs(
+    root: Path,
+    source: Source,
+    spec: ModelSpec,
+    precision: Precision,
+    *,
+    context: int,
+    fp32_products: bool,
+    progress: Progress,
+) -> DeviceGraphs:
+    """The graphs for GPUs, for which the backbone's weights are read once more."""
+    progress.stage("graphs for GPUs", backbone_float32_bytes(spec))
+    with source.tensors() as reader:
+        read = tile_reader(reader, spec, progress.advance)
+        return write_device_graphs(
+            root, spec, precision, read, context=context, fp32_products=fp32_products
+        )
 
 
 def backbone_float32_bytes(spec: ModelSpec) -> int:

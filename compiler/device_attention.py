@@ -18,6 +18,7 @@ from .segments import SegmentPlan, window_kind
 _ATTENTION = "GroupQueryAttention"
 # Positions of the inputs of GroupQueryAttention.
 _PAST_KEY, _SINKS = 3, 11
+_END = 2**31 - 1  # of a slice that goes to the last element
 
 
 def expand_attention(graph: onnx.GraphProto, spec: ModelSpec, plan: SegmentPlan) -> None:
@@ -90,13 +91,10 @@ def _attention(node: onnx.NodeProto, spec: ModelSpec) -> GraphWriter:
     add, shape = graph.add, graph.shape
 
     by_head = shape("by_head", -1, kv_heads, size)
-    parts = []
     for index, part in enumerate(_cached(spec)):
         new = add("Reshape", [node.input[1 + index], by_head], part)
-        new = graph.add_as("Cast", [new], f"new_{part}.{layer}", to=TensorProto.FLOAT16)
-        parts.append(add("Concat", [f"past_{part}.{layer}", new], f"{part}s", axis=0))
-    keys = add("Transpose", [parts[0]], "keys_across", perm=[1, 2, 0])
-    values = add("Transpose", [parts[-1]], "values_by_head", perm=[1, 0, 2])
+        graph.add_as("Cast", [new], f"new_{part}.{layer}", to=TensorProto.FLOAT16)
+    last = _cached(spec)[-1]
 
     # [T, heads, size] → [kv_heads, group · T, size]: a head's queries share one product.
     scale = next(a.f for a in node.attribute if a.name == "scale")
@@ -105,7 +103,12 @@ def _attention(node: onnx.NodeProto, spec: ModelSpec) -> GraphWriter:
     q = add("Reshape", [q, shape("groups", -1, kv_heads, group, size)], "q_groups")
     q = add("Transpose", [q], "q_heads", perm=[1, 2, 0, 3])
     q = add("Reshape", [q, shape("rows", kv_heads, -1, size)], "q_rows")
-    scores = add("MatMul", [q, keys], "scores16")
+    # The past stays where it is: it is not put before the new tokens, but their scores are.
+    parts = []
+    for when in ("past", "new"):
+        keys = add("Transpose", [f"{when}_key.{layer}"], f"{when}_keys", perm=[1, 2, 0])
+        parts.append(add("MatMul", [q, keys], f"{when}_scores"))
+    scores = add("Concat", parts, "scores16", axis=-1)
     scores = add("Cast", [scores], "scores_flat", to=TensorProto.FLOAT)
 
     # [kv_heads, group, T, keys], as the mask is by token.
@@ -115,16 +118,25 @@ def _attention(node: onnx.NodeProto, spec: ModelSpec) -> GraphWriter:
     scores = add("Add", [scores, mask], "masked")
     shares = _softmax(graph, scores, node, (kv_heads, group))
     shares = add("Cast", [shares], "shares16", to=TensorProto.FLOAT16)
-    key_count = add("Slice", [sizes, shape("one", 1), shape("two", 2)], "key_count")
+    one = shape("one", 1)
+    key_count = add("Slice", [sizes, one, shape("two", 2)], "key_count")
     together = add(
         "Concat", [shape("kv_heads", kv_heads), shape("rest", -1), key_count], "together", axis=0
     )
     shares = add("Reshape", [shares, together], "shares_flat")
-    out = add("MatMul", [shares, values], "out_rows")
+    start, axis = shape("start", 0), shape("keys_axis", 2)
+    cut = add("Neg", [add("Slice", [sizes, start, one], "token_count")], "cut")
+    bounds = {"past": [start, cut], "new": [cut, shape("end", _END)]}
+    parts = []
+    for when in ("past", "new"):
+        values = add("Transpose", [f"{when}_{last}.{layer}"], f"{when}_values", perm=[1, 0, 2])
+        part = add("Slice", [shares, *bounds[when], axis], f"{when}_shares")
+        part = add("MatMul", [part, values], f"{when}_out16")
+        parts.append(add("Cast", [part], f"{when}_out", to=TensorProto.FLOAT))
+    out = add("Add", parts, "out_rows")
     out = add("Reshape", [out, shape("out_shape", kv_heads, group, -1, size)], "out_heads")
     out = add("Transpose", [out], "out_tokens", perm=[2, 0, 1, 3])
-    out = add("Reshape", [out, shape("flat", 1, -1, heads * size)], "out16")
-    graph.add_as("Cast", [out], node.output[0], to=TensorProto.FLOAT)
+    graph.add_as("Reshape", [out, shape("flat", 1, -1, heads * size)], node.output[0])
     return graph
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -114,7 +115,7 @@ def _add_sums(lowered: Lowered, x: str, weight: str, y: str) -> None:
 
 
 def half_product(
-    nodes: list[onnx.NodeProto], x: str, matrix: str, y: str, operator: str, **attributes: int
+    nodes: list[onnx.NodeProto], x: str, matrix: str, y: str, operator: str, **attributes: Any
 ) -> None:
     """y = x · matrix in fp16, for x and y in fp32 and a matrix in fp16."""
     nodes += [

@@ -7,13 +7,14 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..model.spec import Activation
-from ..runtime.pages import PROJECTIONS, PageFormat, TensorPlace
+from ..runtime.pages import PROJECTIONS, QUANTIZED, PageFormat, TensorPlace
 from .stamp import IR_VERSION
 from .trace import OPSET
 
 _ONNX_TYPES = {
     "int4": TensorProto.INT4,
     "int8": TensorProto.INT8,
+    "fp8": TensorProto.FLOAT8E4M3FN,
     "fp16": TensorProto.FLOAT16,
     "fp32": TensorProto.FLOAT,
     "scales": TensorProto.FLOAT16,
@@ -24,7 +25,7 @@ _ONNX_TYPES = {
 def expert_graph(page_format: PageFormat) -> onnx.ModelProto:
     """y = down(activation(gate(x), up(x))) in standard ONNX, its weights external to the graph.
 
-    int4 and int8 weights go through DequantizeLinear with a block size: what ONNX Runtime runs and
+    Quantized weights go through DequantizeLinear with a block size: what ONNX Runtime runs and
     TensorRT parses.
     """
     initializers = []
@@ -83,7 +84,7 @@ def engine_graph(page_format: PageFormat) -> onnx.ModelProto:
         kind, shape = _ONNX_TYPES[place.kind], list(place.shape)
         if place.kind == "scales":
             shape = [shape[0] * shape[1]]
-        elif place.kind in ("int4", "int8"):
+        elif place.kind in QUANTIZED:
             blocks = shape[0] * shape[1] // page_format.block_size
             per_row = page_format.block_size // (2 if place.kind == "int4" else 1)
             kind = TensorProto.UINT8 if place.kind == "int4" else kind
@@ -94,7 +95,7 @@ def engine_graph(page_format: PageFormat) -> onnx.ModelProto:
         return _int4_engine(page_format, weights, inputs)
     for place in weights:
         name = place.name
-        if page_format.precision == "int8":
+        if page_format.quantized:
             initializers.append(_int64(f"{name}_shape", place.shape))
             nodes += [
                 helper.make_node("Cast", [f"{name}_scales"], [f"{name}_s"], to=TensorProto.FLOAT),

@@ -18,7 +18,7 @@ from ..runtime.bundle import ENGINE, ExpertLayer
 from ..runtime.native.checksum import find_xxh64
 from ..runtime.pages import PROJECTIONS, PageFormat, TensorPlace
 from .expert_graphs import engine_graph, expert_graph, point_into_page
-from .quantize import ReadTiles, quantize_matrix
+from .quantize import ReadTiles, quantize_fp8, quantize_matrix
 
 _MATRIX_BYTES = 1 << 30  # float32 matrices that are quantized at one time
 
@@ -101,7 +101,11 @@ def fill_page(page: bytearray, page_format: PageFormat, name: str, read: ReadTil
     places = {place.name: place for place in page_format.tensors()}
     row = 0
     for tile in read(f"{name}.weight"):
-        if page_format.quantized:
+        if page_format.precision == "fp8":
+            encoded, scales = quantize_fp8(tile, page_format.block_size)
+            _write_rows(page, places[name], row, encoded)
+            _write_rows(page, places[f"{name}_scales"], row, scales)
+        elif page_format.quantized:
             bits = 4 if page_format.precision == "int4" else 8
             quantized = quantize_matrix(tile, bits, page_format.block_size)
             values = quantized.packed_int4() if bits == 4 else quantized.values

@@ -11,7 +11,7 @@ from ..model.parameters import Shape, end_shapes, layer_shapes
 from ..model.spec import MlaSpec, ModelSpec
 from ..runtime.bundle import Precision
 from ..runtime.footprint import Footprint, PagedLayer, predictor_bytes
-from ..runtime.pages import PageFormat
+from ..runtime.pages import QUANTIZED, PageFormat
 from .precision import precision_of
 from .segments import plan_segments
 
@@ -55,7 +55,7 @@ def expected_footprint(spec: ModelSpec, precision: Precision) -> Footprint:
 
 def page_formats(spec: ModelSpec, precision: Precision) -> dict[int, PageFormat]:
     """The format of the pages of each paged layer."""
-    block_size = precision.block_size if precision.experts in QUANTIZED_BITS else 0
+    block_size = precision.block_size if precision.experts in QUANTIZED else 0
     return {
         layer: PageFormat(
             precision.experts,

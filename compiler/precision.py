@@ -10,7 +10,7 @@ from ..errors import ConfigError, InputError, TargetError
 from ..model.parameters import expert_shapes, layer_shapes
 from ..model.spec import ModelSpec
 from ..runtime.bundle import Precision
-from ..runtime.pages import PRECISIONS
+from ..runtime.pages import PRECISIONS, QUANTIZED
 from ..targets.devices import Target
 
 PARTS = ("experts", "backbone", "head")
@@ -23,7 +23,8 @@ def parse_precision(texts: Sequence[str], block_size: int, target: Target) -> Pr
 
     Raises:
         InputError: an unknown part, precision or block size.
-        TargetError: the target cannot run a precision; the message lists those it can.
+        TargetError: the target cannot run a precision, or the one that a part has by default; the
+            message lists those it can.
     """
     if block_size not in BLOCK_SIZES:
         raise InputError(f"block size {block_size} does not exist: choose from 32, 64, 128")
@@ -41,6 +42,8 @@ def parse_precision(texts: Sequence[str], block_size: int, target: Target) -> Pr
             raise InputError(
                 f"there is no precision {name!r}: {hint}choose from {', '.join(PRECISIONS)}"
             )
+        if name == "fp8" and part != "experts":
+            raise InputError("fp8 is for experts alone: use --precision experts=fp8")
         if name not in target.precisions:
             raise TargetError(
                 f"target {target.name} has no {name}; it has {', '.join(target.precisions)}"
@@ -51,7 +54,26 @@ def parse_precision(texts: Sequence[str], block_size: int, target: Target) -> Pr
             backbone=name if part in ("", "backbone") else precision.backbone,
             head=name if part in ("", "head") else precision.head,
         )
+    lacking = lacking_precision(precision, target)
+    if lacking is not None:
+        part, name = lacking
+        raise TargetError(
+            f"target {target.name} has no {name}, in which {part} are stored by default: choose "
+            f"with --precision {part}={target.precisions[0]}; it has {', '.join(target.precisions)}"
+        )
     return precision
+
+
+def lacking_precision(precision: Precision, target: Target) -> tuple[str, str] | None:
+    """The first part whose precision the target does not have, and that precision.
+
+    The rest is fp32 or fp16 (routers, norms, the embedding), which every target has.
+    """
+    for part in PARTS:
+        name: str = getattr(precision, part)
+        if name not in target.precisions:
+            return part, name
+    return None
 
 
 def precision_of(parameter: str, precision: Precision) -> str:
@@ -68,7 +90,6 @@ def check_blocks(spec: ModelSpec, precision: Precision) -> None:
     Raises:
         ConfigError: one is not; the message says which blocks would do.
     """
-    quantized = ("int4", "int8")
     widths: dict[str, int] = {}
     for layer in range(spec.num_hidden_layers):
         shapes = layer_shapes(spec, layer)
@@ -80,12 +101,12 @@ def check_blocks(spec: ModelSpec, precision: Precision) -> None:
         widths |= {
             name: shape[1]
             for name, shape in shapes.items()
-            if len(shape) == 2 and stored[name] in quantized
+            if len(shape) == 2 and stored[name] in QUANTIZED
         }
-    if spec.mla is not None and precision.backbone in quantized:
+    if spec.mla is not None and precision.backbone in QUANTIZED:
         # Its nope rows are used the other way round.
         widths["layers.0.attention.kv_b_proj.weight, transposed,"] = spec.mla.qk_nope_head_dim
-    if precision.head in quantized:
+    if precision.head in QUANTIZED:
         widths["head.weight"] = spec.hidden_size
     bad = [name for name, width in widths.items() if width % precision.block_size]
     if bad:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 # Gives a parameter as float32, in consecutive blocks of rows.
@@ -17,6 +18,7 @@ ReadTiles = Callable[[str], Iterator[np.ndarray]]
 _CLIPS = {4: (1.0, 0.94, 0.88, 0.82), 8: (1.0,)}
 # Below it fp16 has too few bits left: a block so small is as good as zero.
 _SMALLEST_SCALE = 1e-5
+_FP8_LARGEST = np.float32(448)
 # Elements that fit a core's cache: each step below runs over a tile before the next tile is read.
 _TILE = 1 << 16
 
@@ -69,6 +71,19 @@ def quantize_matrix(matrix: np.ndarray, bits: int, block_size: int) -> Quantized
         part = slice(start, start + step)
         _quantize_tile(blocks[part], bits, values[part], scales[part])
     return QuantizedMatrix(values.reshape(rows, columns), scales.reshape(rows, -1), bits)
+
+
+def quantize_fp8(matrix: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 `[out, in]` as e4m3 (OCP 8-bit floating point): uint8 `[out, in]`, and the fp16
+    scales `[out, in / block]` that put each block's largest magnitude on the largest number."""
+    rows, columns = matrix.shape
+    blocks = np.ascontiguousarray(matrix, np.float32).reshape(-1, block_size)
+    largest = np.abs(blocks).max(axis=1)
+    scales = np.maximum(largest / _FP8_LARGEST, _SMALLEST_SCALE).astype(np.float16)
+    scaled = blocks / scales.astype(np.float32)[:, None]
+    np.clip(scaled, -_FP8_LARGEST, _FP8_LARGEST, out=scaled)
+    values = scaled.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    return values.reshape(rows, columns), scales.reshape(rows, -1)
 
 
 def _quantize_tile(blocks: np.ndarray, bits: int, values: np.ndarray, scales: np.ndarray) -> None:

@@ -35,7 +35,8 @@ from .device_graphs import (
 from .footprint import Footprint, PagedLayer, predictor_bytes
 from .pages import ExpertKey, ExpertPage, PageFormat, page_format_from_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READABLE = (2, FORMAT_VERSION)
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat.json"
@@ -47,7 +48,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Precision:
-    """How the three parts are stored; block_size applies to what is int4 or int8."""
+    """How the three parts are stored; block_size applies to what is quantized."""
 
     experts: str
     backbone: str
@@ -217,7 +218,7 @@ def read_manifest(root: Path) -> Manifest:
     version = data.get("version") if isinstance(data, dict) else None
     if not isinstance(version, int):
         raise BundleError(f"{path} is not a pocketmoe manifest")
-    if version != FORMAT_VERSION:
+    if version not in _READABLE:
         remedy = "update pocketmoe" if version > FORMAT_VERSION else "compile the bundle again"
         raise BundleError(
             f"{root} has format version {version}, and this pocketmoe reads "

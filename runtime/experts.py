@@ -15,7 +15,7 @@ from ..errors import BundleError, InputError
 from .bundle import Manifest
 from .footprint import Footprint
 from .native.kernels import ExpertFormat, NativeKernels
-from .native.library import available
+from .native.library import PRECISIONS, available
 from .pager import Loaded
 from .pages import PageFormat
 from .readers import Slot
@@ -27,10 +27,12 @@ FEW_ROWS = 64
 _log = logging.getLogger(__name__)
 _said: set[str] = set()  # reasons for ONNX Runtime that were logged
 
+_FP8 = 17  # ONNX's number of e4m3, for which numpy has no type
 # How the graph reads the bytes of a page: it may declare another shape than the page's own.
 _ELEMENTS: dict[str, Any] = {
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
+    "tensor(float8e4m3fn)": _FP8,
     "tensor(float16)": np.float16,
     "tensor(float)": np.float32,
 }
@@ -109,7 +111,8 @@ class OnnxExpertEngine:
         for place in places:
             item = declared[place.name]
             element, shape = _ELEMENTS[item.type], tuple(item.shape)
-            if int(np.prod(shape)) * np.dtype(element).itemsize != place.nbytes:
+            itemsize = 1 if element == _FP8 else np.dtype(element).itemsize
+            if int(np.prod(shape)) * itemsize != place.nbytes:
                 raise BundleError(f"{where} does not fit its pages; compile the bundle again")
             self._tensors.append((place.name, element, shape, place.offset))
         self._out = np.empty((batch, page_format.hidden_size), np.float32)
@@ -215,7 +218,9 @@ def choose_kernels(
     reason = "are not built; install pocketmoe again where there is a C++ compiler"
     if kernels is not None:
         formats = {layer.format for layer in manifest.experts}
-        if all(kernels.supports(ExpertFormat(item)) for item in formats):
+        if all(item.precision in PRECISIONS for item in formats) and all(
+            kernels.supports(ExpertFormat(item)) for item in formats
+        ):
             return kernels
         reason = "do not know this bundle's page format"
     if choice == "native":

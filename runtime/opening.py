@@ -13,6 +13,7 @@ from .bundle import TOKENIZER, Manifest, read_manifest
 from .context import choose_context
 from .experts import choose_kernels
 from .host_runner import HostRunner
+from .installed import find_onnxruntime
 from .lossy import ExpertChoice
 from .native_backbone import NativeBackbone
 from .predict import can_predict
@@ -64,6 +65,7 @@ def open_bundle(
     Raises:
         BundleError, BudgetError, ContextError, EngineError, InputError: each says what to do.
     """
+    find_onnxruntime()
     root = Path(path)
     budget = read_budget(memory_budget)
     gpu_budget = read_budget(gpu_memory, "GPU memory") if gpu_memory is not None else None

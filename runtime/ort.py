@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from ..errors import BundleError
+from ..errors import BundleError, EngineError
+from .installed import find_onnxruntime
+
+find_onnxruntime()
+try:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as native
+except ImportError as error:
+    if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+        raise EngineError(
+            "this needs ONNX Runtime, which is not installed: pip install 'pocketmoe[cpu]', or "
+            "'pocketmoe[cuda]' for NVIDIA GPUs, but not both"
+        ) from error
+    raise EngineError(f"ONNX Runtime cannot be loaded ({error}); install it again") from error
 
 _log = logging.getLogger(__name__)
 _ERRORS_ONLY = 3
@@ -26,6 +37,10 @@ _WIDE_WINDOW = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2
 _WINDOW = re.compile(rb"local_window_size\x18([\x80-\xff]*[\x00-\x7f])")  # then an int, as varint
 
 _threads = 0
+
+
+def version() -> str:
+    return str(onnxruntime.__version__)
 
 
 def set_up(threads: int) -> int:

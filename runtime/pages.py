@@ -4,8 +4,8 @@ The compiler writes pages, the runtime reads them.
 
 A page is one extent of a `pages.bin`, aligned to 4 KiB. It holds the gate, up and down projections,
 each `[out, in]` row-major: int4 two values per byte (the even element in the low nibble), int8,
-fp16 or fp32; quantized ones are followed by their fp16 block scales `[out, in / block_size]`, and
-those with a bias by it, fp32 `[out]`.
+fp8 (e4m3), fp16 or fp32; quantized ones are followed by their fp16 block scales
+`[out, in / block_size]`, and those with a bias by it, fp32 `[out]`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from ..errors import BundleError
 from ..model.spec import SILU, Activation
 
 PAGE_ALIGNMENT = 4096
-TENSOR_ALIGNMENT = 64
-PRECISIONS = ("int4", "int8", "fp16", "fp32")
+TENSOR_ALIGNMENT = 256  # TensorRT takes tensors at no other addresses
+_OLD_ALIGNMENT = 64  # of format version 2
+PRECISIONS = ("int4", "int8", "fp8", "fp16", "fp32")
+QUANTIZED = ("int4", "int8", "fp8")  # with block scales
 PROJECTIONS = ("gate", "up", "down")
-_BITS = {"int4": 4, "int8": 8, "fp16": 16, "fp32": 32}
+_BITS = {"int4": 4, "int8": 8, "fp8": 8, "fp16": 16, "fp32": 32}
 
 
 def align(nbytes: int, to: int) -> int:
@@ -43,7 +45,8 @@ class TensorPlace:
 @dataclass(frozen=True)
 class PageFormat:
     """The layout of every page of a layer, and what its expert computes:
-    down(activation(gate(x), up(x))). block_size is 0 where nothing is quantized.
+    down(activation(gate(x), up(x))). block_size is 0 where nothing is quantized. alignment: each
+    tensor starts at a multiple of it.
     """
 
     precision: str
@@ -52,10 +55,11 @@ class PageFormat:
     intermediate_size: int
     bias: bool = False
     activation: Activation = SILU
+    alignment: int = TENSOR_ALIGNMENT
 
     @property
     def quantized(self) -> bool:
-        return self.precision in ("int4", "int8")
+        return self.precision in QUANTIZED
 
     def tensors(self) -> tuple[TensorPlace, ...]:
         """In the order of their offsets: gate, its scales, its bias; up and down likewise."""
@@ -64,7 +68,7 @@ class PageFormat:
 
         def place(name: str, kind: str, shape: tuple[int, ...], bits: int) -> None:
             nonlocal end
-            offset = align(end, TENSOR_ALIGNMENT)
+            offset = align(end, self.alignment)
             nbytes = prod(shape) * bits // 8
             places.append(TensorPlace(name, kind, shape, offset, nbytes))
             end = offset + nbytes
@@ -97,9 +101,12 @@ def page_format_from_json(data: Mapping[str, Any]) -> PageFormat:
         BundleError: a field is missing or has a value that no page has.
     """
     try:
-        page_format = PageFormat(**{**data, "activation": Activation(**data["activation"])})
+        page_format = PageFormat(
+            **{"alignment": _OLD_ALIGNMENT, **data, "activation": Activation(**data["activation"])}
+        )
         sizes = (page_format.hidden_size, page_format.intermediate_size)
         valid = page_format.precision in PRECISIONS and all(size > 0 for size in sizes)
+        valid = valid and page_format.alignment in (_OLD_ALIGNMENT, TENSOR_ALIGNMENT)
         if page_format.quantized:
             valid = valid and page_format.block_size in (32, 64, 128)
     except (KeyError, TypeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -9,14 +11,24 @@ from ..errors import TargetError
 from .devices import TARGETS, Target
 from .measured import LOCAL, read_targets
 
+_WORD = re.compile(r"[a-z]+|[0-9]+")
+_MAKERS = {"nvidia", "geforce"}  # which no name here begins with
+_COMMON = {"jetson", "rtx", "gb"}  # which do not tell one from another
+_MOST_SHOWN = 5
+_ALIKE = 0.65
+
 
 def all_targets(measured: Path | None = None) -> tuple[Target, ...]:
-    """The table of devices, and what the file `measured` holds.
+    """The table of devices, and what the file `measured` holds; the table's come first, and hide
+    those of the file that have one of their names.
 
     Raises:
         TargetError: the file cannot be read, or is not such a file.
     """
-    return TARGETS if measured is None else (*TARGETS, *read_targets(measured))
+    if measured is None:
+        return TARGETS
+    names = {target.name for target in TARGETS}
+    return (*TARGETS, *(found for found in read_targets(measured) if found.name not in names))
 
 
 def find_target(name: str, measured: Path | None = None) -> Target:
@@ -35,6 +47,33 @@ def find_target(name: str, measured: Path | None = None) -> Target:
         raise TargetError(
             f"target {LOCAL} is not measured yet: 'pocketmoe targets --measure' makes it"
         )
-    nearest = get_close_matches(name.lower(), by_name)
-    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    nearest = nearest_names(name, by_name)
+    *first, last = nearest or [""]
+    meant = f"{', '.join(first)} or {last}" if first else last
+    hint = f"did you mean {meant}? " if nearest else ""
     raise TargetError(f"no target is called {name!r}; {hint}'pocketmoe targets' lists them")
+
+
+def nearest_names(name: str, known: Iterable[str]) -> list[str]:
+    """The names that `name` may stand for, whatever its case, spaces and punctuation; at most 5.
+
+    The same letters and digits are best; then names that have all of its words (`4090`, `orin
+    nano`), or of which it has all (`rtx 4090 24gb`); then those with the most of its words; then
+    those that are spelled alike.
+    """
+    words = {word for word in _WORD.findall(name.lower()) if word not in _MAKERS}
+    letters = "".join(word for word in _WORD.findall(name.lower()) if word in words)
+    if not words:
+        return []
+    by_letters = {"".join(_WORD.findall(other)): other for other in known}
+    if letters in by_letters:
+        return [by_letters[letters]]
+    held = {other: set(_WORD.findall(other)) for other in by_letters.values()}
+    near = [other for other, parts in held.items() if parts >= words]
+    near = near or [other for other, parts in held.items() if parts <= words]
+    telling = {word for word in words - _COMMON if len(word) > (3 if word.isdigit() else 2)}
+    shared = {other: len(parts & telling) for other, parts in held.items()}
+    most = max(shared.values(), default=0)
+    near = near or [other for other, count in shared.items() if 0 < count == most]
+    near = near or [by_letters[key] for key in get_close_matches(letters, by_letters, 3, _ALIKE)]
+    return near[:_MOST_SHOWN]

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,11 @@ def check_name(name: str) -> str:
     Raises:
         TargetError: it is of the table of devices, or not a plain word.
     """
-    if any(target.name == name for target in TARGETS):
+    return _check_name(name, {target.name for target in TARGETS})
+
+
+def _check_name(name: str, taken: Collection[str]) -> str:
+    if name in taken:
         raise TargetError(f"target {name} is built in; choose another name for what is measured")
     if not _NAME.fullmatch(name):
         raise TargetError(
@@ -45,11 +49,17 @@ def measured_target(
     name: str, description: str, figures: Mapping[str, float | None], sources: Mapping[str, str]
 ) -> Target:
     """A CPU with figures of its own; raises TargetError for a name that it cannot have."""
+    return _measured(check_name(name), description, figures, sources)
+
+
+def _measured(
+    name: str, description: str, figures: Mapping[str, float | None], sources: Mapping[str, str]
+) -> Target:
     memory = figures.get("memory_bytes")
     rest: dict[str, Any] = {key: figures.get(key) for key in FIGURES if key != "memory_bytes"}
     return replace(
         CPU,
-        name=check_name(name),
+        name=name,
         description=description,
         memory_bytes=None if memory is None else int(memory),
         sources={**{k: v for k, v in CPU.sources.items() if k not in FIGURES}, **sources},
@@ -102,9 +112,11 @@ def _parse(path: Path, item: Any) -> Target:
         if value is not None and not (number and math.isfinite(value) and value > 0):
             raise _damaged(path, f"{key} of {name} is not a number above 0")
     try:
-        return measured_target(name, description, item, sources)
+        # Names that the table has taken since are no damage: the table's target hides the other.
+        _check_name(name, {CPU.name})
     except TargetError as error:
         raise _damaged(path, str(error)) from error
+    return _measured(name, description, item, sources)
 
 
 def _damaged(path: Path, reason: str) -> TargetError:

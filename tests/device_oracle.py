@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from pocketmoe.compiler.segments import plan_segments, window_kind
@@ -16,6 +15,7 @@ from pocketmoe.model.attention import rope_table
 from pocketmoe.model.spec import ModelSpec
 from pocketmoe.runtime.bundle import ExpertLayer
 from pocketmoe.runtime.device_graphs import MASKED, POSITION_BLOCK, DeviceGraphs, page_inputs
+from pocketmoe.runtime.ort import load_session, set_up
 
 ELEMENTS: dict[str, Any] = {
     "float32": np.float32,
@@ -31,10 +31,8 @@ class Graph:
     """A session that is fed arrays, or bytes at an address."""
 
     def __init__(self, path: Path):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        providers = ["CPUExecutionProvider"]
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        set_up(2)
+        self.session = load_session(path, path)
         self.inputs = {item.name: item for item in self.session.get_inputs()}
 
     def run(

@@ -82,7 +82,7 @@ class TestStart:
 class TestTargets:
     def test_all(self) -> None:
         assert "cpu" in call("targets").stdout
-        assert [item["name"] for item in json.loads(call("targets", "--json").stdout)] == ["cpu"]
+        assert json.loads(call("targets", "--json").stdout)[0]["name"] == "cpu"
 
     def test_one(self) -> None:
         assert "toolchain" in call("targets", "cpu").stdout

@@ -70,6 +70,8 @@ def shard(path: Path) -> None:
     ("options", "words"),
     [
         (["--target", "cpus"], ["did you mean cpu?"]),
+        (["--target", "rtx-2080-ti"], ["no int4", "--precision experts=int8"]),
+        (["--target", "rtx-2080-ti", "--precision", "int4"], ["it has int8, fp16"]),
         (["--precision", "int5"], ["int5", "int4"]),
         (["--precision", "expert=int4"], ["expert"]),
         (["--block", "48"], ["--block", "64"]),

@@ -13,7 +13,7 @@ import torch
 
 from pocketmoe.compiler.compile import tile_reader, write_experts
 from pocketmoe.compiler.device_graphs import write_device_graphs
-from pocketmoe.compiler.quantize import quantize_matrix
+from pocketmoe.compiler.quantize import quantize_fp8, quantize_matrix
 from pocketmoe.model.module import Decoder
 from pocketmoe.model.spec import ModelSpec
 from pocketmoe.progress import Silent
@@ -105,7 +105,7 @@ def test_devices_without_fp32_products_route_alike(tmp_path: Path) -> None:
     assert np.abs(logits[0] - logits[1]).max() <= 1e-3 * np.abs(logits[0]).max()
 
 
-@pytest.mark.parametrize("precision", ["int4", "int8", "fp16", "fp32"])
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp8", "fp16", "fp32"])
 def test_expert_graphs_take_the_tensors_of_a_page(precision: str, tmp_path: Path) -> None:
     spec = replace(BASE, expert_bias=True)
     chosen = Precision(precision, "fp16", "fp16", 32)
@@ -120,5 +120,19 @@ def test_expert_graphs_take_the_tensors_of_a_page(precision: str, tmp_path: Path
         expected = [info for suffix in suffixes for info in page_inputs(pages, suffix)]
         assert set(declared) - own == {info.name for info in expected}
         for info in expected:
-            kind = info.dtype.replace("float32", "float")
+            kind = {"float32": "float", "fp8": "float8e4m3fn"}.get(info.dtype, info.dtype)
             assert declared[info.name] == (f"tensor({kind})", list(info.shape))
+
+
+def test_fp8_experts_are_the_module_with_the_stored_weights(tmp_path: Path) -> None:
+    model, spec = make_decoder(BASE), BASE
+    graphs = write(tmp_path, spec, model, Precision("fp8", "fp32", "fp32", 32))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".experts." in name:
+                values, scales = quantize_fp8(parameter.numpy(), 32)
+                exact = torch.from_numpy(values).view(torch.float8_e4m3fn).float()
+                rounded = exact * torch.from_numpy(scales.repeat(32, axis=1).astype(np.float32))
+                assert (rounded - parameter).abs().max() <= parameter.abs().max() / 16
+                parameter.copy_(rounded)
+    assert_alike(run(graphs, model), decoder_logits(model))

@@ -21,6 +21,7 @@ from pocketmoe.runtime.gpu.kv import (
     fill_mask,
     most_bound,
 )
+from pocketmoe.runtime.gpu.scope import Scope
 from pocketmoe.tests.test_segments import BASE, MLA, PLAIN, WINDOW
 
 
@@ -52,7 +53,8 @@ class _Cache:
 
     def __init__(self, window: int | None, batch: int, chunk: int):
         spec = replace(BASE, layers=(replace(WINDOW, window=window), PLAIN, DENSE_MLA_FREE))
-        self.device = HostDevice()
+        self.whole = HostDevice()
+        self.device = Scope(self.whole)
         self.stream = self.device.stream()
         self.chunk = chunk
         self.kv = DeviceKv(self.device, self.stream, spec, 512, chunk, batch)
@@ -93,11 +95,8 @@ class _Cache:
 
     def close(self) -> None:
         self.stream.synchronize()
-        self.kv.close()
-        self.memory.free()
-        self.host.free()
-        self.stream.free()
         self.device.close()
+        self.whole.close()
 
 
 DENSE_MLA_FREE = replace(PLAIN, router=None)
@@ -136,9 +135,6 @@ def test_a_full_cache_is_refused_and_latents_have_one_plane() -> None:
     with pytest.raises(ValueError, match="64 positions are full"):
         kv.begin(16)
     stream.synchronize()
-    kv.close()
-    stream.free()
-    device.close()
 
 
 @given(data=st.data(), tokens=st.integers(2, 20), top_k=st.integers(1, 4), step=st.integers(1, 3))

@@ -160,7 +160,7 @@ class TestCuda:
         event.wait()
         stream.synchronize()
         assert host.view(np.uint8, (256,), 256).tolist() == list(range(256))
-        with pytest.raises(DeviceMemoryError, match="2.0 GiB more was asked for"):
+        with pytest.raises(DeviceMemoryError, match=r"2\.0 GiB more was asked for"):
             device.allocate(2 << 30)
         for item in (host, there, other, stream, event):
             item.free()

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
 from pocketmoe.compiler.expert_graphs import engine_graph, expert_graph, point_into_page
 from pocketmoe.compiler.experts import build_pages, choose_workers, write_expert_layer
-from pocketmoe.compiler.quantize import quantize_matrix
+from pocketmoe.compiler.quantize import quantize_fp8, quantize_matrix
 from pocketmoe.model.spec import Activation
-from pocketmoe.runtime.ort import load_session, set_up
+from pocketmoe.runtime.ort import Binding, load_session, set_up
 from pocketmoe.runtime.pages import PAGE_ALIGNMENT, PROJECTIONS, PageFormat
 
 set_up(threads=2)
@@ -25,6 +27,8 @@ FORMATS = [
     PageFormat("int4", 128, 256, 128),
     PageFormat("int8", 32, 64, 96),
     PageFormat("int8", 128, 128, 256),
+    PageFormat("fp8", 32, 64, 96),
+    PageFormat("fp8", 64, 128, 192, bias=True),
     PageFormat("fp16", 0, 40, 24),
     PageFormat("fp32", 0, 40, 24),
     PageFormat("int4", 32, 64, 96, bias=True, activation=CLAMPED),
@@ -73,6 +77,11 @@ def stored(page_format: PageFormat, weights: dict[str, np.ndarray]) -> dict[str,
             name: matrix.astype(np.float16 if matrix.ndim == 2 else np.float32).astype(np.float64)
             for name, matrix in weights.items()
         }
+    if page_format.precision == "fp8":
+        return {
+            name: matrix.astype(np.float64) if matrix.ndim == 1 else stored_fp8(matrix, page_format)
+            for name, matrix in weights.items()
+        }
     bits = 4 if page_format.precision == "int4" else 8
     return {
         name: matrix.astype(np.float64)
@@ -80,6 +89,12 @@ def stored(page_format: PageFormat, weights: dict[str, np.ndarray]) -> dict[str,
         else quantize_matrix(matrix, bits, page_format.block_size).dequantized().astype(np.float64)
         for name, matrix in weights.items()
     }
+
+
+def stored_fp8(matrix: np.ndarray, page_format: PageFormat) -> np.ndarray:
+    values, scales = quantize_fp8(matrix, page_format.block_size)
+    exact = torch.from_numpy(values).view(torch.float8_e4m3fn).double().numpy()
+    return exact * scales.astype(np.float64).repeat(page_format.block_size, axis=1)
 
 
 def ffn(page_format: PageFormat, x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
@@ -159,17 +174,20 @@ def test_the_engine_graph_computes_the_same_from_the_bytes_of_a_page(
     page = np.frombuffer(build_page(page_format, weights), np.uint8)
     session = load_session(engine_graph(page_format).SerializeToString(), Path("engine.onnx"))
     x = np.random.default_rng(1).normal(size=(tokens, page_format.hidden_size)).astype(np.float32)
-    feeds = {"x": x}
-    numpy_types = {
+    binding, y = Binding(session), np.empty_like(x)
+    binding.input("x", x)
+    elements = {
         "tensor(uint8)": np.uint8, "tensor(int8)": np.int8,
         "tensor(float16)": np.float16, "tensor(float)": np.float32,
+        "tensor(float8e4m3fn)": onnx.TensorProto.FLOAT8E4M3FN,
     }  # fmt: skip
     declared = {item.name: item for item in session.get_inputs()}
     for place in page_format.tensors():
         item = declared[place.name]
-        raw = page[place.offset : place.offset + place.nbytes]
-        feeds[place.name] = raw.view(numpy_types[item.type]).reshape(item.shape)
-    (y,) = session.run(None, feeds)
+        address = page.ctypes.data + place.offset
+        binding.raw_input(place.name, elements[item.type], tuple(item.shape), address)
+    binding.output("y", y)
+    binding.run()
     expected = ffn(page_format, x.astype(np.float64), stored(page_format, weights))
     assert np.abs(y - expected).max() / np.abs(expected).max() < 5e-6
 

@@ -58,6 +58,20 @@ def test_names_that_it_cannot_have(name: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_a_name_that_the_table_has_taken_since(tmp_path: Path) -> None:
+    """A file of before is no damaged one: its other targets are there, and nothing is lost."""
+    path = tmp_path / "targets.json"
+    items = [{**NAMED, **FIGURES, "name": name} for name in ("rtx-4090", "local")]
+    path.write_text(json.dumps({"format": "pocketmoe targets", "version": 1, "targets": items}))
+    assert [found.name for found in all_targets(path)[len(TARGETS) :]] == ["local"]
+    assert find_target("rtx-4090", path).kind == "gpu"
+    write_target(path, target(memory_bandwidth=4e10))
+    names = [item["name"] for item in json.loads(path.read_text())["targets"]]
+    assert names == ["local", "rtx-4090"]
+    with pytest.raises(TargetError, match="built in"):
+        target("rtx-4090")
+
+
 def test_local_before_it_is_measured(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="targets --measure"):
         find_target("local", tmp_path / "none.json")

@@ -173,7 +173,7 @@ def test_a_newer_bundle_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     newer = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, newer)
     manifest = newer / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 2,', '"version": 3,', 1))
+    manifest.write_text(manifest.read_text().replace('"version": 3,', '"version": 4,', 1))
     with pytest.raises(BundleError, match="update pocketmoe"):
         pocketmoe.open(newer)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import EngineError
 from ..bundle import Manifest
-from ..device_graphs import EngineSet
+from ..device_graphs import DeviceGraphs, EngineSet
 from .cuda_device import CudaDevice, load_cuda
 from .cuda_graph import GraphCapture
 from .device import Device, Stream
@@ -26,12 +26,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backend:
-    """name: one of opening.BACKENDS. engine: what computes, in words. loader: makes what loads
-    graphs, for a stream and a number of CPU threads."""
+    """name: one of opening.BACKENDS. engine: what computes, in words. files: what it loads. loader:
+    makes what does, for a stream and a number of CPU threads."""
 
     name: str
     engine: str
     device: Device
+    files: tuple[str, ...]
     loader: Callable[[Stream, int], Loader]
 
 
@@ -88,27 +89,36 @@ def _make(name: str, root: Path, manifest: Manifest, runtime: Any, device: CudaD
     if graphs is None:
         raise EngineError(f"{root} has nothing for GPUs")
     if name == "cuda":
-        try:
-            import onnxruntime
-
-            from .onnx_executor import OnnxLoader, check_cuda_provider
-        except ImportError as error:
-            raise EngineError(
-                f"ONNX Runtime cannot be loaded ({error}): pip install 'pocketmoe[cuda]'"
-            ) from error
-        check_cuda_provider()
-        return Backend(
-            name, f"onnxruntime {onnxruntime.__version__}, CUDA", device,
-            lambda stream, threads: OnnxLoader(root, device, stream, threads),
-        )  # fmt: skip
+        return onnx_backend(root, graphs, manifest, device)
     trt = load_tensorrt(name)
     engines = choose_engines(name, trt.__version__, root, manifest, device)
     capture = partial(GraphCapture, runtime) if name == "tensorrt" else None
     return Backend(
         name, f"{_LABELS[name]} {trt.__version__}", device,
+        tuple(engine.file for engine in engines.engines),
         lambda stream, threads: TensorRtLoader(
             root, engines, trt, device, graphs.segments, capture
         ),
+    )  # fmt: skip
+
+
+def onnx_backend(root: Path, graphs: DeviceGraphs, manifest: Manifest, device: Device) -> Backend:
+    """ONNX Runtime: its CUDA provider, or the CPU's where the device is without hardware.
+
+    Raises:
+        EngineError: it is not installed, or has no CUDA provider for a GPU.
+    """
+    from ..ort import version  # says what to install where there is none
+    from .onnx_executor import OnnxLoader, check_cuda_provider
+
+    on_gpu = isinstance(device, CudaDevice)
+    if on_gpu:
+        check_cuda_provider()
+    weights = [f"{name.rpartition('.')[0]}.bin" for name in graphs.segments]
+    files = (*graphs.files(), *(name for name in weights if name in manifest.files))
+    return Backend(
+        "cuda" if on_gpu else "host", f"onnxruntime {version()}, {'CUDA' if on_gpu else 'CPU'}",
+        device, files, lambda stream, threads: OnnxLoader(root, device, stream, threads),
     )  # fmt: skip
 
 

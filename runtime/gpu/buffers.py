@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import gcd
 
 from ...model.spec import ModelSpec
-from .device import ALIGNMENT, Buffer, Device, Stream
+from .device import ALIGNMENT, Device, Stream
 
 FLOAT, INT64 = 4, 8  # bytes
 
@@ -23,7 +23,6 @@ class BatchBuffers:
     def __init__(
         self, device: Device, stream: Stream, spec: ModelSpec, chunk: int, batch: int, rotated: int
     ):
-        self._buffers: list[Buffer] = []
         self._device = device
         row = spec.hidden_size * FLOAT
         top_k = most_experts(spec)
@@ -43,12 +42,7 @@ class BatchBuffers:
             stream.clear(address, batch * row)
 
     def _make(self, nbytes: int) -> int:
-        self._buffers.append(self._device.allocate(max(1, nbytes)))
-        return self._buffers[-1].address
-
-    def close(self) -> None:
-        for buffer in self._buffers:
-            buffer.free()
+        return self._device.allocate(max(1, nbytes)).address
 
 
 def most_experts(spec: ModelSpec) -> int:

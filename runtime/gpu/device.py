@@ -131,7 +131,8 @@ class Device(Protocol):
     EngineError: the device failed.
     """
 
-    info: DeviceInfo
+    @property
+    def info(self) -> DeviceInfo: ...
 
     def allocate(self, nbytes: int) -> Buffer:
         """Device memory; what is in it is not known."""

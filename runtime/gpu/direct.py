@@ -12,10 +12,9 @@ from ..policy import CachePolicy
 from ..recording import PathLike, open_recording
 from ..session import Session
 from ..text import load_tokenizer
-from .backends import Backend
+from .backends import Backend, onnx_backend
 from .device import Device
-from .onnx_executor import OnnxLoader
-from .opening import DeviceRequest, TierSizes, open_runner
+from .opening import DeviceRequest, TierSizes, graphs_of, open_runner
 
 
 def open_device_session(
@@ -40,6 +39,8 @@ def open_device_session(
     """
     manifest = read_manifest(root)
     choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
+    if backend is None:
+        backend = onnx_backend(root, graphs_of(manifest, str(root)), manifest, device)
     with ExitStack() as undo:
         recording = open_recording(manifest, record_routes, trace, {"bundle": str(root)})
         undo.callback(recording.discard)
@@ -47,7 +48,7 @@ def open_device_session(
             root, manifest, context, threads, verify_pages, choice, recording,
             sizes or TierSizes(), reason="it was brought", policy=policy,
         )  # fmt: skip
-        opened = open_runner(backend or onnx_backend(root, device), request)
+        opened = open_runner(backend, request)
         undo.callback(opened.runner.close)
         session = Session(
             root, manifest, opened.plan, load_tokenizer(root / TOKENIZER), opened.context, threads,
@@ -55,10 +56,3 @@ def open_device_session(
         )  # fmt: skip
         undo.pop_all()
     return session
-
-
-def onnx_backend(root: Path, device: Device) -> Backend:
-    return Backend(
-        "onnxruntime", "onnxruntime", device,
-        lambda stream, threads: OnnxLoader(root, device, stream, threads),
-    )  # fmt: skip

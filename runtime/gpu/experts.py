@@ -10,13 +10,12 @@ import numpy as np
 
 from ...model.spec import ModelSpec
 from ..bundle import Manifest
-from ..device_graphs import DeviceGraphs, TensorInfo
+from ..device_graphs import DeviceGraphs, page_inputs
 from ..experts import Routing
-from ..pages import align
+from ..pages import PageFormat, align
 from .buffers import FLOAT, INT64, BatchBuffers, most_experts, row_step
 from .device import ALIGNMENT, Device, Stream
 from .executor import Executor, Loader, check_names
-from .page_layout import PageLayout, lay_out
 from .slots import Page, Tier
 from .uploads import Uploads
 
@@ -60,7 +59,7 @@ class DeviceExperts:
         formats = {layer.layer: layer.format for layer in manifest.experts}
         for item in graphs.layers:
             self._layers[item.layer] = _describe(
-                root, spec, item.layer, lay_out(formats[item.layer]),
+                root, spec, item.layer, formats[item.layer],
                 *(self._load(loader, name) for name in (item.expert, item.token, item.combine)),
                 (item.expert, item.token, item.combine),
             )  # fmt: skip
@@ -155,9 +154,6 @@ class DeviceExperts:
     def close(self) -> None:
         for executor in self._loaded.values():
             executor.close()
-        self._uploads.close()
-        self._routes.free()
-        self._terms.free()
 
 
 class _OnePage:
@@ -237,7 +233,7 @@ def _describe(
     root: Path,
     spec: ModelSpec,
     layer: int,
-    layout: PageLayout,
+    page_format: PageFormat,
     expert: Executor,
     token: Executor,
     combine: Executor,
@@ -245,8 +241,8 @@ def _describe(
 ) -> _Layer:
     router = spec.layers[layer].router
     top_k = router.top_k if router is not None else 1
-    tensors = _tensors(layout.inputs, layout.offsets, "")
-    suffixed = tuple(_tensors(layout.inputs, layout.offsets, f".{index}") for index in range(top_k))
+    tensors = _tensors(page_format, "")
+    suffixed = tuple(_tensors(page_format, f".{index}") for index in range(top_k))
     names = {name for name, _, _ in tensors}
     check_names(expert, root / files[0], {"x", "rows", "weights"} | names, {"terms"}, set())
     several = {name for item in suffixed for name, _, _ in item}
@@ -255,8 +251,6 @@ def _describe(
     return _Layer(expert, token, combine, top_k, tensors, suffixed)
 
 
-def _tensors(
-    inputs: tuple[TensorInfo, ...], offsets: tuple[int, ...], suffix: str
-) -> tuple[tuple[str, int, tuple[int, ...]], ...]:
-    pairs = zip(inputs, offsets, strict=True)
-    return tuple((f"{item.name}{suffix}", offset, item.shape) for item, offset in pairs)
+def _tensors(page_format: PageFormat, suffix: str) -> tuple[tuple[str, int, tuple[int, ...]], ...]:
+    pairs = zip(page_inputs(page_format, suffix), page_format.tensors(), strict=True)
+    return tuple((item.name, place.offset, item.shape) for item, place in pairs)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..pager import Pager
-from ..pages import PageFormat
 from ..readers import Slot
 from .device import Device, HostBuffer, Stream
-from .page_layout import lay_out
 from .slots import Page
 
 
@@ -88,8 +86,3 @@ def _seen(slot: Slot) -> int:
     if not isinstance(slot, PinnedSlot):
         raise TypeError("a slot that the device does not see")
     return slot.device_address
-
-
-def fits_in_place(formats: dict[int, PageFormat]) -> bool:
-    """Whether the tensors of every page lie as the device wants them."""
-    return all(lay_out(page_format).in_place for page_format in formats.values())

@@ -183,13 +183,6 @@ class DeviceKv:
                 self._stream.copy(address, moving, keep * row)
         span.past = keep
 
-    def close(self) -> None:
-        for buffers in (*self._buffers, *self._masks.values(), [self._moving]):
-            for buffer in buffers:
-                buffer.free()
-        for uploads in self._uploads.values():
-            uploads.close()
-
 
 def bound_past(past: int, window: int | None) -> tuple[int, int]:
     """The first position that is bound, and how many are, both multiples of 64."""

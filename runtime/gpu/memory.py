@@ -15,7 +15,7 @@ from .kv import device_kv_bytes
 
 # Of free GPU memory, what stays free by default: for the display, and for what drivers take later.
 _RESERVE_SHARE = 32
-_LEAST_RESERVE = 128 * MIB
+_RESERVE = 128 * MIB
 _MARGIN = 4 * MIB  # by which a session may start larger the next time
 _HOST_MARGIN = 32 * MIB  # threads, what grows with the first runs
 _STAGING = 4  # pages that are on their way at a time, where the GPU has room for all
@@ -54,7 +54,9 @@ def choose_slots(memory: DeviceMemory, budget: int | None, name: str, context: i
     """
     reserve = 0
     if budget is None:
-        reserve = max(_LEAST_RESERVE, memory.free // _RESERVE_SHARE)
+        reserve = max(min(_RESERVE, memory.free // 8), memory.free // _RESERVE_SHARE)
+        # Rather without a reserve than not at all.
+        reserve = max(0, min(reserve, memory.free - memory.fewest * memory.page))
     room = memory.free - reserve
     if budget is not None:
         room = min(room, budget - memory.taken)

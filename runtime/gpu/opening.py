@@ -16,14 +16,13 @@ from ..device_graphs import DeviceGraphs
 from ..host_memory import read_host_memory
 from ..lossy import ExpertChoice
 from ..pager import Pager
-from ..pages import PageFormat
 from ..policy import CachePolicy
 from ..recording import Recording
 from ..runner import Engines
 from .backends import Backend
-from .device import Device, Stream
+from .device import ALIGNMENT, Device, Stream
 from .errors import DeviceMemoryError
-from .host_slots import PinnedMemory, SharedSlots, fits_in_place
+from .host_slots import PinnedMemory, SharedSlots
 from .memory import (
     DeviceMemory,
     choose_slots,
@@ -32,9 +31,8 @@ from .memory import (
     out_of_memory,
     plan_host,
 )
-from .page_layout import lay_out
 from .runner import DeviceRunner
-from .slots import DeviceSlots, Tier, slot_bytes
+from .slots import DeviceSlots, Tier
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +86,7 @@ def device_context(wanted: int | None, manifest: Manifest, name: str) -> int:
         ContextError: they are made for less.
     """
     context = choose_context(wanted, manifest.spec, name)
-    graphs = _graphs(manifest, name)
+    graphs = graphs_of(manifest, name)
     if context > graphs.context and wanted is not None:
         raise ContextError(
             f"context {context} is more than the {graphs.context} tokens that the device graphs of "
@@ -122,11 +120,12 @@ def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
     """
     device, manifest, root = backend.device, request.manifest, request.root
     check_sizes(request.sizes, device)
-    graphs = _graphs(manifest, str(root))
+    graphs = graphs_of(manifest, str(root))
     context = device_context(request.context, manifest, str(root))
     chunk, batch = min(graphs.chunk, context), min(graphs.batch, context)
     if request.verify_pages:
-        _check_files(root, manifest, graphs, backend.name)
+        for file in backend.files:
+            check_file(root, manifest, file)
     if request.prefetch == "on":
         _log.warning("prefetch on has no effect: pages go to the GPU when a router asks for them")
     free, total = device.memory()
@@ -140,7 +139,7 @@ def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
                 request.choice, request.recording,
             )  # fmt: skip
             undo.callback(runner.close)
-            runner.warm_up(_slot_bytes(manifest))
+            runner.warm_up(manifest.page_bytes)
             plan, slots = _plan(request, device, context, chunk, batch, free)
         except DeviceMemoryError as error:
             weights = _segment_bytes(manifest, graphs)
@@ -184,11 +183,11 @@ def _plan(
     manifest, sizes, name = request.manifest, request.sizes, str(request.root)
     free, total = device.memory()
     taken = free_before - free
-    shared = _shares(device, manifest)
+    shared = device.info.unified
     slots = 0
     if not shared:
         memory = DeviceMemory(
-            free, total, taken, _slot_bytes(manifest), fewest_slots(manifest), manifest.num_pages
+            free, total, taken, manifest.page_bytes, fewest_slots(manifest), manifest.num_pages
         )
         slots = sizes.slots or choose_slots(memory, sizes.gpu, name, context)
     given = sizes.whole if device.info.unified else sizes.host
@@ -213,26 +212,14 @@ def _host_budget(given: int | str | None) -> tuple[int | None, bool]:
         return None, False
 
 
-def _shares(device: Device, manifest: Manifest) -> bool:
-    """Whether the device computes with pages where the pager has them."""
-    return device.info.unified and fits_in_place(_formats(manifest))
-
-
 def _make_tier(
     request: DeviceRequest, device: Device, stream: Stream, pager: Pager, slots: int
 ) -> Tier:
-    if _shares(device, request.manifest):
+    if device.info.unified:
         return SharedSlots(device, pager, stream)
     policy = request.policy() if request.policy is not None else None
-    return DeviceSlots(device, pager, _formats(request.manifest), slots, stream, policy)
-
-
-def _formats(manifest: Manifest) -> dict[int, PageFormat]:
-    return {layer.layer: layer.format for layer in manifest.experts}
-
-
-def _slot_bytes(manifest: Manifest) -> int:
-    return slot_bytes([lay_out(layer.format) for layer in manifest.experts])
+    page_bytes = {layer.layer: layer.format.nbytes for layer in request.manifest.experts}
+    return DeviceSlots(device, pager, page_bytes, slots, stream, policy)
 
 
 def _segment_bytes(manifest: Manifest, graphs: DeviceGraphs) -> int:
@@ -241,20 +228,10 @@ def _segment_bytes(manifest: Manifest, graphs: DeviceGraphs) -> int:
     return sum(files[f"{name}.bin"].size for name in names if f"{name}.bin" in files)
 
 
-def _graphs(manifest: Manifest, name: str) -> DeviceGraphs:
+def graphs_of(manifest: Manifest, name: str) -> DeviceGraphs:
+    """Raises BundleError where there are none."""
     if manifest.graphs is None:
         raise BundleError(f"{name} has nothing for GPUs; compile it with a GPU as --target")
+    if any(layer.format.alignment < ALIGNMENT for layer in manifest.experts):
+        raise BundleError(f"{name} has pages that no GPU takes; compile the bundle again")
     return manifest.graphs
-
-
-def _check_files(root: Path, manifest: Manifest, graphs: DeviceGraphs, backend: str) -> None:
-    """Of what the backend loads."""
-    if backend in ("tensorrt", "tensorrt-rtx"):
-        sets = [item for item in manifest.engines if item.toolchain == backend]
-        names = [engine.file for item in sets for engine in item.engines]
-    else:
-        names = list(graphs.files())
-        weights = [f"{name.rpartition('.')[0]}.bin" for name in graphs.segments]
-        names += [name for name in weights if name in manifest.files]
-    for name in names:
-        check_file(root, manifest, name)

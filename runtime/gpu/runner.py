@@ -25,6 +25,7 @@ from .device import Device, Stream
 from .executor import Loader
 from .experts import DeviceExperts
 from .kv import DeviceKv
+from .scope import Scope
 from .segments import DeviceSegments
 from .slots import Tier
 from .uploads import Uploads
@@ -62,36 +63,32 @@ class DeviceRunner:
         self._routers = [segment.router_layer for segment in manifest.segments]
         self.engines = Engines("", "", 0)
         self._taken = 0
+        row = spec.hidden_size * FLOAT
         with ExitStack() as undo:
             undo.callback(loader.close)
+            scope = Scope(device)
+            undo.callback(scope.close)
+            undo.callback(stream.synchronize)  # before anything that it may use is freed
             self._embedding = Embedding(root, manifest)
             undo.callback(self._embedding.close)
-            self._buffers = BatchBuffers(device, stream, spec, chunk, batch, rotated)
-            undo.callback(self._buffers.close)
-            self._kv = DeviceKv(device, stream, spec, context, chunk, batch)
-            undo.callback(self._kv.close)
+            self._buffers = BatchBuffers(scope, stream, spec, chunk, batch, rotated)
+            self._kv = DeviceKv(scope, stream, spec, context, chunk, batch)
             self._segments = DeviceSegments(
-                root, manifest, graphs, loader, device, stream, self._buffers, self._kv, chunk,
+                root, manifest, graphs, loader, scope, stream, self._buffers, self._kv, chunk,
                 rotated,
             )  # fmt: skip
             undo.callback(self._segments.close)
             self._experts = DeviceExperts(
-                root, manifest, graphs, loader, device, stream, self._buffers, batch
+                root, manifest, graphs, loader, scope, stream, self._buffers, batch
             )
             undo.callback(self._experts.close)
             loader.ready()
-            row = spec.hidden_size * FLOAT
-            self._start = Uploads(device, stream, batch * (row + 2 * rotated * FLOAT))
-            undo.callback(self._start.close)
-            self._rows = Uploads(device, stream, chunk * INT64)
-            undo.callback(self._rows.close)
-            self._routes = device.allocate_host(batch * most_experts(spec) * (FLOAT + INT64))
-            undo.callback(self._routes.free)
+            self._start = Uploads(scope, stream, batch * (row + 2 * rotated * FLOAT))
+            self._rows = Uploads(scope, stream, chunk * INT64)
+            self._routes = scope.allocate_host(batch * most_experts(spec) * (FLOAT + INT64))
             # Also what is observed comes down here.
-            self._logits = device.allocate_host(max(_LOGIT_ROWS * spec.vocab_size * FLOAT, row))
-            undo.callback(self._logits.free)
-            self._down = device.event()
-            undo.callback(self._down.free)
+            self._logits = scope.allocate_host(max(_LOGIT_ROWS * spec.vocab_size * FLOAT, row))
+            self._down = scope.event()
             undo.callback(stream.synchronize)
             self._ends = undo.pop_all()
             self._last = ExitStack()

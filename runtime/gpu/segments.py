@@ -126,6 +126,3 @@ class DeviceSegments:
     def close(self) -> None:
         for executor in self._executors:
             executor.close()
-        for buffers in self._staging:
-            for buffer in buffers:
-                buffer.free()

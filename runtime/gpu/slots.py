@@ -12,14 +12,15 @@ caller's thread, ahead of the device; events keep the device in order:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Protocol
 
 from ..next_use import NextUse
 from ..pager import Pager
-from ..pages import ExpertKey, PageFormat, align
+from ..pages import ExpertKey
 from ..policy import CachePolicy
-from .device import ALIGNMENT, Device, Event, Stream
-from .page_layout import PageLayout, lay_out
+from .device import Device, Event, Stream
+from .scope import Scope
 
 # Lists that are handed out share this many events in turn. A slot that waits for an event which has
 # been recorded again meanwhile waits longer than it must, not shorter.
@@ -72,28 +73,31 @@ class DeviceSlots:
         self,
         device: Device,
         pager: Pager,
-        formats: dict[int, PageFormat],
+        page_bytes: dict[int, int],
         slots: int,
         compute: Stream,
         policy: CachePolicy | None = None,
     ):
-        """formats: of each paged layer."""
+        """page_bytes: of each paged layer."""
         self._pager = pager
         self._compute = compute
-        self._layouts = {layer: lay_out(page_format) for layer, page_format in formats.items()}
-        self._policy = policy or NextUse(max(1, len(formats)))
+        self._page_bytes = page_bytes
+        self._policy = policy or NextUse(max(1, len(page_bytes)))
         self.slots = slots
-        self.slot_bytes = slot_bytes(self._layouts.values())
+        slot_bytes = max(page_bytes.values(), default=1)
         self.hits = self.requests = self.copied = 0
-        self._memory = device.allocate(max(1, slots * self.slot_bytes))
-        self._copies = device.stream()
-        self._copied = device.event()
-        self._in_use = [device.event() for _ in range(_EVENTS)]
         self._turn = 0
-        self._all = [
-            _DeviceSlot(self._memory.address + index * self.slot_bytes, device.event())
-            for index in range(slots)
-        ]
+        with ExitStack() as undo:
+            scope = self._scope = Scope(device)
+            undo.callback(scope.close)
+            memory = scope.allocate(max(1, slots * slot_bytes)).address
+            self._copied = scope.event()
+            self._in_use = [scope.event() for _ in range(_EVENTS)]
+            self._all = [
+                _DeviceSlot(memory + index * slot_bytes, scope.event()) for index in range(slots)
+            ]
+            self._copies = scope.stream()  # last, so that it ends first
+            undo.pop_all()
         self._free = self._all[::-1]
         self._resident: dict[ExpertKey, _DeviceSlot] = {}
         self._broken = False  # an interrupt came while the books were changed
@@ -193,9 +197,9 @@ class DeviceSlots:
             self._copies.wait(slot.used)
         if not slot.ready:  # copied, but never read: that copy is before this one anyway
             slot.ready = True
-        for piece in self._layouts[key.layer].pieces:
-            self._copies.upload(slot.address + piece.target, source + piece.source, piece.nbytes)
-            self.copied += piece.nbytes
+        nbytes = self._page_bytes[key.layer]
+        self._copies.upload(slot.address, source, nbytes)
+        self.copied += nbytes
         self._copies.record(slot.filled)
         self._copies.record(self._copied)
         slot.ready = False
@@ -227,14 +231,5 @@ class DeviceSlots:
 
     def close(self) -> None:
         """The computing stream is at rest. May be called twice."""
-        self._copies.synchronize()
         self._resident.clear()
-        for event in (self._copied, *self._in_use, *(slot.filled for slot in self._all)):
-            event.free()
-        self._copies.free()
-        self._memory.free()
-
-
-def slot_bytes(layouts: Collection[PageLayout]) -> int:
-    """Of a slot that any of the pages fits into."""
-    return align(max((item.nbytes for item in layouts), default=1), ALIGNMENT)
+        self._scope.close()

@@ -30,9 +30,3 @@ class Uploads:
             yield buffer
         finally:
             self._stream.record(event)
-
-    def close(self) -> None:
-        """The stream is at rest."""
-        for buffer, event in self._turns:
-            event.free()
-            buffer.free()
