@@ -226,10 +226,11 @@ def measure_limit(
     skipped = decoding.skipped_experts / steps * manifest.page_bytes
     link = None
     if stats.gpu:
-        from .runtime.gpu.cuda_device import CudaDevice, load_cuda
+        from .runtime.gpu.cuda_device import CudaDevice
+        from .runtime.gpu.hardware import start_cuda
         from .runtime.gpu.speed import measure_device
 
-        speed = measure_device(CudaDevice(load_cuda()))
+        speed = measure_device(CudaDevice(start_cuda()))
         bandwidth, link = speed.memory_bandwidth, speed.link_bandwidth
     else:
         bandwidth = measure_memory(stats.threads, stats.budget_bytes)

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from . import __version__
-from .arguments import AGAINST, BUNDLE, JSON, POSITIVE, PRECISION, TARGET
+from .arguments import AGAINST, BUNDLE, JSON
+from .building_commands import build, compile_command
 from .console import ProgressDisplay, print_facts, print_json, print_table, start_logging
 from .entry import CommandLine
 from .errors import BundleError
@@ -17,7 +18,6 @@ from .machine_commands import plan, targets
 from .running_commands import bench, eval_command, replay, run
 from .runtime.installed import find_onnxruntime
 from .sizes import format_size
-from .targets import Target
 
 
 @click.group(
@@ -54,7 +54,14 @@ def config_folder() -> Path:
 @JSON
 def inspect(path: Path, as_json: bool) -> None:
     """Show what a model or a bundle is made of."""
-    from .inspection import inspect_path
+    from .engine_facts import (
+        ENGINE_COLUMNS,
+        SET_COLUMNS,
+        engine_rows,
+        engine_set_rows,
+        names_of,
+    )
+    from .inspection import BundleFacts, inspect_path
     from .tables import fact_rows, size_rows
 
     facts = inspect_path(path)
@@ -65,54 +72,19 @@ def inspect(path: Path, as_json: bool) -> None:
     precisions = [sizes.precision for sizes in facts.model.sizes]
     title = f"bytes per precision (blocks of {facts.model.block_size})"
     print_table(title, ["", *precisions], size_rows(facts.model))
+    if isinstance(facts, BundleFacts) and facts.engines:
+        print_table("engine sets", SET_COLUMNS, engine_set_rows(facts.engines))
+        for item in {item.engines: item for item in facts.engines}.values():
+            print_table(f"engines for {names_of(item, facts.engines)}", ENGINE_COLUMNS,
+                        engine_rows(item))  # fmt: skip
 
 
 main.add_command(targets)
 main.add_command(plan)
 
 
-@main.command("compile")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--target", metavar="NAME", type=TARGET, required=True, help="The device.")
-@click.option(
-    "-o", "--output", metavar="BUNDLE", type=click.Path(path_type=Path), required=True,
-    help="The directory to make.",
-)  # fmt: skip
-@PRECISION
-@click.option(
-    "--block", type=click.Choice(["32", "64", "128"]), default="64",
-    help="Weights that share one scale, where they are quantized.",
-)  # fmt: skip
-@click.option(
-    "--active-experts", metavar="K", type=POSITIVE,
-    help="Use fewer experts per token than the model says (lossy).",
-)  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
-def compile_command(
-    checkpoint: Path,
-    target: Target,
-    output: Path,
-    precision: tuple[str, ...],
-    block: str,
-    active_experts: int | None,
-    force: bool,
-) -> None:
-    """Make a bundle of a checkpoint."""
-    from .compiler.precision import parse_precision
-
-    chosen = parse_precision(precision, int(block), target)
-    from .compiler.compile import compile_bundle  # takes seconds, so after what is quickly checked
-
-    with ProgressDisplay() as progress:
-        manifest = compile_bundle(
-            checkpoint, output, target=target, precision=chosen,
-            active_experts=active_experts, force=force, progress=progress,
-        )  # fmt: skip
-    lossy = f"; lossy: {', '.join(manifest.lossy)}" if manifest.lossy else ""
-    click.echo(
-        f"{output}: {format_size(manifest.total_bytes)}, {manifest.num_pages} experts of up to "
-        f"{format_size(manifest.page_bytes)}{lossy}"
-    )
+main.add_command(compile_command)
+main.add_command(build)
 
 
 @main.command()

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 
 from .compiler.precision import precision_of
+from .engine_facts import EngineSetFacts, engine_set_facts, gpu_here
 from .errors import ConfigError, InputError
 from .model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, read_json
 from .model.encodings import find_encoding
@@ -90,7 +91,8 @@ class CheckpointFacts:
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """total_bytes: all files but the manifest; page_bytes: the largest page."""
+    """total_bytes: all files but the manifest; page_bytes: the largest page. graphs: how many
+    device graphs, which engines are built of. gpu: this machine's, where the bundle has engines."""
 
     kind: str
     path: str
@@ -110,6 +112,9 @@ class BundleFacts:
     chat_template: bool
     lossy: tuple[str, ...]
     toolchain: dict[str, str]
+    graphs: int
+    gpu: str | None
+    engines: tuple[EngineSetFacts, ...]
 
 
 def inspect_path(path: Path) -> CheckpointFacts | BundleFacts:
@@ -187,6 +192,7 @@ def _inspect_checkpoint(path: Path) -> CheckpointFacts:
 def _inspect_bundle(path: Path) -> BundleFacts:
     manifest = read_manifest(path)
     model = model_facts(manifest.spec, manifest.precision.block_size or BLOCK_SIZE)
+    gpu = gpu_here() if manifest.engines else None
     return BundleFacts(
         kind="bundle",
         path=str(path),
@@ -206,6 +212,9 @@ def _inspect_bundle(path: Path) -> BundleFacts:
         chat_template=CHAT_TEMPLATE in manifest.files,
         lossy=manifest.lossy,
         toolchain=manifest.toolchain,
+        graphs=len(manifest.graphs.files()) if manifest.graphs is not None else 0,
+        gpu=str(gpu) if gpu is not None else None,
+        engines=tuple(engine_set_facts(item, manifest, gpu) for item in manifest.engines),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .gpu_tables import device_rows, gpu_hit_rows, gpu_speed_rows
 from .inspection import BundleFacts, CheckpointFacts, ModelFacts
+from .runtime.device_graphs import architecture
 from .sizes import format_size
 
 if TYPE_CHECKING:
@@ -60,8 +61,19 @@ def _bundle_rows(facts: BundleFacts) -> list[Row]:
         ("chat template", "yes" if facts.chat_template else "no"),
         ("lossy choices", ", ".join(facts.lossy) or "none"),
         ("toolchain", ", ".join(f"{name} {value}" for name, value in facts.toolchain.items())),
+        ("device graphs", str(facts.graphs) if facts.graphs else "none: for CPUs alone"),
+        ("engines", _engines(facts)),
         ("format version", str(facts.version)),
     ]  # fmt: skip
+
+
+def _engines(facts: BundleFacts) -> str:
+    if not facts.engines:
+        return "none; 'pocketmoe build' makes them" if facts.graphs else "none"
+    names = ", ".join(architecture(item.compute_capability) for item in facts.engines)
+    if facts.gpu is None or any(item.here for item in facts.engines):
+        return f"for {names}"
+    return f"for {names}, and this machine's GPU is {facts.gpu}: 'pocketmoe build' makes its own"
 
 
 def size_rows(model: ModelFacts) -> list[Row]:

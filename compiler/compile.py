@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.metadata import version
@@ -34,11 +34,13 @@ from ..runtime.bundle import (
     write_manifest,
 )  # fmt: skip
 from ..runtime.context import choose_context
-from ..runtime.device_graphs import DeviceGraphs
+from ..runtime.device_graphs import DeviceGraphs, EngineSet
+from ..runtime.gpu.libraries import RTX
 from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
 from .chat import write_chat_template
 from .device_graphs import write_device_graphs
+from .engines import build_engines
 from .experts import build_pages, choose_workers, write_expert_layer
 from .footprint import page_formats
 from .output import building, refuse_existing
@@ -75,6 +77,7 @@ def compile_bundle(
     active_experts: int | None = None,
     context: int | None = None,
     fp32_products: bool = True,
+    capabilities: Sequence[str] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -82,11 +85,13 @@ def compile_bundle(
 
     active_experts lowers the number of experts per token; the manifest names it as lossy. context:
     tokens that a GPU's graphs are made for, by default as `choose_context`; fp32_products: see
-    device_lower.py. force replaces a bundle that is there.
+    device_lower.py; capabilities: the architectures to build its engines for, as "8.9". force
+    replaces a bundle that is there.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be compiled.
         InputError: `out` exists, or active_experts or context are out of range.
+        EngineError: TensorRT is not there, or cannot build an engine.
     """
     progress = progress or Silent()
     refuse_existing(out, force)
@@ -109,6 +114,12 @@ def compile_bundle(
                 root, source, spec, precision, context=context, fp32_products=fp32_products,
                 progress=progress,
             )  # fmt: skip
+        engines: tuple[EngineSet, ...] = ()
+        if graphs is not None and capabilities:
+            engines = build_engines(
+                root, graphs, root, toolchain=RTX, compute_capabilities=capabilities,
+                progress=progress,
+            )  # fmt: skip
         experts = write_experts(root, source, spec, precision, progress)
         dtype = write_embedding(root, source, precision)
         if tokenizer is not None:
@@ -124,6 +135,7 @@ def compile_bundle(
             toolchain=toolchain(),
             lossy=lossy,
             graphs=graphs,
+            engines=engines,
         )
         manifest = replace(manifest, files=hash_files(root, progress))
         write_manifest(root, manifest)

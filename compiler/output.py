@@ -25,11 +25,24 @@ def refuse_existing(out: Path, force: bool) -> None:
 
 
 @contextmanager
-def building(out: Path, force: bool) -> Iterator[Path]:
-    """A directory beside `out` that takes its place at the end, or vanishes.
+def unwinding_when_terminated() -> Iterator[None]:
+    """A termination signal unwinds as Ctrl-C does, so that it leaves nothing behind either."""
+    handled = signal.getsignal(signal.SIGTERM)
+    try:
+        if handled == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread, which alone receives signals
+        handled = None
+    try:
+        yield
+    finally:
+        if handled is not None:
+            signal.signal(signal.SIGTERM, handled)
 
-    A termination signal unwinds as Ctrl-C does, so that it leaves nothing behind either.
-    """
+
+@contextmanager
+def building(out: Path, force: bool) -> Iterator[Path]:
+    """A directory beside `out` that takes its place at the end, or vanishes."""
     parent = out.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -38,29 +51,22 @@ def building(out: Path, force: bool) -> Iterator[Path]:
         raise InputError(
             f"cannot write to {parent} ({error.strerror}); choose another -o"
         ) from error
-    handled = signal.getsignal(signal.SIGTERM)
-    try:
-        if handled == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not the main thread, which alone receives signals
-        handled = None
-    try:
-        yield root
-        root.chmod(0o755)
-        refuse_existing(out, force)  # another compile may have been faster
-        if os.path.lexists(out):
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=parent))
-            os.replace(out, old / "bundle")
-            try:
+    with unwinding_when_terminated():
+        try:
+            yield root
+            root.chmod(0o755)
+            refuse_existing(out, force)  # another compile may have been faster
+            if os.path.lexists(out):
+                old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=parent))
+                os.replace(out, old / "bundle")
+                try:
+                    os.replace(root, out)
+                except BaseException:
+                    os.replace(old / "bundle", out)
+                    raise
+                finally:
+                    shutil.rmtree(old)
+            else:
                 os.replace(root, out)
-            except BaseException:
-                os.replace(old / "bundle", out)
-                raise
-            finally:
-                shutil.rmtree(old)
-        else:
-            os.replace(root, out)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-        if handled is not None:
-            signal.signal(signal.SIGTERM, handled)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)

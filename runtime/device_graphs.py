@@ -84,12 +84,17 @@ class EngineSet:
 
     @property
     def folder(self) -> str:
-        return engine_folder(self.toolchain, self.version, self.compute_capability)
+        """Where it lies, relative to the bundle; sets may share one."""
+        return self.engines[0].file.rpartition("/")[0] if self.engines else ENGINE_FOLDER
+
+    @property
+    def architecture(self) -> str:
+        return architecture(self.compute_capability)
 
 
-def engine_folder(toolchain: str, version: str, compute_capability: str) -> str:
-    """Where a set lies, relative to the bundle."""
-    return f"{ENGINE_FOLDER}/{toolchain}-{version}-sm{compute_capability.replace('.', '')}"
+def architecture(compute_capability: str) -> str:
+    """ "8.9" as "sm89"."""
+    return f"sm{compute_capability.replace('.', '')}"
 
 
 def page_inputs(page_format: PageFormat, suffix: str = "") -> tuple[TensorInfo, ...]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,22 +11,13 @@ import pytest
 from pocketmoe.errors import EngineError
 from pocketmoe.runtime import gpu
 from pocketmoe.runtime.gpu import cuda_graph
-from pocketmoe.runtime.gpu.cuda_device import CudaDevice, load_cuda
+from pocketmoe.runtime.gpu.cuda_device import CudaDevice
 from pocketmoe.runtime.gpu.cuda_graph import GraphCapture
 from pocketmoe.runtime.gpu.device import Device
 from pocketmoe.runtime.gpu.errors import DeviceMemoryError
 from pocketmoe.runtime.gpu.host_device import HostDevice
 from pocketmoe.runtime.gpu.speed import measure_device
 from pocketmoe.tests.cuda_stand_in import CudaStandIn, Status
-
-
-def put_in(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if cuda-python were this."""
-    bindings: Any = ModuleType("cuda.bindings")
-    bindings.runtime = runtime
-    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
 
 
 class TestHostDevice:
@@ -109,36 +97,6 @@ class TestHostDevice:
 
 
 class TestCuda:
-    @pytest.mark.parametrize(
-        ("stand_in", "words"),
-        [
-            (
-                CudaStandIn(status=Status.cudaErrorInsufficientDriver, driver=0),
-                "no NVIDIA driver was found",
-            ),
-            (
-                CudaStandIn(status=Status.cudaErrorInsufficientDriver, driver=12040),
-                r"too old: it knows CUDA 12.4, and cuda-python is for 13.4; .*'cuda-python==12.\*'",
-            ),
-            (CudaStandIn(status=Status.cudaErrorNoDevice), "no NVIDIA GPU was found"),
-            (
-                CudaStandIn(status=Status.cudaErrorInitializationError),
-                "cudaErrorInitializationError",
-            ),
-        ],
-    )
-    def test_why_it_does_not_start(
-        self, stand_in: CudaStandIn, words: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        put_in(stand_in, monkeypatch)
-        with pytest.raises(EngineError, match=words):
-            load_cuda()
-
-    def test_cuda_python_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-        with pytest.raises(EngineError, match=r"cuda-python is not installed .*pocketmoe\[cuda\]"):
-            load_cuda()
-
     @pytest.mark.parametrize("unified", [False, True])
     @pytest.mark.parametrize("registers", [False, True])
     def test_memory_streams_and_events(self, unified: bool, registers: bool) -> None:

@@ -51,7 +51,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDevice]:
         assert manifest.graphs is not None
         return replace(onnx_backend(root, manifest.graphs, manifest, found), name="cuda")
 
-    monkeypatch.setattr(backends, "load_cuda", CudaStandIn)
+    monkeypatch.setattr(backends, "start_cuda", CudaStandIn)
     monkeypatch.setattr(backends, "_make", make)
     yield found
     found.close()
@@ -62,7 +62,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise EngineError("no NVIDIA driver was found")
 
-    monkeypatch.setattr(backends, "load_cuda", missing)
+    monkeypatch.setattr(backends, "start_cuda", missing)
 
 
 class TestChoice:
@@ -202,7 +202,7 @@ class TestEngines:
     def test_onnx_runtime_without_cuda_says_what_to_install(
         self, bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(backends, "load_cuda", CudaStandIn)
+        monkeypatch.setattr(backends, "start_cuda", CudaStandIn)
         with pytest.raises(EngineError, match=r"has no CUDA provider: .*pocketmoe\[cuda\]"):
             find_backend("cuda", bundle, read_manifest(bundle))
         device = CudaDevice(CudaStandIn())

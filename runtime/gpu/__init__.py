@@ -1,1 +1,1 @@
-"""The GPU runtime: devices, engines, pages in GPU memory, and the runner over them."""
+"""GPUs: their libraries, devices and engines, pages in their memory, and the runner over them."""

@@ -11,11 +11,12 @@ from typing import Any
 
 from ...errors import EngineError
 from ..bundle import Manifest
-from ..device_graphs import DeviceGraphs, EngineSet
-from .cuda_device import CudaDevice, load_cuda
+from ..device_graphs import DeviceGraphs, EngineSet, architecture
+from .cuda_device import CudaDevice
 from .cuda_graph import GraphCapture
 from .device import Device, Stream
 from .executor import Loader
+from .hardware import start_cuda
 from .libraries import load_tensorrt
 from .tensorrt_executor import TensorRtLoader, remedy
 
@@ -47,7 +48,7 @@ def find_backend(name: str, root: Path, manifest: Manifest) -> Backend:
             f"{root} has nothing for GPUs; compile it again with a GPU as --target "
             "(`pocketmoe targets` lists them)"
         )
-    runtime = load_cuda()
+    runtime = start_cuda()
     return _make(name, root, manifest, runtime, CudaDevice(runtime))
 
 
@@ -63,7 +64,7 @@ class Candidates:
             self.reasons.append("the bundle has nothing for GPUs")
             return
         try:
-            runtime = load_cuda()
+            runtime = start_cuda()
             device = CudaDevice(runtime)
         except EngineError as error:
             self.reasons.append(str(error))
@@ -140,20 +141,18 @@ def choose_engines(
                     root / item.folder, item.device, info.name, remedy(toolchain, root),
                 )  # fmt: skip
             return item
-    here = f"{_LABELS[toolchain]} {version} on {info.name} ({_sm(info.compute_capability)})"
+    here = (
+        f"{_LABELS[toolchain]} {version} on {info.name} ({architecture(info.compute_capability)})"
+    )
     if not of_toolchain:
         raise EngineError(
             f"{root} has no engines for {here}; make them with {remedy(toolchain, root)}"
         )
     there = ", ".join(
-        f"{_LABELS[toolchain]} {item.version} on {item.device or _sm(item.compute_capability)}"
+        f"{_LABELS[toolchain]} {item.version} on {item.device or item.architecture}"
         for item in of_toolchain
     )
     raise EngineError(
         f"{root} has engines for {there}, and this is {here}; make others with "
         f"{remedy(toolchain, root)}"
     )
-
-
-def _sm(compute_capability: str) -> str:
-    return f"sm{compute_capability.replace('.', '')}"

@@ -13,40 +13,6 @@ from ...errors import EngineError
 from .device import Buffer, DeviceInfo, Event, HostBuffer
 from .errors import DeviceMemoryError
 
-_INSTALL = "pip install 'pocketmoe[cuda]'"
-
-
-def load_cuda() -> Any:
-    """The module `cuda.bindings.runtime`, with a driver and a GPU behind it.
-
-    Raises:
-        EngineError: it is not installed, or there is no driver, one too old, or no GPU.
-    """
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise EngineError(f"cuda-python is not installed ({error}): {_INSTALL}") from error
-    status, count = runtime.cudaGetDeviceCount()
-    codes = runtime.cudaError_t
-    if status == codes.cudaErrorInsufficientDriver:
-        _, driver = runtime.cudaDriverGetVersion()
-        _, wanted = runtime.cudaRuntimeGetVersion()
-        if not driver:
-            raise EngineError(
-                "no NVIDIA driver was found (libcuda.so.1); install one, and in a container pass "
-                "the GPU through"
-            )
-        raise EngineError(
-            f"the NVIDIA driver is too old: it knows CUDA {_version(driver)}, and cuda-python "
-            f"is for {_version(wanted)}; update the driver, or install "
-            f"'cuda-python=={driver // 1000}.*'"
-        )
-    if status == codes.cudaErrorNoDevice or (status == codes.cudaSuccess and not count):
-        raise EngineError("no NVIDIA GPU was found; is it hidden by CUDA_VISIBLE_DEVICES?")
-    if status != codes.cudaSuccess:
-        raise EngineError(f"CUDA does not start: {_describe(runtime, status)}")
-    return runtime
-
 
 class CudaDevice:
     """The first GPU that CUDA names."""

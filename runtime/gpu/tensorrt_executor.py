@@ -6,7 +6,6 @@ other on one stream.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from .device import Buffer, Device, Stream
 from .errors import DeviceMemoryError
 from .executor import DECODE
 from .kernel_cache import KERNELS, KernelCache
+from .library_log import LibraryLog, library_log
 
-_log = logging.getLogger(__name__)
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT8": "int8", "INT4": "int4",
     "FP8": "fp8",
@@ -48,13 +47,13 @@ class TensorRtLoader:
     ):
         self._root = root
         self._set = engines
-        self._engines = {engine.graph: engine for engine in engines.engines}
+        self._engines = {item.graph: item for item in engines.engines}
         self._trt = trt
         self._device = device
         self._segments = frozenset(segments)
         self._capture = capture
-        self._messages = _messages(trt)
-        self._runtime = trt.Runtime(self._messages)
+        self._messages = library_log(trt)
+        self._runtime = trt.Runtime(self._messages.logger)
         self._scratch = _Scratch(device)
         self._kernels = KernelCache(root / engines.folder / KERNELS)
 
@@ -137,7 +136,7 @@ class TensorRtExecutor:
         where: Path,
         scratch: _Scratch,
         capture: GraphCapture | None,
-        messages: Any,
+        messages: LibraryLog,
     ):
         self.inputs = {item.name: item for item in declared.inputs}
         self.outputs = {item.name: item for item in declared.outputs}
@@ -253,25 +252,3 @@ def remedy(toolchain: str, root: Path) -> str:
     if toolchain == "tensorrt":
         return f"`pocketmoe build {root}` on this device"
     return "`pocketmoe compile` with this GPU as its --target"
-
-
-def _messages(trt: Any) -> Any:
-    """A logger that keeps the last error, and gives the rest to ours."""
-
-    class Messages(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last = ""
-
-        def clear(self) -> None:
-            self.last = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            text = " ".join(message.split())
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last = text
-                _log.debug("TensorRT: %s", text)
-            elif severity == trt.ILogger.Severity.WARNING:
-                _log.debug("TensorRT: %s", text)
-
-    return Messages()

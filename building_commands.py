@@ -1,0 +1,174 @@
+"""The commands that make a bundle, and its engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .arguments import BUNDLE, POSITIVE, PRECISION, TARGET, targets_file
+from .console import ProgressDisplay
+from .errors import InputError, TargetError
+from .sizes import format_size
+from .targets import Target, find_target
+
+if TYPE_CHECKING:
+    from .runtime.bundle import Manifest
+
+
+@click.command("compile")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--target", metavar="NAME", type=TARGET, required=True, help="The device.")
+@click.option(
+    "-o", "--output", metavar="BUNDLE", type=click.Path(path_type=Path), required=True,
+    help="The directory to make.",
+)  # fmt: skip
+@PRECISION
+@click.option(
+    "--block", type=click.Choice(["32", "64", "128"]), default="64",
+    help="Weights that share one scale, where they are quantized.",
+)  # fmt: skip
+@click.option(
+    "--active-experts", metavar="K", type=POSITIVE,
+    help="Use fewer experts per token than the model says (lossy).",
+)  # fmt: skip
+@click.option(
+    "--context", metavar="N", type=POSITIVE,
+    help="For a GPU: positions that its engines are made for.  "
+    "[default: the model's, at most 4096]",
+)  # fmt: skip
+@click.option(
+    "--no-engines", is_flag=True,
+    help="Leave out TensorRT's engines; 'pocketmoe build' adds them later.",
+)  # fmt: skip
+@click.option(
+    "--portable", is_flag=True,
+    help="Make TensorRT's engines for every GPU architecture that the precision allows.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
+def compile_command(
+    checkpoint: Path,
+    target: Target,
+    output: Path,
+    precision: tuple[str, ...],
+    block: str,
+    active_experts: int | None,
+    context: int | None,
+    no_engines: bool,
+    portable: bool,
+    force: bool,
+) -> None:
+    """Make a bundle of a checkpoint."""
+    from .compiler.architectures import has_fp32_products, plan_engines
+    from .compiler.precision import parse_precision
+
+    chosen = parse_precision(precision, int(block), target)
+    if no_engines and portable:
+        raise InputError("--no-engines and --portable contradict each other: leave one out")
+    if context is not None and target.kind != "gpu":
+        raise TargetError(
+            f"--context has no effect for target {target.name}: it is chosen when the bundle runs"
+        )
+    capabilities = () if no_engines else plan_engines(target, chosen, portable=portable)
+    from .compiler.compile import compile_bundle  # takes seconds, so after what is quickly checked
+
+    with ProgressDisplay() as progress:
+        manifest = compile_bundle(
+            checkpoint, output, target=target, precision=chosen,
+            active_experts=active_experts, context=context,
+            fp32_products=has_fp32_products(target, capabilities), capabilities=capabilities,
+            force=force, progress=progress,
+        )  # fmt: skip
+    lossy = f"; lossy: {', '.join(manifest.lossy)}" if manifest.lossy else ""
+    click.echo(
+        f"{output}: {format_size(manifest.total_bytes)}, {manifest.num_pages} experts of up to "
+        f"{format_size(manifest.page_bytes)}{_engines(manifest, target)}{lossy}"
+    )
+
+
+def _engines(manifest: Manifest, target: Target) -> str:
+    if manifest.graphs is None:
+        return ""
+    if manifest.engines:
+        return f"; engines for {', '.join(item.architecture for item in manifest.engines)}"
+    where = f" on {target.name}" if target.toolchain == "tensorrt" else ""
+    return f"; no engines yet: 'pocketmoe build' makes them{where}"
+
+
+@click.command()
+@BUNDLE
+@click.option(
+    "--toolchain", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto",
+    help="tensorrt builds for the GPU that is here, tensorrt-rtx without a GPU; auto is the "
+    "target's.",
+)  # fmt: skip
+@click.option(
+    "--arch", "architectures", metavar="ARCH", multiple=True,
+    help="With tensorrt-rtx: build for it, such as sm89; may be given several times.  "
+    "[default: the target's]",
+)  # fmt: skip
+@click.option(
+    "--portable", is_flag=True,
+    help="With tensorrt-rtx: build for every architecture that the bundle's precision allows.",
+)  # fmt: skip
+@click.pass_context
+def build(
+    ctx: click.Context, bundle: Path, toolchain: str, architectures: tuple[str, ...], portable: bool
+) -> None:
+    """Build the TensorRT engines of a bundle, and put them into it.
+
+    On a Jetson this is the step after copying the bundle there: an engine of TensorRT runs on the
+    device that built it.
+    """
+    from .compiler.architectures import (
+        choose_capabilities,
+        choose_toolchain,
+        parse_architecture,
+    )
+    from .compiler.engines import add_engines, device_graphs
+    from .runtime.bundle import read_manifest
+    from .runtime.gpu.hardware import find_gpu
+    from .runtime.gpu.libraries import RTX
+
+    manifest = read_manifest(bundle)
+    device_graphs(bundle, manifest)
+    target = _target(manifest.target, targets_file(ctx))
+    chosen = choose_toolchain(None if toolchain == "auto" else toolchain, target)
+    gpu = None
+    capabilities: tuple[str, ...] = ()
+    if chosen == RTX:
+        capabilities = choose_capabilities(
+            architectures, target, manifest.precision, portable=portable
+        )
+    else:
+        if portable:
+            raise InputError("--portable needs --toolchain tensorrt-rtx: tensorrt builds for the "
+                             "GPU that is here alone")  # fmt: skip
+        gpu = find_gpu()
+        for name in architectures:
+            if parse_architecture(name) != gpu.compute_capability:
+                raise InputError(
+                    f"tensorrt builds for the GPU that is here alone, {gpu}: leave out --arch "
+                    f"{name}, or build on that device"
+                )
+    with ProgressDisplay() as progress:
+        sets = add_engines(
+            bundle, toolchain=chosen, compute_capabilities=capabilities, gpu=gpu, progress=progress
+        )
+    engines = sets[0].engines
+    size = sum((bundle / engine.file).stat().st_size for engine in engines)
+    names = ", ".join(item.architecture for item in sets)
+    where = f", built on {gpu.name}" if gpu is not None else ""
+    click.echo(
+        f"{bundle}: {len(engines)} engines for {names}, {format_size(size)}, "
+        f"{chosen} {sets[0].version}{where}"
+    )
+
+
+def _target(name: str, measured: Path | None) -> Target | None:
+    """The bundle's target; None where this machine does not know it."""
+    try:
+        return find_target(name, measured)
+    except TargetError:
+        return None

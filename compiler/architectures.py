@@ -1,0 +1,137 @@
+"""Which architectures engines are built for: what TensorRT can, and what a bundle's precision
+allows."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+from ..errors import EngineError, InputError, TargetError
+from ..runtime.bundle import Precision
+from ..runtime.device_graphs import architecture
+from ..runtime.gpu.libraries import RTX, STOCK, is_installed, load_tensorrt, version_numbers
+from ..targets import Target
+
+# What TensorRT for RTX 1.7 builds for on a machine without a GPU.
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+# It multiplies no fp32 matrices there.
+_NO_FP32_PRODUCTS = ("7.5",)
+# The least that a precision needs: TensorRT refuses it below.
+_NEEDS = {"int4": "8.0", "fp8": "8.9"}
+_ARCHITECTURE = re.compile(r"(?:sm_?)?(\d{1,2})\.?(\d)", re.IGNORECASE)
+
+_log = logging.getLogger(__name__)
+
+
+def plan_engines(target: Target, precision: Precision, *, portable: bool) -> tuple[str, ...]:
+    """The architectures that `compile` builds engines for; none where the device builds its own.
+
+    portable: every one that the precision allows, not the target's alone. TensorRT is loaded, so
+    that what is missing is said before the work begins.
+
+    Raises:
+        EngineError: TensorRT for RTX does not load, or does not build for the target.
+        TargetError: portable, for a target whose engines are not built here.
+    """
+    if target.toolchain != RTX or target.compute_capability is None:
+        if portable:
+            raise TargetError(
+                f"--portable has no effect for target {target.name}: TensorRT for RTX alone builds "
+                "engines for other devices"
+            )
+        return ()
+    try:
+        load_tensorrt(RTX)
+    except EngineError as error:
+        raise EngineError(
+            f"{error}; or compile with --no-engines, and 'pocketmoe build' adds them later"
+        ) from error
+    check_architecture(target.compute_capability, precision)
+    return portable_capabilities(precision) if portable else (target.compute_capability,)
+
+
+def has_fp32_products(target: Target, capabilities: Sequence[str]) -> bool:
+    """Whether all that a bundle's graphs are for multiply fp32 matrices."""
+    everywhere = {*capabilities, target.compute_capability}
+    return target.toolchain != RTX or everywhere.isdisjoint(_NO_FP32_PRODUCTS)
+
+
+def portable_capabilities(precision: Precision) -> tuple[str, ...]:
+    """Every architecture that the precision allows; the others are named in a warning."""
+    left_out = {c: lack for c in RTX_CAPABILITIES if (lack := _lacks(c, precision))}
+    if left_out:
+        named = ", ".join(f"{architecture(c)} (no {lack})" for c, lack in left_out.items())
+        _log.warning("no engines for %s", named)
+    return tuple(c for c in RTX_CAPABILITIES if c not in left_out)
+
+
+def check_architecture(capability: str, precision: Precision) -> None:
+    """Raises EngineError where TensorRT for RTX builds no engines of this precision for it."""
+    name = architecture(capability)
+    if capability not in RTX_CAPABILITIES:
+        raise EngineError(
+            f"TensorRT for RTX builds no engines for {name}; it does for "
+            f"{', '.join(map(architecture, RTX_CAPABILITIES))}"
+        )
+    if lack := _lacks(capability, precision):
+        raise EngineError(
+            f"{name} has no {lack}, which this bundle is stored in; it needs "
+            f"{architecture(_NEEDS[lack])} or newer, or another --precision when compiling"
+        )
+
+
+def _lacks(capability: str, precision: Precision) -> str | None:
+    """The precision of a part that an architecture does not have."""
+    for part in (precision.experts, precision.backbone, precision.head):
+        least = _NEEDS.get(part)
+        if least is not None and version_numbers(capability) < version_numbers(least):
+            return part
+    return None
+
+
+def parse_architecture(text: str) -> str:
+    """ "sm89", "89" and "8.9" as "8.9".
+
+    Raises:
+        InputError: it is none of these.
+    """
+    found = _ARCHITECTURE.fullmatch(text.strip())
+    if found is None:
+        known = ", ".join(map(architecture, RTX_CAPABILITIES))
+        raise InputError(f"there is no architecture {text!r}: write it as sm89; known are {known}")
+    return f"{int(found.group(1))}.{found.group(2)}"
+
+
+def choose_toolchain(wanted: str | None, target: Target | None) -> str:
+    """The toolchain for a bundle's engines: the one asked for, else its target's where that is
+    installed, else whichever is. target: None where the bundle's is not known here."""
+    if wanted is not None:
+        return wanted
+    own = target.toolchain if target is not None and target.toolchain in (RTX, STOCK) else RTX
+    other = STOCK if own == RTX else RTX
+    if not is_installed(own) and is_installed(other):
+        _log.warning("%s is not installed here: engines are built with %s", own, other)
+        return other
+    return own
+
+
+def choose_capabilities(
+    wanted: Sequence[str], target: Target | None, precision: Precision, *, portable: bool
+) -> tuple[str, ...]:
+    """What TensorRT for RTX builds for: what was asked for, else the architecture of the target.
+
+    Raises:
+        InputError: an architecture is not written as one, or none is known.
+        EngineError: there are no engines for one of them.
+    """
+    if portable:
+        return portable_capabilities(precision)
+    capabilities = tuple(dict.fromkeys(map(parse_architecture, wanted)))
+    if not capabilities and target is not None and target.compute_capability is not None:
+        capabilities = (target.compute_capability,)
+    if not capabilities:
+        raise InputError("the bundle's target names no architecture: choose one with --arch")
+    for capability in capabilities:
+        check_architecture(capability, precision)
+    return capabilities

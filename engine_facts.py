@@ -1,0 +1,127 @@
+"""What `inspect` tells about a bundle's engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import EngineError
+from .runtime.bundle import Manifest
+from .runtime.device_graphs import EngineSet, TensorInfo, architecture, page_inputs
+from .runtime.gpu.hardware import Gpu, find_gpu
+from .sizes import format_size
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """bytes: of its file. pages: the precision of the experts' pages that it takes as inputs; None
+    where it takes none."""
+
+    graph: str
+    file: str
+    bytes: int
+    pages: str | None
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class EngineSetFacts:
+    """One toolchain version's engines for one architecture. device: the GPU on which they were
+    built; None where they were built without one. here: whether this machine's GPU is such a one;
+    None where it has none, or that cannot be asked."""
+
+    toolchain: str
+    version: str
+    compute_capability: str
+    device: str | None
+    bytes: int
+    here: bool | None
+    engines: tuple[EngineFacts, ...]
+
+
+def gpu_here() -> Gpu | None:
+    """This machine's GPU, where there is one that can be used."""
+    try:
+        return find_gpu()
+    except EngineError:
+        return None
+
+
+def engine_set_facts(item: EngineSet, manifest: Manifest, gpu: Gpu | None) -> EngineSetFacts:
+    pages = {tensor.name for layer in manifest.experts for tensor in page_inputs(layer.format)}
+    engines = tuple(
+        EngineFacts(
+            graph=engine.graph,
+            file=engine.file,
+            bytes=manifest.files[engine.file].size,
+            pages=manifest.precision.experts
+            if any(tensor.name.partition(".")[0] in pages for tensor in engine.inputs)
+            else None,
+            inputs=engine.inputs,
+            outputs=engine.outputs,
+        )
+        for engine in item.engines
+    )
+    return EngineSetFacts(
+        toolchain=item.toolchain,
+        version=item.version,
+        compute_capability=item.compute_capability,
+        device=item.device,
+        bytes=sum(engine.bytes for engine in engines),
+        here=_matches(item, gpu),
+        engines=engines,
+    )
+
+
+def _matches(item: EngineSet, gpu: Gpu | None) -> bool | None:
+    """TensorRT's engines are for the very GPU; those of TensorRT for RTX for its architecture."""
+    if gpu is None:
+        return None
+    same = item.compute_capability == gpu.compute_capability
+    return same and item.device in (None, gpu.name)
+
+
+def engine_set_rows(sets: tuple[EngineSetFacts, ...]) -> list[tuple[str, ...]]:
+    """A row for each set; those that share their files say so by the same folder."""
+    return [
+        (architecture(item.compute_capability), f"{item.toolchain} {item.version}",
+         item.device or "built without a GPU", _HERE[item.here], str(len(item.engines)),
+         format_size(item.bytes), _folder(item))
+        for item in sets
+    ]  # fmt: skip
+
+
+SET_COLUMNS = ["for", "made by", "on", "this machine", "engines", "size", "folder"]
+_HERE = {True: "runs them", False: "is another device", None: "has no GPU"}
+
+
+def engine_rows(item: EngineSetFacts) -> list[tuple[str, ...]]:
+    """A row for each engine of a set."""
+    return [
+        (engine.file.rpartition("/")[2], format_size(engine.bytes), _tensors(engine.inputs),
+         _tensors(engine.outputs), engine.pages or "constants inside")
+        for engine in item.engines
+    ]  # fmt: skip
+
+
+def names_of(item: EngineSetFacts, sets: tuple[EngineSetFacts, ...]) -> str:
+    """The architectures that share a set's files."""
+    return ", ".join(
+        architecture(other.compute_capability) for other in sets if other.engines == item.engines
+    )
+
+
+ENGINE_COLUMNS = ["engine", "size", "inputs", "outputs", "weights"]
+
+
+def _folder(item: EngineSetFacts) -> str:
+    return item.engines[0].file.rpartition("/")[0] if item.engines else ""
+
+
+def _tensors(tensors: tuple[TensorInfo, ...]) -> str:
+    """How many, and of which types."""
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + 1
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in counts.items())
+    return f"{len(tensors)}: {kinds}"

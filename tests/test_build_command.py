@@ -1,0 +1,223 @@
+"""`build`, and what `inspect` shows of engines."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pocketmoe import engine_facts
+from pocketmoe.cli import main
+from pocketmoe.compiler import architectures
+from pocketmoe.errors import EngineError
+from pocketmoe.runtime.bundle import read_manifest, write_manifest
+from pocketmoe.runtime.gpu import hardware
+from pocketmoe.runtime.gpu.hardware import Gpu
+from pocketmoe.tests.rtx_library import needs_rtx
+from pocketmoe.tests.sample_graphs import add_sample_graphs
+
+ORIN = Gpu("Orin", "8.7", 8 << 30, True)
+CARD = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30, False)
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, path)
+    add_sample_graphs(path)
+    write_manifest(path, replace(read_manifest(path), target="rtx-4090"))
+    return path
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: str | Path) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@needs_rtx
+class TestBuild:
+    def test_for_the_target(self, bundle: Path) -> None:
+        result = call("build", bundle)
+        assert result.exit_code == 0, result.stderr
+        assert f"{bundle}: 5 engines for sm89, " in result.stdout
+        assert [item.compute_capability for item in read_manifest(bundle).engines] == ["8.9"]
+        assert call("verify", bundle).exit_code == 0
+
+    def test_for_others(self, bundle: Path) -> None:
+        assert call("build", bundle, "--arch", "sm86", "--arch", "8.0").exit_code == 0
+        capabilities = [item.compute_capability for item in read_manifest(bundle).engines]
+        assert capabilities == ["8.6", "8.0"]
+
+    def test_portable(self, bundle: Path) -> None:
+        result = call("build", bundle, "--portable")
+        assert "5 engines for sm80, sm86, sm89, sm120, sm121, " in result.stdout
+        assert "warning: no engines for sm75 (no int4)" in result.stderr
+
+    def test_what_is_refused(self, bundle: Path, tiny_bundle: Path) -> None:
+        assert "builds no engines for sm87; it does for sm75" in refused(
+            "build", bundle, "--arch", "sm87"
+        )
+        assert "sm75 has no int4" in refused("build", bundle, "--arch", "sm75")
+        assert "there is no architecture 'ada'" in refused("build", bundle, "--arch", "ada")
+        assert "compile it with --target of a GPU" in refused("build", tiny_bundle)
+
+    @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+    def test_stopped_by_a_signal(self, bundle: Path, sent: signal.Signals) -> None:
+        before = sorted(bundle.rglob("*"))
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pocketmoe", "build", str(bundle), "--portable"],
+            stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        for _ in range(1000):
+            if list(bundle.glob(".engines.*")):
+                break
+            time.sleep(0.01)
+        child.send_signal(sent)
+        out, err = child.communicate(timeout=60)
+        assert out == ""
+        assert child.returncode == 130
+        assert err.splitlines()[-1] == "interrupted"
+        assert sorted(path for path in bundle.rglob("*") if path.name != "engines") == before
+
+
+class TestWithoutALibrary:
+    @pytest.fixture(autouse=True)
+    def _none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(toolchain: str) -> None:
+            raise EngineError(f"{toolchain} is not installed: pip install it")
+
+        monkeypatch.setattr(architectures, "load_tensorrt", missing)
+        monkeypatch.setattr("pocketmoe.compiler.engines.load_tensorrt", missing)
+
+    def test_build(self, bundle: Path) -> None:
+        assert refused("build", bundle).endswith("is not installed: pip install it")
+        assert not (bundle / "engines").exists()
+
+    def test_compile_says_how_to_go_without(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        line = refused("compile", tiny_checkpoint, "--target", "rtx-4090", "-o", tmp_path / "out")
+        assert "tensorrt-rtx is not installed" in line
+        assert "or compile with --no-engines" in line
+
+
+class TestOnADevice:
+    def test_the_gpu_that_is_here(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(hardware, "find_gpu", lambda: ORIN)
+        line = refused("build", bundle, "--toolchain", "tensorrt", "--arch", "sm89")
+        assert "builds for the GPU that is here alone, Orin (sm87): leave out --arch sm89" in line
+        line = refused("build", bundle, "--toolchain", "tensorrt", "--portable")
+        assert "--portable needs --toolchain tensorrt-rtx" in line
+
+    def test_no_gpu(self, bundle: Path) -> None:
+        if engine_facts.gpu_here() is not None:
+            pytest.skip("this machine has a GPU")
+        line = refused("build", bundle, "--toolchain", "tensorrt")
+        assert "driver" in line or "no NVIDIA GPU" in line or "cuda-python" in line
+
+
+@needs_rtx
+class TestInspect:
+    def facts(self, bundle: Path) -> dict[str, object]:
+        result = call("inspect", bundle, "--json")
+        assert result.exit_code == 0, result.stderr
+        return dict(json.loads(result.stdout))
+
+    def test_graphs_without_engines(self, bundle: Path) -> None:
+        assert "none; 'pocketmoe build' makes them" in call("inspect", bundle).stdout
+        assert self.facts(bundle)["engines"] == []
+
+    def test_engines(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pocketmoe.inspection.gpu_here", lambda: CARD)
+        call("build", bundle)
+        (built,) = read_manifest(bundle).engines
+        shown = call("inspect", bundle).stdout
+        assert f"tensorrt-rtx {built.version}" in shown
+        assert "runs them" in shown
+        assert "engines for sm89" in shown
+        (line,) = [line for line in shown.splitlines() if line.startswith("expert_000.engine")]
+        size = (bundle / built.folder / "expert_000.engine").stat().st_size
+        assert f"{size / 1024:.1f} KiB" in line
+        assert "9: 2 float32, 1 int64, 3 int4, 3 float16" in line
+        assert line.endswith("int4")
+        facts = self.facts(bundle)
+        (item,) = facts["engines"]  # type: ignore[misc]
+        assert item["here"] is True
+        assert item["engines"][0]["inputs"][0] == {
+            "name": "hidden", "dtype": "float32", "shape": [-1, 64]
+        }  # fmt: skip
+        assert facts["gpu"] == "NVIDIA GeForce RTX 4090 (sm89)"
+
+    def test_engines_for_another_device(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        call("build", bundle, "--arch", "sm86")
+        monkeypatch.setattr("pocketmoe.inspection.gpu_here", lambda: ORIN)
+        shown = call("inspect", bundle).stdout
+        assert "is another device" in shown
+        assert "for sm86, and this machine's GPU is Orin (sm87): 'pocketmoe build'" in shown
+        monkeypatch.setattr("pocketmoe.inspection.gpu_here", lambda: None)
+        assert "has no GPU" in call("inspect", bundle).stdout
+
+    def test_sets_that_share_their_files(self, bundle: Path) -> None:
+        call("build", bundle, "--portable")
+        shown = call("inspect", bundle).stdout
+        assert "engines for sm80, sm86, sm89, sm120, sm121" in shown
+        assert shown.count("combine_000.engine") == 1
+        assert os.listdir(bundle / "engines") == [
+            Path(read_manifest(bundle).engines[0].folder).name
+        ]
+
+
+@needs_rtx
+class TestCompile:
+    def test_engines_of_a_model(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        """Every graph of it, and their inputs are what the manifest says."""
+        out = tmp_path / "out"
+        result = call("compile", tiny_checkpoint, "--target", "rtx-4090", "-o", out, "--block",
+                      "32", "--context", "128")  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        assert "; engines for sm89" in result.stdout
+        manifest = read_manifest(out)
+        assert manifest.graphs is not None
+        assert manifest.graphs.context == 128
+        (built,) = manifest.engines
+        assert [engine.graph for engine in built.engines] == list(manifest.graphs.files())
+        assert call("verify", out).exit_code == 0
+
+    def test_no_engines_and_build_later(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        result = call("compile", tiny_checkpoint, "--target", "rtx-2080-ti", "-o", out, "--block",
+                      "32", "--precision", "experts=int8", "--no-engines")  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        assert "; no engines yet: 'pocketmoe build' makes them" in result.stdout
+        assert read_manifest(out).engines == ()
+        assert call("build", out).exit_code == 0
+        assert [item.compute_capability for item in read_manifest(out).engines] == ["7.5"]
+
+    def test_for_a_jetson(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        arguments = ["compile", tiny_checkpoint, "--target", "jetson-orin-nano-8gb", "-o", out]
+        assert "--portable has no effect" in refused(*arguments, "--portable")
+        result = call(*arguments, "--block", "32")
+        assert "'pocketmoe build' makes them on jetson-orin-nano-8gb" in result.stdout
+        assert read_manifest(out).engines == ()
+
+    def test_what_contradicts(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        arguments = ["compile", tiny_checkpoint, "-o", tmp_path / "out", "--target"]
+        assert "contradict" in refused(*arguments, "rtx-4090", "--portable", "--no-engines")
+        assert "--context has no effect for target cpu" in refused(
+            *arguments, "cpu", "--context", "64"
+        )
