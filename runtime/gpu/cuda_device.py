@@ -72,7 +72,8 @@ class CudaDevice:
     def _allocate_pinned(self, nbytes: int) -> HostBuffer:
         runtime = self._runtime
         address = int(self._pin(runtime.cudaHostAlloc, nbytes, runtime.cudaHostAllocMapped))
-        data = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+        memory = (ctypes.c_uint8 * nbytes).from_address(address)
+        data = np.frombuffer(memoryview(memory).cast("B"), np.uint8)
         seen = 0
         if self.info.unified:
             seen = int(self._call(runtime.cudaHostGetDevicePointer, address, 0))

@@ -16,8 +16,11 @@ DECODE, PROMPT = 0, 1  # profiles of a segment: one token, or up to a chunk; oth
 class Executor(Protocol):
     """A graph over memory whose addresses are bound before each run, and stay bound."""
 
-    inputs: Mapping[str, TensorInfo]
-    outputs: Mapping[str, TensorInfo]
+    @property
+    def inputs(self) -> Mapping[str, TensorInfo]: ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorInfo]: ...
 
     def bind(self, name: str, address: int, shape: tuple[int, ...]) -> None:
         """An input or an output, on the device, in an order of dimensions as they lie."""
@@ -40,7 +43,8 @@ class Loader(Protocol):
     grows: whether runs may take device memory that loading did not.
     """
 
-    grows: bool
+    @property
+    def grows(self) -> bool: ...
 
     def load(self, graph: str) -> Executor:
         """graph: its file in the bundle.

@@ -58,11 +58,11 @@ class DeviceExperts:
         self._layers: dict[int, _Layer] = {}
         formats = {layer.layer: layer.format for layer in manifest.experts}
         for item in graphs.layers:
+            names = item.expert, item.token, item.combine
+            expert, token, combine = (self._load(loader, name) for name in names)
             self._layers[item.layer] = _describe(
-                root, spec, item.layer, formats[item.layer],
-                *(self._load(loader, name) for name in (item.expert, item.token, item.combine)),
-                (item.expert, item.token, item.combine),
-            )  # fmt: skip
+                root, spec, item.layer, formats[item.layer], expert, token, combine, names
+            )
         self._hidden = spec.hidden_size
         self._step = row_step(buffers.row)
         experts = max((len(layer.offsets) for layer in manifest.experts), default=1)

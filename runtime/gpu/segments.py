@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ..bundle import Manifest, Segment
 from ..device_graphs import DeviceGraphs
+from ..kv_cache import kind_of
 from .buffers import FLOAT, INT64, BatchBuffers
 from .device import Buffer, Device, Stream
 from .executor import DECODE, PROMPT, Executor, Loader, check_names
-from .kv import DeviceKv, Past, kind_of
+from .kv import DeviceKv, Past
 
 _OPTIONAL = {"moe_base", "moe_out", "cos", "sin"}
 

@@ -138,10 +138,10 @@ class DeviceSlots:
             for expert, slot in batch:
                 self._copy(ExpertKey(layer, expert), slot.address, keys)
             self._keep(missing)
-        slots = [self._resident[key] for key in keys]
-        for slot in slots:
-            self._need(slot)
-        return [slot.address for slot in slots]
+        found = [self._resident[key] for key in keys]
+        for item in found:
+            self._need(item)
+        return [item.address for item in found]
 
     def done(self, layer: int, experts: Sequence[int]) -> None:
         """What reads the gathered pages was given to the computing stream."""
