@@ -132,14 +132,14 @@ def build(
     from .runtime.gpu.libraries import RTX
 
     manifest = read_manifest(bundle)
-    device_graphs(bundle, manifest)
+    graphs = device_graphs(bundle, manifest)
     target = _target(manifest.target, targets_file(ctx))
     chosen = choose_toolchain(None if toolchain == "auto" else toolchain, target)
     gpu = None
     capabilities: tuple[str, ...] = ()
     if chosen == RTX:
         capabilities = choose_capabilities(
-            architectures, target, manifest.precision, portable=portable
+            architectures, target, manifest.precision, graphs, portable=portable
         )
     else:
         if portable:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..errors import EngineError, InputError, TargetError
 from ..runtime.bundle import Precision
-from ..runtime.device_graphs import architecture
+from ..runtime.device_graphs import DeviceGraphs, architecture
 from ..runtime.gpu.libraries import RTX, STOCK, is_installed, load_tensorrt, version_numbers
 from ..targets import Target
 
@@ -18,7 +18,7 @@ RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 # It multiplies no fp32 matrices there.
 _NO_FP32_PRODUCTS = ("7.5",)
 # The least that a precision needs: TensorRT refuses it below.
-_NEEDS = {"int4": "8.0", "fp8": "8.9"}
+_NEEDS = {"int4": "8.0", "fp8": "8.9", "fp32": "8.0"}
 _ARCHITECTURE = re.compile(r"(?:sm_?)?(\d{1,2})\.?(\d)", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
@@ -57,13 +57,27 @@ def has_fp32_products(target: Target, capabilities: Sequence[str]) -> bool:
     return target.toolchain != RTX or everywhere.isdisjoint(_NO_FP32_PRODUCTS)
 
 
-def portable_capabilities(precision: Precision) -> tuple[str, ...]:
-    """Every architecture that the precision allows; the others are named in a warning."""
+def portable_capabilities(
+    precision: Precision, graphs: DeviceGraphs | None = None
+) -> tuple[str, ...]:
+    """Every architecture that the precision allows, and the graphs, if they are there; the others
+    are named in a warning."""
     left_out = {c: lack for c in RTX_CAPABILITIES if (lack := _lacks(c, precision))}
+    if graphs is not None and graphs.fp32_products:
+        left_out = {**dict.fromkeys(_NO_FP32_PRODUCTS, "fp32 products"), **left_out}
     if left_out:
         named = ", ".join(f"{architecture(c)} (no {lack})" for c, lack in left_out.items())
         _log.warning("no engines for %s", named)
     return tuple(c for c in RTX_CAPABILITIES if c not in left_out)
+
+
+def _check_products(capability: str, graphs: DeviceGraphs) -> None:
+    """Raises EngineError where the graphs multiply fp32 matrices and the architecture does not."""
+    if graphs.fp32_products and capability in _NO_FP32_PRODUCTS:
+        raise EngineError(
+            f"the bundle's graphs are not for {architecture(capability)}, which multiplies no fp32 "
+            "matrices: compile it with such a GPU as its --target, or with --portable"
+        )
 
 
 def check_architecture(capability: str, precision: Precision) -> None:
@@ -117,7 +131,12 @@ def choose_toolchain(wanted: str | None, target: Target | None) -> str:
 
 
 def choose_capabilities(
-    wanted: Sequence[str], target: Target | None, precision: Precision, *, portable: bool
+    wanted: Sequence[str],
+    target: Target | None,
+    precision: Precision,
+    graphs: DeviceGraphs,
+    *,
+    portable: bool,
 ) -> tuple[str, ...]:
     """What TensorRT for RTX builds for: what was asked for, else the architecture of the target.
 
@@ -126,7 +145,7 @@ def choose_capabilities(
         EngineError: there are no engines for one of them.
     """
     if portable:
-        return portable_capabilities(precision)
+        return portable_capabilities(precision, graphs)
     capabilities = tuple(dict.fromkeys(map(parse_architecture, wanted)))
     if not capabilities and target is not None and target.compute_capability is not None:
         capabilities = (target.compute_capability,)
@@ -134,4 +153,5 @@ def choose_capabilities(
         raise InputError("the bundle's target names no architecture: choose one with --arch")
     for capability in capabilities:
         check_architecture(capability, precision)
+        _check_products(capability, graphs)
     return capabilities

@@ -13,7 +13,13 @@ import onnx
 from ..model.spec import ModelSpec
 from ..runtime.budget import BATCH, CHUNK
 from ..runtime.bundle import Precision
-from ..runtime.device_graphs import DEVICE_FOLDER, DeviceGraphs, GraphLayer
+from ..runtime.device_graphs import (
+    DEVICE_FOLDER,
+    PLAIN_PRECISIONS,
+    DeviceGraphs,
+    GraphLayer,
+    plain_file,
+)
 from ..runtime.pages import PageFormat
 from .device_attention import expand_attention
 from .device_experts import combine_graph, expert_graph, token_graph
@@ -55,6 +61,7 @@ def write_device_graphs(
         chunk=min(CHUNK, context),
         batch=min(BATCH, context),
         context=context,
+        fp32_products=fp32_products,
     )
 
 
@@ -105,6 +112,11 @@ def write_expert_graphs(
                 file = f"{name}_{number:03d}.onnx"
                 onnx.save(graph, folder / file)
                 names.append(f"{DEVICE_FOLDER}/{file}")
+            if page_format.precision in PLAIN_PRECISIONS:
+                expert = expert_graph(page_format, plain=True)
+                onnx.save(expert, folder / plain_file(f"expert_{number:03d}.onnx"))
+                token = token_graph(page_format, router.top_k, plain=True)
+                onnx.save(token, folder / plain_file(f"token_{number:03d}.onnx"))
             written[kind] = (names[0], names[1], names[2])
         layers.append(GraphLayer(layer, *written[kind]))
     return tuple(layers)

@@ -160,7 +160,7 @@ class EngineBuilder:
         types = self._trt.DataType
         names = {
             types.FLOAT: "float32", types.HALF: "float16", types.INT64: "int64",
-            types.INT8: "int8", types.INT4: "int4", types.FP8: "fp8",
+            types.INT8: "int8", types.UINT8: "uint8", types.INT4: "int4", types.FP8: "fp8",
         }  # fmt: skip
 
         def info(tensor: trt.ITensor) -> TensorInfo:

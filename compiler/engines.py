@@ -29,9 +29,10 @@ from ..runtime.device_graphs import (
     Engine,
     EngineSet,
     architecture,
+    plain_file,
 )
 from ..runtime.gpu.hardware import Gpu
-from ..runtime.gpu.libraries import load_tensorrt
+from ..runtime.gpu.libraries import STOCK, load_tensorrt
 from .engine_builder import EngineBuilder
 from .engine_monitor import BuildProgress, stoppable
 from .output import unwinding_when_terminated
@@ -73,7 +74,16 @@ def build_engines(
         for file in files:
             name = f"{folder}/{Path(file).stem}.engine"
             watched = BuildProgress(progress.advance, sizes[file])
-            built = builder.build(root, file, graphs, into / name, watched, stop)
+            try:
+                built = builder.build(root, file, graphs, into / name, watched, stop)
+            except EngineError as error:
+                plain = plain_file(file)
+                if toolchain != STOCK or stop.is_set() or not (root / plain).is_file():
+                    raise
+                _log.warning(
+                    "%s; its bytes are unpacked by plain operators, which is slower", error
+                )
+                built = builder.build(root, plain, graphs, into / name, watched, stop)
             engines.append(Engine(file, name, built.inputs, built.outputs))
         return tuple(engines)
 

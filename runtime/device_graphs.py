@@ -17,7 +17,9 @@ DEVICE_FOLDER, ENGINE_FOLDER = "device", "engines"
 POSITION_BLOCK = 64
 # What a mask adds to the score of a position that is not seen: exp of it is 0, and fp16 holds it.
 MASKED = -30000.0
-DTYPES = ("float32", "float16", "int64", "int4", "int8", "fp8")
+DTYPES = ("float32", "float16", "int64", "int4", "int8", "uint8", "fp8")
+# What the plain graphs of experts take as bytes.
+PLAIN_PRECISIONS = ("int4", "int8")
 _PAGE_DTYPES = {"fp16": "float16", "fp32": "float32", "scales": "float16", "bias": "float32"}
 
 
@@ -35,13 +37,15 @@ class GraphLayer:
 @dataclass(frozen=True)
 class DeviceGraphs:
     """segments: a graph for each of the manifest's. chunk: tokens that a segment takes at most;
-    batch: the same of an expert. context: positions that attention is made for."""
+    batch: the same of an expert. context: positions that attention is made for. fp32_products:
+    whether matrices of fp32 are multiplied, which not every architecture does."""
 
     segments: tuple[str, ...]
     layers: tuple[GraphLayer, ...]
     chunk: int
     batch: int
     context: int
+    fp32_products: bool = True
 
     def files(self) -> tuple[str, ...]:
         """Every graph once, in the order in which they are needed."""
@@ -97,12 +101,23 @@ def architecture(compute_capability: str) -> str:
     return f"sm{compute_capability.replace('.', '')}"
 
 
-def page_inputs(page_format: PageFormat, suffix: str = "") -> tuple[TensorInfo, ...]:
-    """The tensors of a page as inputs of a graph."""
-    return tuple(
-        TensorInfo(f"{place.name}{suffix}", _PAGE_DTYPES.get(place.kind, place.kind), place.shape)
-        for place in page_format.tensors()
-    )
+def page_inputs(
+    page_format: PageFormat, suffix: str = "", *, plain: bool = False
+) -> tuple[TensorInfo, ...]:
+    """The tensors of a page as inputs of a graph; plain: integers as the bytes that hold them."""
+    inputs = []
+    for place in page_format.tensors():
+        dtype, shape = _PAGE_DTYPES.get(place.kind, place.kind), place.shape
+        if plain and place.kind in PLAIN_PRECISIONS:
+            shape = (shape[0], shape[1] // (2 if place.kind == "int4" else 1))
+            dtype = "uint8"
+        inputs.append(TensorInfo(f"{place.name}{suffix}", dtype, shape))
+    return tuple(inputs)
+
+
+def plain_file(graph: str) -> str:
+    """The file of the same graph with integers as bytes, which a bundle may have."""
+    return graph.replace(".onnx", ".plain.onnx")
 
 
 def graphs_from_json(data: Mapping[str, Any] | None) -> DeviceGraphs | None:

@@ -22,6 +22,7 @@ ELEMENTS: dict[str, Any] = {
     "float16": np.float16,
     "int64": np.int64,
     "int8": np.int8,
+    "uint8": np.uint8,
     "int4": onnx.TensorProto.INT4,
     "fp8": onnx.TensorProto.FLOAT8E4M3FN,
 }

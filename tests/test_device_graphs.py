@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pocketmoe.compiler.compile import tile_reader, write_experts
+from pocketmoe.compiler.device_experts import expert_graph
 from pocketmoe.compiler.device_graphs import write_device_graphs
 from pocketmoe.compiler.quantize import quantize_fp8, quantize_matrix
 from pocketmoe.model.module import Decoder
@@ -19,7 +20,8 @@ from pocketmoe.model.spec import ModelSpec
 from pocketmoe.progress import Silent
 from pocketmoe.runtime.bundle import Precision
 from pocketmoe.runtime.device_graphs import page_inputs
-from pocketmoe.tests.device_oracle import GraphModel
+from pocketmoe.runtime.pages import PageFormat
+from pocketmoe.tests.device_oracle import ELEMENTS, Graph, GraphModel
 from pocketmoe.tests.test_segments import (
     BASE,
     CALLS,
@@ -34,6 +36,7 @@ HALF = Precision("fp16", "fp16", "fp16", 32)
 HALF_LIMIT = 6e-3  # of the largest logit: products and caches are fp16
 # A rounded score may choose another expert where two are about equal, for a few tokens in all.
 MOST_ROUTED_OTHERWISE = 0.03
+PLAIN = [PageFormat("int4", 32, 64, 96), PageFormat("int8", 64, 128, 64, bias=True)]
 ROUTED = re.compile(r"\.(router|shared_gate)\.")  # stays fp32
 
 
@@ -136,3 +139,33 @@ def test_fp8_experts_are_the_module_with_the_stored_weights(tmp_path: Path) -> N
                 assert (rounded - parameter).abs().max() <= parameter.abs().max() / 16
                 parameter.copy_(rounded)
     assert_alike(run(graphs, model), decoder_logits(model))
+
+
+@pytest.mark.parametrize("page_format", PLAIN, ids=str)
+def test_plain_graphs_make_the_same_numbers_of_the_bytes(
+    page_format: PageFormat, tmp_path: Path
+) -> None:
+    """Unpacked by plain operators or by DequantizeLinear, the fp16 weights are the same."""
+    rng = np.random.default_rng(0)
+    page = np.zeros(page_format.nbytes, np.uint8)
+    for place in page_format.tensors():
+        part = page[place.offset : place.offset + place.nbytes]
+        if place.kind in ("scales", "bias"):
+            dtype = np.float16 if place.kind == "scales" else np.float32
+            part[:] = rng.uniform(0.001, 0.02, place.shape).astype(dtype).view(np.uint8).ravel()
+        else:
+            part[:] = rng.integers(0, 256, place.nbytes)
+    x = rng.normal(size=(7, page_format.hidden_size)).astype(np.float32)
+    arrays = {"x": x, "rows": np.array([0, 2, 5]), "weights": np.float32([0.5, 1.0, 0.1])}
+    terms = []
+    for plain in (False, True):
+        path = tmp_path / f"{plain}.onnx"
+        onnx.save(expert_graph(page_format, plain=plain), path)
+        infos = page_inputs(page_format, plain=plain)
+        places = {
+            info.name: (ELEMENTS[info.dtype], info.shape, page.ctypes.data + place.offset)
+            for info, place in zip(infos, page_format.tensors(), strict=True)
+        }
+        terms.append(Graph(path).run(arrays, places)["terms"])
+    assert np.abs(terms[0]).max() > 0
+    assert np.abs(terms[0] - terms[1]).max() <= 1e-3 * np.abs(terms[0]).max()

@@ -11,10 +11,13 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from pocketmoe.compiler import engines
 from pocketmoe.compiler.architectures import (
     RTX_CAPABILITIES,
     check_architecture,
@@ -22,6 +25,8 @@ from pocketmoe.compiler.architectures import (
     plan_engines,
     portable_capabilities,
 )
+from pocketmoe.compiler.device_experts import expert_graph, token_graph
+from pocketmoe.compiler.engine_builder import BuiltEngine, EngineBuilder
 from pocketmoe.compiler.engine_monitor import BuildProgress, stoppable
 from pocketmoe.compiler.engines import add_engines, build_engines
 from pocketmoe.errors import BundleError, EngineError, InputError, TargetError
@@ -34,15 +39,21 @@ from pocketmoe.runtime.bundle import (
     read_manifest,
     write_manifest,
 )
-from pocketmoe.runtime.device_graphs import DeviceGraphs
-from pocketmoe.runtime.gpu.libraries import RTX
+from pocketmoe.runtime.device_graphs import DeviceGraphs, page_inputs, plain_file
+from pocketmoe.runtime.gpu.hardware import Gpu
+from pocketmoe.runtime.gpu.libraries import RTX, STOCK
+from pocketmoe.runtime.pages import PageFormat
 from pocketmoe.targets import find_target
 from pocketmoe.tests.rtx_library import needs_rtx
 from pocketmoe.tests.sample_graphs import (
+    BLOCK,
     FILES,
     FLOAT,
     HALF,
+    HIDDEN,
+    INNER,
     INT64,
+    TOP_K,
     add_sample_graphs,
     node,
     page_tensors,
@@ -456,3 +467,35 @@ def test_sample_graphs_keep_the_manifest(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     write_manifest(bundle, manifest)
     assert read_manifest(bundle) == manifest
+
+
+@needs_rtx
+def test_a_device_that_takes_no_int4_gets_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a TensorRT for which quantized inputs are an error; the engines are real ones."""
+    page = PageFormat("int4", BLOCK, HIDDEN, INNER)
+    graphs = write_sample_graphs(tmp_path)
+    onnx.save(expert_graph(page, plain=True), tmp_path / plain_file(graphs.layers[0].expert))
+    onnx.save(token_graph(page, TOP_K, plain=True), tmp_path / plain_file(graphs.layers[0].token))
+
+    class WithoutInt4(EngineBuilder):
+        def __init__(self, toolchain: str, capabilities: object = None):
+            super().__init__(RTX, ["8.9"])
+
+        def build(self, root: Path, file: str, *rest: Any) -> BuiltEngine:
+            if file in (graphs.layers[0].expert, graphs.layers[0].token):
+                raise EngineError(f"{file} cannot be built for this GPU: int4 is no input")
+            return super().build(root, file, *rest)
+
+    monkeypatch.setattr(engines, "EngineBuilder", WithoutInt4)
+    gpu = Gpu("Orin", "8.7", 8 << 30, True)
+    (made,) = build_engines(tmp_path, graphs, tmp_path, toolchain=STOCK, gpu=gpu)
+    assert [engine.graph for engine in made.engines] == list(graphs.files())
+    expert, token = made.engines[2], made.engines[3]
+    assert set(page_inputs(page, plain=True)) < set(expert.inputs)
+    assert set(page_inputs(page, ".1", plain=True)) < set(token.inputs)
+    assert [r.getMessage() for r in caplog.records].count(
+        f"{expert.graph} cannot be built for this GPU: int4 is no input; its bytes are unpacked by "
+        "plain operators, which is slower"
+    ) == 1
