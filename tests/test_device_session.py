@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from pocketmoe.errors import BundleError, ContextError, InputError
 from pocketmoe.model.attention import KeyValueCache
 from pocketmoe.model.module import Decoder
 from pocketmoe.runtime.bundle import read_manifest
+from pocketmoe.runtime.device_graphs import plain_file
+from pocketmoe.runtime.gpu.backends import onnx_backend
 from pocketmoe.runtime.gpu.direct import open_device_session
 from pocketmoe.runtime.gpu.host_device import HostDevice
 from pocketmoe.runtime.gpu.host_slots import SharedSlots
+from pocketmoe.runtime.gpu.onnx_executor import OnnxExecutor, OnnxLoader
 from pocketmoe.runtime.gpu.opening import TierSizes
 from pocketmoe.runtime.gpu.slots import DeviceSlots
 from pocketmoe.runtime.next_use import NextUse
@@ -77,9 +81,13 @@ def module_logits(model: Decoder) -> np.ndarray:
 def test_logits_are_those_of_the_module_in_half_precision(
     resident: np.ndarray, decoder: Decoder
 ) -> None:
-    expected = module_logits(decoder)
-    error = np.abs(resident - expected).max(axis=1) / np.abs(expected).max()
-    assert np.mean(error > 6e-3) <= 0.03  # a rounded score may choose another expert
+    assert_alike(resident, module_logits(decoder))
+
+
+def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
+    """A rounded score may choose another expert, for a few tokens."""
+    error = np.abs(found - expected).max(axis=1) / np.abs(expected).max()
+    assert np.mean(error > 6e-3) <= 0.03
 
 
 @settings(
@@ -132,6 +140,28 @@ def test_latent_attention_and_quantized_pages(spec: str, tmp_path: Path) -> None
     with open_here(root, unified=True, host_slots=TOP_K + 1, delay=ragged(2)) as session:
         assert np.array_equal(run(session, SOON), whole)
     assert np.isfinite(whole).all()
+
+
+def test_graphs_that_take_bytes_serve_the_same_pages(tmp_path: Path) -> None:
+    root = write_bundle(tmp_path / "bundle", MIXED, make_decoder(MIXED), INT4)
+    with open_here(root) as session:
+        whole = run(session, SOON)
+    manifest = read_manifest(root)
+    assert manifest.graphs is not None
+    device = HostDevice()
+    backend = onnx_backend(root, manifest.graphs, manifest, device)
+
+    class Plain(OnnxLoader):
+        def load(self, graph: str) -> OnnxExecutor:
+            plain = plain_file(graph)
+            return super().load(plain if (root / plain).is_file() else graph)
+
+    plain = replace(backend, loader=lambda stream, threads: Plain(root, device, stream, threads))
+    sizes = TierSizes(slots=TOP_K, host_slots=1)
+    with open_device_session(root, device, backend=plain, sizes=sizes) as session:
+        found = run(session, SOON)
+    assert_alike(found, whole)
+    assert not np.array_equal(found, whole)
 
 
 def test_unified_memory_has_one_tier(mixed: Path, resident_soon: np.ndarray) -> None:

@@ -241,16 +241,19 @@ def _describe(
 ) -> _Layer:
     router = spec.layers[layer].router
     top_k = router.top_k if router is not None else 1
-    tensors = _tensors(page_format, "")
-    suffixed = tuple(_tensors(page_format, f".{index}") for index in range(top_k))
-    names = {name for name, _, _ in tensors}
+    names = {item.name for item in page_inputs(page_format)}
     check_names(expert, root / files[0], {"x", "rows", "weights"} | names, {"terms"}, set())
-    several = {name for item in suffixed for name, _, _ in item}
+    several = {f"{name}.{index}" for name in names for index in range(top_k)}
     check_names(token, root / files[1], {"x", "weights", "base"} | several, {"out"}, set())
     check_names(combine, root / files[2], {"terms", "places", "base"}, {"out"}, set())
+    tensors = _tensors(page_format, "", expert)
+    suffixed = tuple(_tensors(page_format, f".{index}", token) for index in range(top_k))
     return _Layer(expert, token, combine, top_k, tensors, suffixed)
 
 
-def _tensors(page_format: PageFormat, suffix: str) -> tuple[tuple[str, int, tuple[int, ...]], ...]:
-    pairs = zip(page_inputs(page_format, suffix), page_format.tensors(), strict=True)
-    return tuple((item.name, place.offset, item.shape) for item, place in pairs)
+def _tensors(
+    page_format: PageFormat, suffix: str, executor: Executor
+) -> tuple[tuple[str, int, tuple[int, ...]], ...]:
+    """As the graph reads them: it may take integers as the bytes that hold them."""
+    places = ((f"{place.name}{suffix}", place.offset) for place in page_format.tensors())
+    return tuple((name, offset, executor.inputs[name].shape) for name, offset in places)

@@ -27,13 +27,14 @@ _FAILURES = (
 )  # fmt: skip
 _DTYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64",
-    "tensor(int8)": "int8", "tensor(int4)": "int4", "tensor(float8e4m3fn)": "fp8",
+    "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(int4)": "int4",
+    "tensor(float8e4m3fn)": "fp8",
 }  # fmt: skip
 # How a tensor's elements are named when it is bound: a numpy type, or where numpy has none the
 # number of ONNX's TensorProto.DataType.
 _ELEMENTS: dict[str, Any] = {
     "float32": np.float32, "float16": np.float16, "int64": np.int64, "int8": np.int8,
-    "int4": 22, "fp8": 17,
+    "uint8": np.uint8, "int4": 22, "fp8": 17,
 }  # fmt: skip
 
 

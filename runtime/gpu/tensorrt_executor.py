@@ -21,7 +21,7 @@ from .library_log import LibraryLog, library_log
 
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT8": "int8", "INT4": "int4",
-    "FP8": "fp8",
+    "FP8": "fp8", "UINT8": "uint8",
 }  # fmt: skip
 
 Place = tuple[int, tuple[int, ...]]  # address and shape
