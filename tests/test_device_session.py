@@ -3,7 +3,9 @@ and the PyTorch module's numbers."""
 
 from __future__ import annotations
 
+import ctypes
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pocketmoe.errors import BundleError, ContextError, InputError
+from pocketmoe.errors import BundleError, ContextError, EngineError, InputError
 from pocketmoe.model.attention import KeyValueCache
 from pocketmoe.model.module import Decoder
 from pocketmoe.runtime.bundle import read_manifest
@@ -43,7 +45,8 @@ from pocketmoe.tests.device_bundles import (
     run,
     write_bundle,
 )
-from pocketmoe.tests.test_segments import make_decoder
+from pocketmoe.tests.test_segments import CALLS as SHORT
+from pocketmoe.tests.test_segments import SPECS, decoder_logits, make_decoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 POLICIES: list[Callable[[], CachePolicy]] = [lambda: NextUse(4), Lru, Lfu]
@@ -160,8 +163,21 @@ def test_graphs_that_take_bytes_serve_the_same_pages(tmp_path: Path) -> None:
     sizes = TierSizes(slots=TOP_K, host_slots=1)
     with open_device_session(root, device, backend=plain, sizes=sizes) as session:
         found = run(session, SOON)
-    assert_alike(found, whole)
-    assert not np.array_equal(found, whole)
+    error = np.abs(found - whole).max(axis=1) / np.abs(whole).max()
+    assert 0 < np.median(error) < 5e-3  # rounded otherwise, so some tokens go to other experts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPECS)
+def test_whatever_a_spec_expresses(name: str, tmp_path: Path) -> None:
+    model = make_decoder(SPECS[name])
+    root = write_bundle(tmp_path / "bundle", SPECS[name], model, HALF, context=256)
+    with open_here(root) as session:
+        whole = run(session, SHORT)
+    top_k = max(layer.router.top_k for layer in SPECS[name].layers if layer.router is not None)
+    with open_here(root, slots=top_k, host_slots=1, delay=ragged(4)) as session:
+        assert np.array_equal(run(session, SHORT), whole)
+    assert_alike(whole, decoder_logits(model))
 
 
 def test_unified_memory_has_one_tier(mixed: Path, resident_soon: np.ndarray) -> None:
@@ -236,8 +252,6 @@ def test_an_interrupt_leaves_a_session_that_works(
 def test_a_page_that_cannot_be_read_is_an_error_after_which_it_goes_on(
     mixed: Path, resident_soon: np.ndarray, tmp_path: Path
 ) -> None:
-    import shutil
-
     root = shutil.copytree(mixed, tmp_path / "copy")
     layer = read_manifest(root).experts[1]
     whole = (root / layer.file).read_bytes()
@@ -336,9 +350,21 @@ def test_a_size_of_memory_that_the_device_does_not_have_is_refused(mixed: Path) 
             open_device_session(mixed, HostDevice(unified=unified), sizes=sizes)
 
 
-def test_a_damaged_graph_is_found(mixed: Path, tmp_path: Path) -> None:
-    import shutil
+def test_routers_that_name_no_expert_are_an_error(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from an engine that does not compute what it should."""
+    with open_here(mixed) as session:
+        runner: Any = session._runner
+        with monkeypatch.context() as patch:
+            ids = runner._buffers.ids
+            patch.setattr(runner._segments, "run", lambda *_: ctypes.memset(ids, 77, 8 * TOP_K))
+            with pytest.raises(EngineError, match=r"layer 0 chose an expert .*--backend"):
+                session.forward([1])
+        assert np.isfinite(session.forward([1])).all()
 
+
+def test_a_damaged_graph_is_found(mixed: Path, tmp_path: Path) -> None:
     root = shutil.copytree(mixed, tmp_path / "copy")
     path = root / "device" / "expert_000.onnx"
     data = bytearray(path.read_bytes())

@@ -19,7 +19,7 @@ from pocketmoe.cli import main
 from pocketmoe.errors import BudgetError, EngineError, InputError
 from pocketmoe.runtime.bundle import Manifest, read_manifest, write_manifest
 from pocketmoe.runtime.device_graphs import EngineSet
-from pocketmoe.runtime.gpu import backends, choosing
+from pocketmoe.runtime.gpu import backends, choosing, hardware
 from pocketmoe.runtime.gpu.backends import Backend, choose_engines, find_backend, onnx_backend
 from pocketmoe.runtime.gpu.cuda_device import CudaDevice
 from pocketmoe.runtime.gpu.direct import open_device_session
@@ -52,6 +52,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostDevice]:
         return replace(onnx_backend(root, manifest.graphs, manifest, found), name="cuda")
 
     monkeypatch.setattr(backends, "start_cuda", CudaStandIn)
+    monkeypatch.setattr(hardware, "start_cuda", CudaStandIn)
     monkeypatch.setattr(backends, "_make", make)
     yield found
     found.close()
@@ -155,6 +156,12 @@ class TestChoice:
         )
         assert result.exit_code == 0, result
         assert "it was asked for" in result.stdout
+        result = CliRunner().invoke(
+            main, ["bench", str(bundle), "--prompt-tokens", "20", "--new-tokens", "4"]
+        )
+        assert result.exit_code == 0, result
+        for words in ("GPU page hits", "host memory, ", "tensorrt is not installed", "per token"):
+            assert words in result.stdout
         result = CliRunner().invoke(
             main, ["bench", str(bundle), "--backend", "cpu", "--gpu-memory", "1GiB"]
         )

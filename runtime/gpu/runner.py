@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...errors import EngineError
 from ..backbone import RopeTable
 from ..budget import MemoryPlan
 from ..bundle import Manifest
@@ -175,6 +176,12 @@ class DeviceRunner:
         stream.download(self._routes.address, buffers.weights, weights.nbytes)
         stream.download(self._routes.address + at, buffers.ids, experts.nbytes)
         self._wait()
+        count = router.num_experts if router is not None else 1
+        if experts.min() < 0 or experts.max() >= count:
+            raise EngineError(
+                f"layer {layer} chose an expert that it does not have: {self.engines.backbone} "
+                f"computes wrong numbers on {self.engines.device}; use another --backend"
+            )
         return weights, experts
 
     def _run_experts(
