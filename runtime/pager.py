@@ -6,14 +6,10 @@ Which page gives up its slot is the policy's to say (`policy.py`); reader thread
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from .bundle import Manifest
 from .next_use import NextUse
@@ -21,33 +17,10 @@ from .page_file import PageFile
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
 from .policy import CachePolicy
 from .readers import Load, Readers, Slot
+from .slot_memory import PrivateMemory, SlotMemory
 from .trace import Recorder
 
 Loaded = tuple[int, Slot]  # an expert and its page
-
-
-class SlotMemory(Protocol):
-    """Where the pager has its slots from."""
-
-    def allocate(self, nbytes: int) -> Slot:
-        """nbytes: a multiple of 4 KiB, to which the slot is aligned too."""
-        ...
-
-    def free(self, slot: Slot) -> None:
-        """Nothing reads or writes it any more."""
-        ...
-
-
-class PrivateMemory:
-    """An anonymous mapping for each slot: not shared with a fork, and counted as this process's
-    own; given back once the slot is forgotten."""
-
-    def allocate(self, nbytes: int) -> Slot:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        return Slot(np.frombuffer(mmap.mmap(-1, nbytes, flags=flags), np.uint8))
-
-    def free(self, slot: Slot) -> None:
-        pass
 
 
 class Pager:

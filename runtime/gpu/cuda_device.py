@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import EngineError
+from ..host_memory import available_memory
 from .device import Buffer, DeviceInfo, Event, HostBuffer
 from .errors import DeviceMemoryError
 
@@ -95,6 +96,9 @@ class CudaDevice:
         status, free, total = self._runtime.cudaMemGetInfo()
         if status != self._runtime.cudaError_t.cudaSuccess:
             raise EngineError(f"cudaMemGetInfo failed: {_describe(self._runtime, status)}")
+        if self.info.unified:  # cached files take free memory, and give it back
+            available = available_memory()
+            free = free if available is None else available
         return int(free), int(total)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ class PinnedSlot(Slot):
 
 
 class PinnedMemory:
-    """Gives slots to a pager; fits pager.SlotMemory."""
+    """Gives slots to a pager; fits SlotMemory."""
 
     def __init__(self, device: Device):
         self._device = device

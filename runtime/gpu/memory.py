@@ -9,7 +9,6 @@ from ...sizes import format_size
 from ..budget import MIB, MemoryPlan, fit_budget
 from ..bundle import Manifest
 from ..pages import PAGE_ALIGNMENT, align
-from ..stats import process_memory
 from .buffers import buffer_bytes
 from .kv import device_kv_bytes
 
@@ -101,15 +100,17 @@ def plan_host(
     batch: int,
     context: int,
     name: str,
-    device_slots: int,
     auto: bool,
+    process: int,
+    device_slots: int = 0,
     device_bytes: int = 0,
     fewest: int = 2,
 ) -> MemoryPlan:
-    """The pager's part, once all else is loaded. budget: of the process; None: what is free.
+    """The pager's part, once all else is loaded. budget: of the process; None: no limit.
 
-    device_slots: pages that the GPU holds itself: where it is all of them, the host needs few.
-    device_bytes: of memory that the device shares with the host, beside the pages.
+    process: bytes that it has. device_slots: pages that the GPU holds itself: where it is all of
+    them, the host needs few. device_bytes: beside `process`, of memory that the device shares with
+    the host.
 
     Raises:
         BudgetError: it is too small; the message names the smallest that works.
@@ -117,7 +118,7 @@ def plan_host(
     num_pages = manifest.num_pages
     plan = MemoryPlan(
         budget=budget,
-        process=process_memory("VmRSS") + _HOST_MARGIN,
+        process=process + _HOST_MARGIN,
         backbone=device_bytes,
         kv=0,
         workspace=0,

@@ -15,7 +15,7 @@ from ..device_graphs import TensorInfo
 from ..ort import load_session, set_up
 from .device import Device, Stream
 from .errors import DeviceMemoryError
-from .executor import DECODE
+from .executor import DECODE, PROMPT
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 _log = logging.getLogger(__name__)
@@ -117,9 +117,14 @@ class OnnxExecutor:
         self._io = session.io_binding()
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
         self._changed: dict[str, tuple[int, tuple[int, ...]]] = {}
-        self._options = onnxruntime.RunOptions()
-        if kind == "cuda":  # the stream is the caller's, who waits for it where it has to
-            self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._options = [onnxruntime.RunOptions() for _ in (DECODE, PROMPT)]
+        if kind == "cuda":
+            for options in self._options:  # who gave the stream waits for it where he has to
+                options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            # A session keeps what its largest run took: for a prompt, times the number of segments.
+            self._options[PROMPT].add_run_config_entry(
+                "memory.enable_memory_arena_shrinkage", "gpu:0"
+            )
 
     def bind(self, name: str, address: int, shape: tuple[int, ...]) -> None:
         place = (address, shape)
@@ -130,12 +135,12 @@ class OnnxExecutor:
     def run(self, stream: Stream, profile: int = DECODE) -> None:
         changed = dict(self._changed)
         if self._kind == "cpu":
-            stream.call(lambda: self._run(changed))
+            stream.call(lambda: self._run(changed, profile))
         else:
-            self._run(changed)
+            self._run(changed, profile)
         self._changed.clear()
 
-    def _run(self, changed: dict[str, tuple[int, tuple[int, ...]]]) -> None:
+    def _run(self, changed: dict[str, tuple[int, tuple[int, ...]]], profile: int) -> None:
         for name, (address, shape) in changed.items():
             if name in self.inputs:
                 element = _ELEMENTS[self.inputs[name].dtype]
@@ -144,7 +149,7 @@ class OnnxExecutor:
                 element = _ELEMENTS[self.outputs[name].dtype]
                 self._io.bind_output(name, self._kind, 0, element, shape, address)
         try:
-            self._session.run_with_iobinding(self._io, self._options)
+            self._session.run_with_iobinding(self._io, self._options[profile])
         except _FAILURES as error:
             self._examine(error)
             raise EngineError(f"{self._where} does not run ({_one_line(error)})") from error

@@ -19,6 +19,7 @@ from ..pager import Pager
 from ..policy import CachePolicy
 from ..recording import Recording
 from ..runner import Engines
+from ..stats import process_memory
 from .backends import Backend
 from .device import ALIGNMENT, Device, Stream
 from .errors import DeviceMemoryError
@@ -128,6 +129,7 @@ def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
             check_file(root, manifest, file)
     if request.prefetch == "on":
         _log.warning("prefetch on has no effect: pages go to the GPU when a router asks for them")
+    before = process_memory("VmRSS")
     free, total = device.memory()
     with ExitStack() as undo:
         try:
@@ -140,7 +142,7 @@ def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
             )  # fmt: skip
             undo.callback(runner.close)
             runner.warm_up(manifest.page_bytes)
-            plan, slots = _plan(request, device, context, chunk, batch, free)
+            plan, slots = _plan(request, device, context, chunk, batch, free, before)
         except DeviceMemoryError as error:
             weights = _segment_bytes(manifest, graphs)
             needed = needed_bytes(manifest, weights, context, chunk, batch)
@@ -178,25 +180,29 @@ def _plan(
     chunk: int,
     batch: int,
     free_before: int,
+    process_before: int,
 ) -> tuple[MemoryPlan, int]:
     """Of the host, and how many pages the GPU has slots for: 0 where it reads the host's."""
     manifest, sizes, name = request.manifest, request.sizes, str(request.root)
     free, total = device.memory()
     taken = free_before - free
-    shared = device.info.unified
     slots = 0
-    if not shared:
+    if not device.info.unified:
         memory = DeviceMemory(
             free, total, taken, manifest.page_bytes, fewest_slots(manifest), manifest.num_pages
         )
         slots = sizes.slots or choose_slots(memory, sizes.gpu, name, context)
-    given = sizes.whole if device.info.unified else sizes.host
-    budget, auto = _host_budget(given)
-    plan = plan_host(
-        manifest, budget, chunk=chunk, batch=batch, context=context, name=name,
-        device_slots=slots, auto=auto, device_bytes=taken if device.info.unified else 0,
-        fewest=fewest_slots(manifest) if shared else 2,
-    )  # fmt: skip
+        budget, auto = _host_budget(sizes.host)
+        plan = plan_host(
+            manifest, budget, chunk=chunk, batch=batch, context=context, name=name, auto=auto,
+            device_slots=slots, process=process_memory("VmRSS"),
+        )  # fmt: skip
+    else:  # what it took since then is the process's own memory too
+        budget, auto = _host_budget(sizes.whole)
+        plan = plan_host(
+            manifest, budget, chunk=chunk, batch=batch, context=context, name=name, auto=auto,
+            process=process_before, device_bytes=taken, fewest=fewest_slots(manifest),
+        )  # fmt: skip
     if sizes.host_slots is not None:
         plan = replace(plan, slots=sizes.host_slots)
     return plan, slots
