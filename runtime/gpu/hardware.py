@@ -14,6 +14,8 @@ _INSTALL = (
     "'pocketmoe[cuda]')"
 )
 
+_NO_DRIVER = "this machine has no NVIDIA driver, or no GPU for it; see that nvidia-smi runs"
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -53,7 +55,10 @@ def start_cuda(index: int = 0) -> ModuleType:
         EngineError: see find_gpu.
     """
     cuda = load_cuda_runtime()
-    error, count = cuda.cudaGetDeviceCount()
+    try:
+        error, count = cuda.cudaGetDeviceCount()
+    except RuntimeError as failure:  # older releases of cuda-python, where there is no libcuda.so
+        raise EngineError(f"{_NO_DRIVER} ({failure})") from failure
     kinds = cuda.cudaError_t
     if error in (kinds.cudaErrorInsufficientDriver, kinds.cudaErrorInitializationError):
         raise EngineError(_driver_problem(cuda))
@@ -78,7 +83,7 @@ def _driver_problem(cuda: ModuleType) -> str:
     """What is wrong with the driver: the version that it knows is 0 where there is none."""
     _, driver = cuda.cudaDriverGetVersion()
     if not driver:
-        return "this machine has no NVIDIA driver, or no GPU for it; see that nvidia-smi runs"
+        return _NO_DRIVER
     _, needed = cuda.cudaRuntimeGetVersion()
     return (
         f"the NVIDIA driver is too old: it knows CUDA {_version(driver)}, and cuda-python is made "
