@@ -5,6 +5,9 @@ PYTHON ?= python3
 # For the CPU build alone: make TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
 TORCH ?= torch==2.13.0
 
+# TensorRT's types, to check against. By itself, as it asks for TensorRT: gigabytes from elsewhere.
+STUBS := tensorrt-stubs>=10.13,<10.14
+
 # What `make demo` compiles and asks.
 DEMO_PRECISION ?= fp32
 DEMO_BUDGET ?= 116MiB
@@ -43,6 +46,7 @@ $(VENV)/.compile: pyproject.toml $(NATIVE) | $(BIN)/python
 $(VENV)/.dev: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(PIP_INSTALL) $(TORCH)
 	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) --no-deps '$(STUBS)'
 	@touch $(VENV)/.compile $@
 
 demo: $(VENV)/.compile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,48 @@ BUDGET = click.option(
     help="Memory for the whole process, such as 512MiB; auto takes what is free.  "
     "[default: no limit]",
 )
+_DEVICE = (
+    click.option(
+        "--backend",
+        type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu"]),
+        default="auto",
+        help="What runs the layers; auto takes the best that works.",
+    ),
+    click.option(
+        "--gpu-memory",
+        metavar="SIZE",
+        type=SIZE,
+        help="Memory of a GPU for all that it holds.  [default: what is free]",
+    ),
+    click.option(
+        "--host-memory",
+        metavar="SIZE",
+        type=BUDGET_SIZE,
+        help="With a GPU, memory for the process on the host.  [default: auto]",
+    ),
+)
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options about GPUs, which the command gets as one: `device`, the arguments of
+    open_bundle that they are."""
+
+    @wraps(command)
+    def collected(
+        *args: Any,
+        backend: str,
+        gpu_memory: int | None,
+        host_memory: int | str | None,
+        **kwargs: Any,
+    ) -> Any:
+        device = {"backend": backend, "gpu_memory": gpu_memory, "host_memory": host_memory}
+        return command(*args, device=device, **kwargs)
+
+    for option in reversed(_DEVICE):
+        collected = option(collected)
+    return collected
+
+
 PREDICT = click.option(
     "--target",
     metavar="NAME",

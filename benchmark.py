@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sysconfig
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limit:
-    """No faster than memory gives the weights of a token, and storage the pages that were missed.
+    """No faster than memory gives the weights of a token, and storage the pages that were missed;
+    with a GPU it is its memory, and the link gives the pages that it did not have.
 
     The bandwidths, in bytes per second, are of the same run: of storage, while at least one read
     was under way, hashing not counted; None where nothing was read.
@@ -35,6 +37,7 @@ class Limit:
     tokens_per_second: float
     memory_bandwidth: float
     storage_bandwidth: float | None
+    link_bandwidth: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,14 @@ class Benchmark:
     guess_accuracy: float | None
     lossy: tuple[str, ...]
     skipped_experts: int
+    backend: str = "cpu"
+    backend_reason: str = ""
+    gpu: str = ""
+    gpu_slots: int = 0
+    gpu_memory_bytes: int = 0
+    decode_gpu_hit_rate: float = 0.0
+    decode_link_bytes_per_token: float = 0.0
+    link_bandwidth: float | None = None
 
 
 _SILENT = Silent()
@@ -104,11 +115,12 @@ def run_benchmark(
     trace: Path | None = None,
     target: Target | None = None,
     progress: Progress = _SILENT,
+    device: Mapping[str, Any] | None = None,
 ) -> Benchmark:
     """Opens the bundle, reads a prompt and decodes greedily; an end-of-text token does not stop it.
 
     record_routes, trace: files to make, see open_bundle. target: whose figures the prediction is
-    made of, if it was measured.
+    made of, if it was measured. device: the arguments of open_bundle about GPUs.
 
     Raises:
         InputError: the tokens do not fit the context, or a file cannot be made.
@@ -119,7 +131,7 @@ def run_benchmark(
     with open_bundle(
         bundle, memory_budget=memory_budget, threads=threads, context=context, kernels=kernels,
         prefetch=prefetch, active_experts=active_experts, skip_cold=skip_cold,
-        record_routes=record_routes, trace=trace,
+        record_routes=record_routes, trace=trace, **(device or {}),
     ) as session:  # fmt: skip
         opened = time.perf_counter()
         if prompt_tokens + new_tokens > session.context:
@@ -187,6 +199,14 @@ def run_benchmark(
         guess_accuracy=stats.guess_accuracy,
         lossy=stats.lossy,
         skipped_experts=stats.skipped_experts,
+        backend=stats.backend,
+        backend_reason=stats.backend_reason,
+        gpu=stats.gpu,
+        gpu_slots=stats.gpu_slots,
+        gpu_memory_bytes=stats.gpu_memory_bytes,
+        decode_gpu_hit_rate=decoding.gpu_hit_rate,
+        decode_link_bytes_per_token=decoding.link_bytes / max(1, steps),
+        link_bandwidth=limit.link_bandwidth,
     )
 
 
@@ -204,7 +224,16 @@ def measure_limit(
     """
     footprint = manifest.footprint.with_active(active_experts)
     skipped = decoding.skipped_experts / steps * manifest.page_bytes
-    bandwidth = measure_memory(stats.threads, stats.budget_bytes)
+    link = None
+    if stats.gpu:
+        from .runtime.gpu.cuda_device import CudaDevice
+        from .runtime.gpu.hardware import start_cuda
+        from .runtime.gpu.speed import measure_device
+
+        speed = measure_device(CudaDevice(start_cuda()))
+        bandwidth, link = speed.memory_bandwidth, speed.link_bandwidth
+    else:
+        bandwidth = measure_memory(stats.threads, stats.budget_bytes)
     storage = stats.read_bytes_per_second or None
     if decoding.bytes_read and decoding.read_seconds:
         storage = decoding.bytes_read / decoding.read_seconds
@@ -212,8 +241,9 @@ def measure_limit(
     seconds = max(
         (stats.backbone_bytes + footprint.token_page_bytes - skipped) / bandwidth,
         missed / storage if storage else 0.0,
+        decoding.link_bytes / steps / link if link else 0.0,
     )
-    return Limit(1 / seconds, bandwidth, storage)
+    return Limit(1 / seconds, bandwidth, storage, link)
 
 
 def generation_limit(
@@ -226,6 +256,7 @@ def generation_limit(
         page_hits=stats.decode_page_hits, page_misses=stats.decode_page_misses,
         bytes_read=stats.decode_bytes_read, read_seconds=stats.decode_read_seconds,
         wait_seconds=stats.decode_wait_seconds, skipped_experts=stats.decode_skipped_experts,
+        gpu_page_hits=stats.decode_gpu_page_hits, link_bytes=stats.decode_link_bytes,
     )  # fmt: skip
     return measure_limit(manifest, stats, stats.decode_steps, decoding, active_experts)
 

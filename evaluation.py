@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .arguments import read_text
 from .errors import InputError
@@ -23,8 +25,10 @@ def run_evaluation(
     memory_budget: int | str | None = None,
     active_experts: int | None = None,
     skip_cold: float = 0.0,
+    device: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Scores the text in the file `data`; `against` is a checkpoint, which runs in float32.
+    """Scores the text in the file `data`; `against` is a checkpoint, which runs in float32. device:
+    the arguments of open_bundle about GPUs.
 
     With skip_cold the text runs token by token, as in decoding: a whole chunk reads nearly every
     expert for one of its tokens, and would show no loss.
@@ -35,8 +39,9 @@ def run_evaluation(
     """
     text = read_text(data)
     with open_bundle(
-        bundle, memory_budget=memory_budget, active_experts=active_experts, skip_cold=skip_cold
-    ) as session:
+        bundle, memory_budget=memory_budget, active_experts=active_experts, skip_cold=skip_cold,
+        **(device or {}),
+    ) as session:  # fmt: skip
         token_ids = session.encode(text)
         if len(token_ids) < 2:
             raise InputError(f"{data} holds {len(token_ids)} token; give a longer text")

@@ -25,6 +25,7 @@ from .arguments import (
     TRACE,
     FiniteRange,
     decode_argument,
+    device_options,
     read_prompt,
 )
 from .console import ProgressDisplay, print_facts, print_json, print_pieces, print_table
@@ -45,6 +46,7 @@ from .targets import Target
 @click.option("--system", metavar="TEXT", help="With --chat: what to tell the model first.")
 @click.option("--max-tokens", metavar="N", type=POSITIVE, default=256, help="Tokens to generate.")
 @BUDGET
+@device_options
 @CONTEXT
 @click.option("--temperature", type=FiniteRange(min=0), default=0.0, help="0 is greedy.")
 @click.option(
@@ -84,6 +86,7 @@ def run(
     record_routes: Path | None,
     trace: Path | None,
     target: Target | None,
+    device: dict[str, Any],
 ) -> None:
     """Generate text from a prompt."""
     if prompt is None and not chat:
@@ -111,7 +114,7 @@ def run(
     with open_bundle(
         bundle, memory_budget=memory_budget, context=context, prefetch=prefetch,
         active_experts=active_experts, skip_cold=skip_cold, record_routes=record_routes,
-        trace=trace,
+        trace=trace, **device,
     ) as session:  # fmt: skip
         conversation = Conversation(session, system=system, **sampling)
         try:
@@ -164,6 +167,7 @@ def replay(routes: Path, budgets: tuple[int, ...], as_json: bool) -> None:
 )
 @AGAINST
 @BUDGET
+@device_options
 @ACTIVE_EXPERTS
 @SKIP_COLD
 @JSON
@@ -175,6 +179,7 @@ def eval_command(
     active_experts: int | None,
     skip_cold: float,
     as_json: bool,
+    device: dict[str, Any],
 ) -> None:
     """Measure the quality on a text.
 
@@ -186,7 +191,7 @@ def eval_command(
     with ProgressDisplay("tokens") as progress:
         result = run_evaluation(
             bundle, data, against, progress, memory_budget=memory_budget,
-            active_experts=active_experts, skip_cold=skip_cold,
+            active_experts=active_experts, skip_cold=skip_cold, device=device,
         )  # fmt: skip
     if as_json:
         print_json({"bundle": str(bundle), "data": str(data), **vars(result)})
@@ -200,6 +205,7 @@ def eval_command(
 @click.option("--new-tokens", metavar="N", type=POSITIVE, default=64, help="Tokens to generate.")
 @click.option("--threads", metavar="N", type=POSITIVE, help="[default: one per core]")
 @BUDGETS
+@device_options
 @CONTEXT
 @PREFETCH
 @ACTIVE_EXPERTS
@@ -226,6 +232,7 @@ def bench(
     trace: Path | None,
     target: Target | None,
     as_json: bool,
+    device: dict[str, Any],
 ) -> None:
     """Measure speed, cache hits and memory."""
     from .benchmark import run_benchmark
@@ -233,13 +240,14 @@ def bench(
 
     if plot is not None:
         if record_routes is not None or trace is not None:
-            raise click.UsageError(
-                "--record-routes and --trace are of one run; --plot makes several", ctx
-            )
+            raise click.UsageError("--record-routes, --trace: one run; --plot makes several", ctx)
+        if device["backend"] not in ("auto", "cpu"):
+            raise click.UsageError("--plot is of the CPU backend", ctx)
         options: dict[str, Any] = {
             "--prompt-tokens": prompt_tokens, "--new-tokens": new_tokens, "--threads": threads,
             "--context": context, "--prefetch": prefetch, "--active-experts": active_experts,
             "--skip-cold": skip_cold, "--target": target.name if target is not None else None,
+            "--backend": "cpu",
         }  # fmt: skip
         plot_speeds(bundle, plot, budgets, options, as_json=as_json)
         return
@@ -250,7 +258,7 @@ def bench(
             bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads,
             memory_budget=budgets[0] if budgets else None, context=context, prefetch=prefetch,
             active_experts=active_experts, skip_cold=skip_cold, record_routes=record_routes,
-            trace=trace, target=predicted_by(ctx, target), progress=progress,
+            trace=trace, target=predicted_by(ctx, target), progress=progress, device=device,
         )  # fmt: skip
     if as_json:
         print_json(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from .gpu_tables import device_rows, gpu_hit_rows, gpu_speed_rows
 from .inspection import BundleFacts, CheckpointFacts, ModelFacts
 from .runtime.device_graphs import architecture
 from .sizes import format_size
@@ -129,6 +130,8 @@ def benchmark_rows(result: Benchmark) -> list[Row]:
         ("cache", f"{result.cache_slots} of {result.num_pages} pages"),
         ("experts", result.expert_engine),
         ("backbone", result.backbone_engine),
+        *device_rows(result),
+        *gpu_speed_rows(result),
         ("threads", str(result.threads)),
         ("peak memory", _memory(result)),
         *_early_rows(result, result.new_tokens - 1),
@@ -174,6 +177,8 @@ def stat_rows(stats: Stats, limit: Limit | None = None) -> list[Row]:
         ("context", f"{stats.context} tokens, chunks of {stats.chunk_tokens}"),
         ("experts", stats.expert_engine),
         ("backbone", stats.backbone_engine),
+        *device_rows(stats),
+        *gpu_hit_rows(stats),
         ("threads", str(stats.threads)),
         ("peak memory", _memory(stats)),
         *_early_rows(stats, stats.decode_steps),

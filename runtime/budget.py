@@ -69,8 +69,9 @@ class MemoryPlan:
         return -(-(self.fixed + self.fewest * self.page + _MARGIN_BYTES) // MIB) * MIB
 
 
-def read_budget(budget: object) -> int | None:
-    """Bytes of a budget as a caller gives it; "auto" is what the machine has free.
+def read_budget(budget: object, what: str = "memory budget") -> int | None:
+    """Bytes of a budget as a caller gives it; "auto" is what the machine has free. what: its name
+    in errors.
 
     Raises:
         InputError: it is no positive size, or "auto" where the machine does not say.
@@ -82,11 +83,9 @@ def read_budget(budget: object) -> int | None:
     if budget is None:
         return None
     if isinstance(budget, bool) or not isinstance(budget, Integral):
-        raise InputError(
-            f"memory budget must be a number of bytes, or text like '2GiB', not {budget!r}"
-        )
+        raise InputError(f"{what} must be a number of bytes, or text like '2GiB', not {budget!r}")
     if budget < 1:
-        raise InputError(f"memory budget must be more than 0 bytes, not {budget}")
+        raise InputError(f"{what} must be more than 0 bytes, not {budget}")
     return int(budget)
 
 
@@ -203,8 +202,11 @@ def fit_budget(
     context: int,
     name: str,
     auto: bool = False,
+    what: str = "memory budget",
 ) -> MemoryPlan:
     """The plan with as many cached pages as another budget leaves room for; None: all of them.
+
+    what: the budget's name in errors.
 
     Raises:
         BudgetError: see plan_memory.
@@ -214,7 +216,7 @@ def fit_budget(
         return plan
     if budget < plan.fixed + plan.fewest * plan.page:
         raise BudgetError(
-            f"memory budget {format_size(budget)} is too small for {name} with a context of "
+            f"{what} {format_size(budget)} is too small for {name} with a context of "
             f"{context} tokens; the smallest that works is {plan.smallest // MIB}MiB "
             "(a shorter context needs less)"
         )

@@ -34,6 +34,8 @@ class Clock:
     decode_read_seconds: float = 0.0
     decode_wait_seconds: float = 0.0
     decode_skipped_experts: int = 0
+    decode_gpu_page_hits: int = 0
+    decode_link_bytes: int = 0
 
     def count_step(self, seconds: float, done: Counters) -> None:
         """Adds a new token that was run through the model."""
@@ -46,6 +48,8 @@ class Clock:
         self.decode_read_seconds += done.read_seconds
         self.decode_wait_seconds += done.wait_seconds
         self.decode_skipped_experts += done.skipped_experts
+        self.decode_gpu_page_hits += done.gpu_page_hits
+        self.decode_link_bytes += done.link_bytes
 
 
 def encode_text(session: Session, text: str, *, add_special_tokens: bool = True) -> list[int]:

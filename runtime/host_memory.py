@@ -56,7 +56,7 @@ def read_host_memory(root: Path = Path("/")) -> HostMemory:
     """
     own = _kilobytes(root / "proc/self/status", "RssAnon") or 0
     bounds = []
-    available = _kilobytes(root / "proc/meminfo", "MemAvailable")
+    available = available_memory(root)
     if available is not None:
         bounds.append((available + own, "what the machine has available"))
     bounds += [
@@ -70,6 +70,12 @@ def read_host_memory(root: Path = Path("/")) -> HostMemory:
     budget = max(1, free - max(_LEAST_MARGIN, free // _MARGIN_SHARE))
     _log.info("memory budget %s: of %s, from %s", format_size(budget), format_size(free), source)
     return HostMemory(budget, free, source)
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """What the machine has available, in bytes, cached files not counted as used; None where it
+    does not say."""
+    return _kilobytes(root / "proc/meminfo", "MemAvailable")
 
 
 def _kilobytes(path: Path, name: str) -> int | None:

@@ -1,16 +1,18 @@
-"""Opening a bundle: what a caller asks for becomes a plan, and the plan a session."""
+"""Opening a bundle: what a caller asks for becomes a plan, a runner, and a session."""
 
 from __future__ import annotations
 
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from .budget import AUTO, plan_memory, read_budget
-from .bundle import TOKENIZER, read_manifest
+from .bundle import TOKENIZER, Manifest, read_manifest
 from .context import choose_context
 from .experts import choose_kernels
+from .host_runner import HostRunner
 from .installed import find_onnxruntime
 from .lossy import ExpertChoice
 from .native_backbone import NativeBackbone
@@ -19,6 +21,8 @@ from .recording import open_recording
 from .session import Session
 from .stats import process_memory
 from .text import load_tokenizer
+
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
 
 
 def open_bundle(
@@ -34,11 +38,18 @@ def open_bundle(
     skip_cold: float = 0.0,
     record_routes: str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+    gpu_memory: int | str | None = None,
+    host_memory: int | str | None = None,
 ) -> Session:
     """Opens a bundle to run it.
 
     memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
-    has free, and None keeps all experts in memory.
+    has free, and None keeps all experts in memory. With a GPU that has its own memory there are two
+    instead: gpu_memory, of which the session may take so much, by default what is free, and
+    host_memory, for the process on the host, by default "auto".
+    backend: what runs the layers: "tensorrt", "tensorrt-rtx", "cuda" (ONNX Runtime), "cpu", or
+    "auto", the best of them that works; which and why is logged, and in the stats.
     threads: default is all CPUs that the process may use. context: tokens that a session
     can see, by default 4096, or what the model can see if that is less. verify_pages: check the
     hashes of graphs and backbone now, and the hash of each page when it is first read.
@@ -57,38 +68,87 @@ def open_bundle(
     find_onnxruntime()
     root = Path(path)
     budget = read_budget(memory_budget)
+    gpu_budget = read_budget(gpu_memory, "GPU memory") if gpu_memory is not None else None
+    host_budget = host_memory if host_memory == AUTO else read_budget(host_memory, "host memory")
     if threads is None:
         threads = len(os.sched_getaffinity(0))
     elif threads < 1:
         raise InputError(f"threads must be 1 or more, not {threads}")
     manifest = read_manifest(root)
     choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
-    context = choose_context(context, manifest.spec, str(root))
+    seen = choose_context(context, manifest.spec, str(root))
     tokenizer = load_tokenizer(root / TOKENIZER)
-    native = choose_kernels(kernels, manifest, threads)
-    segments = NativeBackbone(root, manifest, native)
-    if native is None or len(segments.segments) < len(manifest.segments):
-        from .ort import set_up  # loads ONNX Runtime, which takes memory
-
-        threads = set_up(threads)
-    plan = plan_memory(
-        manifest.footprint,
-        context=context,
-        budget=budget,
-        process=process_memory("VmRSS"),
-        name=str(root),
-        kernels=native,
-        segments=segments,
-        reads_early=can_predict(manifest, prefetch),
-        auto=memory_budget == AUTO,
-    )
-    about = {"bundle": str(root), "threads": threads, "cache_slots": plan.slots}
+    reason = _why_no_gpu(backend, kernels, manifest)
+    about: dict[str, Any] = {"bundle": str(root), "threads": threads}
     with ExitStack() as undo:
         recording = open_recording(manifest, record_routes, trace, about)
         undo.callback(recording.discard)
-        session = Session(
-            root, manifest, plan, tokenizer, context, threads, verify_pages, native, segments,
-            choice, prefetch, recording,
+        if not reason:
+            from .gpu.choosing import open_on_gpu
+            from .gpu.opening import DeviceRequest, TierSizes
+
+            request = DeviceRequest(
+                root, manifest, context, threads, verify_pages, choice, recording,
+                TierSizes(gpu_budget, host_budget, memory_budget), prefetch,
+            )  # fmt: skip
+            opened, reason = open_on_gpu(backend, request)
+            if opened is not None:
+                undo.callback(opened.runner.close)
+                session = Session(
+                    root, manifest, opened.plan, tokenizer, opened.context, threads,
+                    opened.runner, choice, recording,
+                )  # fmt: skip
+                about["cache_slots"] = opened.plan.slots
+                undo.pop_all()
+                return session
+        for name, size in (("--gpu-memory", gpu_memory), ("--host-memory", host_memory)):
+            if size is not None:
+                raise InputError(
+                    f"{name} has no effect with the CPU backend, which runs because {reason}; "
+                    "give a --memory-budget"
+                )
+        native = choose_kernels(kernels, manifest, threads)
+        segments = NativeBackbone(root, manifest, native)
+        if native is None or len(segments.segments) < len(manifest.segments):
+            from .ort import set_up  # loads ONNX Runtime, which takes memory
+
+            threads = set_up(threads)
+        plan = plan_memory(
+            manifest.footprint,
+            context=seen,
+            budget=budget,
+            process=process_memory("VmRSS"),
+            name=str(root),
+            kernels=native,
+            segments=segments,
+            reads_early=can_predict(manifest, prefetch),
+            auto=memory_budget == AUTO,
+        )
+        about.update(threads=threads, cache_slots=plan.slots)
+        runner = HostRunner(
+            root, manifest, plan, seen, verify_pages, native, segments, choice, prefetch,
+            recording, reason,
         )  # fmt: skip
+        undo.callback(runner.close)
+        session = Session(root, manifest, plan, tokenizer, seen, threads, runner, choice, recording)
         undo.pop_all()
     return session
+
+
+def _why_no_gpu(backend: str, kernels: str, manifest: Manifest) -> str:
+    """Why the CPU runs a bundle without a look for GPUs; empty where there is to be one.
+
+    Raises:
+        InputError: there is no such backend, or `kernels` are asked of one on a GPU.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {backend}")
+    if backend == "cpu":
+        return "it was asked for"
+    if backend == "auto":
+        if kernels != "auto":
+            return f"kernels {kernels!r} were asked for"
+        return "" if manifest.graphs is not None else "the bundle has nothing for GPUs"
+    if kernels != "auto":
+        raise InputError(f"kernels have no effect with the backend {backend}; use backend 'cpu'")
+    return ""

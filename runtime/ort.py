@@ -39,6 +39,10 @@ _WINDOW = re.compile(rb"local_window_size\x18([\x80-\xff]*[\x00-\x7f])")  # then
 _threads = 0
 
 
+def version() -> str:
+    return str(onnxruntime.__version__)
+
+
 def set_up(threads: int) -> int:
     """Makes the pool and the allocator, the first time; returns the threads of the pool.
 

@@ -6,13 +6,10 @@ Which page gives up its slot is the policy's to say (`policy.py`); reader thread
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from .bundle import Manifest
 from .next_use import NextUse
@@ -20,13 +17,15 @@ from .page_file import PageFile
 from .pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
 from .policy import CachePolicy
 from .readers import Load, Readers, Slot
+from .slot_memory import PrivateMemory, SlotMemory
 from .trace import Recorder
 
 Loaded = tuple[int, Slot]  # an expert and its page
 
 
 class Pager:
-    """A cache of `slots` pages; `policy` says which of them leave, by default NextUse.
+    """A cache of `slots` pages; `policy` says which of them leave, by default NextUse. memory:
+    where slots are made, by default as PrivateMemory does.
 
     The counters are since the pager was made: hits, misses; early, pages read before a visit asked
     for them, and early_used, those of them that it then did ask for; wait_seconds, in which nothing
@@ -42,8 +41,10 @@ class Pager:
         verify: bool = True,
         policy: CachePolicy | None = None,
         trace: Recorder | None = None,
+        memory: SlotMemory | None = None,
     ):
         self._root = root
+        self._memory = memory or PrivateMemory()
         self._pages: dict[ExpertKey, ExpertPage] = {page.key: page for page in manifest.pages()}
         self._files = {layer.file: PageFile(root / layer.file) for layer in manifest.experts}
         self.readers = Readers(verify=verify, trace=trace)
@@ -203,9 +204,7 @@ class Pager:
         if self._free:
             return self._free.pop()
         if len(self._resident) + len(self._loading) < self.slots:
-            # Private: not shared with a fork, and counted as this process's own.
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            return Slot(np.frombuffer(mmap.mmap(-1, self._slot_bytes, flags=flags), np.uint8))
+            return self._memory.allocate(self._slot_bytes)
         while victims := self._policy.evict(_Any(pinned, self._loading, self._early)):
             slot = self._resident.pop(victims[0], None)
             if slot is not None:  # else an interrupt came before its page was asked for
@@ -271,10 +270,11 @@ class Pager:
         if slots < self.slots:
             while self._loading:
                 self._collect(wait=True)
-            self._free.clear()
             surplus = len(self._resident) - slots
             for key in self._policy.evict((), surplus) if surplus > 0 else ():
-                self._resident.pop(key, None)
+                if (slot := self._resident.pop(key, None)) is not None:
+                    self._free.append(slot)
+            self._give_back(self._free)
         self.slots = slots
 
     def _where(self, page: ExpertPage) -> str:
@@ -297,9 +297,15 @@ class Pager:
         for file in self._files.values():
             file.close()
         self._files.clear()
+        self._free += self._resident.values()
+        self._free += (load.slot for load in self._loading.values())
         self._resident.clear()
         self._loading.clear()
-        self._free.clear()
+        self._give_back(self._free)
+
+    def _give_back(self, slots: list[Slot]) -> None:
+        while slots:
+            self._memory.free(slots.pop())
 
 
 class _Any:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,28 +13,16 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .backbone import Backbone
 from .budget import AUTO, MemoryPlan, fit_budget, read_budget
-from .bundle import PREDICTORS, Manifest, check_file
+from .bundle import Manifest
 from .chat import Message, load_chat_template
 from .context import check_tokens
-from .embedding import Embedding
-from .experts import load_engines, route
 from .generation import Clock, encode_chat, encode_text, start_generation
-from .kv_cache import KvCache
 from .lossy import ExpertChoice
-from .native.kernels import NativeKernels
-from .native_backbone import NativeBackbone
-from .pager import Loaded, Pager
-from .predict import EARLY_PAGES, EARLY_PROMPT_PAGES, WORTHWHILE, Predictor
 from .recording import Recording, is_prompt
+from .runner import Observer, Runner
 from .sampling import Sampler
 from .stats import Counters, Stats, process_memory
-from .weight_index import index_file, weights_file
-
-_log = logging.getLogger(__name__)
-
-Observer = Callable[[int, dict[str, np.ndarray]], None]
 
 
 class Session:
@@ -56,11 +41,8 @@ class Session:
         tokenizer: Any,
         context: int,
         threads: int,
-        verify_pages: bool,
-        kernels: NativeKernels | None,
-        segments: NativeBackbone,
+        runner: Runner,
         choice: ExpertChoice,
-        prefetch: str,
         recording: Recording,
     ):
         self.manifest = manifest
@@ -73,43 +55,16 @@ class Session:
         self._clock = Clock()
         self._choice = choice
         self._recording = recording
-        self._cache = KvCache(manifest.spec, context, plan.batch)
-        if verify_pages:
-            for segment in manifest.segments:
-                check_file(root, manifest, segment.file)
-                check_file(root, manifest, weights_file(segment))
-                if index_file(segment) in manifest.files:
-                    check_file(root, manifest, index_file(segment))
-            if plan.predictor:
-                check_file(root, manifest, PREDICTORS)
-            for layer in manifest.experts:
-                check_file(root, manifest, layer.engine)
-        self._backbone = Backbone(root, manifest, self._cache, plan.chunk, plan.batch, segments)
-        self._engines = load_engines(root, manifest, plan.batch, kernels)
-        self._engine = "onnxruntime" if kernels is None else f"native, {kernels.instruction_set}"
-        self._backbone_engine = segments.engine
-        self._embedding = Embedding(root, manifest)
-        self._pager = Pager(root, manifest, plan.slots, verify=verify_pages, trace=recording.trace)
+        self._runner = runner
+        self._pager = runner.pager
         self._root = root
         self._process = os.getpid()
-        self._predictor: Predictor | None = None
         self._wanted: MemoryPlan | None = plan  # to be followed when no forward is under way
-        self._least_accuracy = 0.0 if prefetch == "on" else WORTHWHILE
-        self._top_k = {layer.layer: layer.top_k for layer in manifest.footprint.experts}
-        self._routers = [segment.router_layer for segment in manifest.segments]
         self._closed = False
         self._busy = threading.Lock()  # held by a call of `forward`
         self._computing = threading.Lock()  # held while the pager is used
         self._planning = threading.Lock()  # held for `plan` and `_wanted`
         self._follow_plan()
-        if prefetch == "on" and not plan.predicts:
-            _log.warning(
-                "prefetch on has no effect: %s",
-                "the budget has no room for it" if plan.slots < manifest.num_pages
-                else "all pages fit into memory",
-            )  # fmt: skip
-        if not self._pager.direct:
-            _log.info("%s: pages are read through the page cache (no O_DIRECT here)", root)
 
     def __enter__(self) -> Session:
         return self
@@ -125,7 +80,7 @@ class Session:
     @property
     def position(self) -> int:
         self._need_open()
-        return self._cache.position
+        return self._runner.position
 
     def reset(self) -> None:
         """Forgets what it has seen; the page cache stays. A generation that was under way ends."""
@@ -133,7 +88,7 @@ class Session:
         self._take_busy()
         try:
             self.turn += 1
-            self._cache.reset()
+            self._runner.reset()
         finally:
             self._busy.release()
 
@@ -150,10 +105,7 @@ class Session:
         with ExitStack() as ends:  # each is done, whatever becomes of those before it
             ends.callback(self._busy.release)
             ends.callback(self._recording.close)
-            ends.callback(self._embedding.close)
-            ends.callback(self._pager.close)
-            self._predictor = None
-            del self._backbone, self._engines, self._cache
+            ends.callback(self._runner.close)
 
     def _take_busy(self) -> None:
         if not self._busy.acquire(blocking=False):
@@ -201,7 +153,7 @@ class Session:
                 if routes is not None:
                     routes.begin(first + start, prompt=prompt)
                 with self._computing:
-                    self._run_batch(part, wanted, first + len(ids), observe)
+                    self._runner.run_batch(part, wanted, first + len(ids), observe)
                     self._follow_plan()
         return logits
 
@@ -238,11 +190,7 @@ class Session:
     def _follow_plan(self) -> None:
         """Gives the cache the size that was asked for last. `_computing` is held."""
         while (plan := self._wanted) is not None:
-            if not plan.predicts:
-                self._predictor = None
-            self._pager.resize(plan.slots)
-            if plan.predicts and self._predictor is None:
-                self._predictor = Predictor(self._root, self.manifest.spec)
+            self._runner.follow(plan)
             with self._planning:
                 if self._wanted is plan:  # else another was asked for meanwhile
                     self._wanted = None
@@ -288,19 +236,21 @@ class Session:
     @property
     def counters(self) -> Counters:
         """As of now. Cheaper than `stats`; two can be subtracted."""
-        pager, readers = self._pager, self._pager.readers
+        pager, readers, figures = self._pager, self._pager.readers, self._runner.figures
         return Counters(
-            page_hits=pager.hits,
+            page_hits=figures.page_hits + pager.hits,
             page_misses=pager.misses,
             bytes_read=readers.bytes_read,
             read_seconds=readers.read_seconds,
             wait_seconds=pager.wait_seconds,
             skipped_experts=self._choice.skipped,
+            gpu_page_hits=figures.page_hits,
+            link_bytes=figures.link_bytes,
         )
 
     @property
     def stats(self) -> Stats:
-        pager = self._pager
+        pager, engines, figures = self._pager, self._runner.engines, self._runner.figures
         return Stats(
             **vars(self._clock),
             **vars(self.counters),
@@ -310,74 +260,24 @@ class Session:
             chunk_tokens=self.plan.chunk,
             context=self.context,
             threads=self._threads,
-            expert_engine=self._engine,
+            expert_engine=engines.experts,
             early_pages=pager.early,
             early_pages_used=pager.early_used,
-            guess_accuracy=self._predictor.accuracy if self._predictor is not None else None,
-            backbone_engine=self._backbone_engine,
-            backbone_bytes=self.plan.backbone,
+            guess_accuracy=self._runner.accuracy,
+            backbone_engine=engines.backbone,
+            backbone_bytes=engines.backbone_bytes,
             direct_reads=pager.direct,
             lossy=(*self.manifest.lossy, *self._choice.names),
             budget_bytes=self.plan.budget,
             auto_budget=self.plan.auto,
             planned_bytes=self.plan.total,
             peak_rss_bytes=process_memory("VmHWM"),
+            backend=engines.backend,
+            backend_reason=engines.reason,
+            gpu=engines.device,
+            gpu_slots=figures.slots,
+            gpu_memory_bytes=figures.memory,
         )
-
-    def _run_batch(
-        self, ids: np.ndarray, logits: np.ndarray, length: int, observe: Observer | None
-    ) -> None:
-        backbone, pager, tokens = self._backbone, self._pager, len(ids)
-        routes, trace = self._recording.routes, self._recording.trace
-        self._embedding.read(ids, backbone.begin(tokens, length))
-        for index, layer in enumerate(self._routers):
-            started = time.perf_counter()
-            if layer is None:
-                backbone.run_last(tokens, logits)
-                if trace is not None:
-                    trace.span("last layers and head", "backbone", started, tokens=tokens)
-                if observe is not None:
-                    observe(index, {"logits": logits})
-                continue
-            out = backbone.run(index, tokens)
-            if trace is not None:
-                trace.span(f"backbone {layer}", "backbone", started, layer=layer, tokens=tokens)
-            if observe is not None:
-                observe(index, out)
-            if self._predictor is not None and tokens == 1:
-                self._predictor.learn(layer, out["expert_ids"][0].tolist())
-            weights, experts = self._choice.choose(
-                layer,
-                out["expert_weights"],
-                out["expert_ids"],
-                partial(pager.holds, layer),
-            )
-            if routes is not None:
-                routes.add(layer, weights, experts, pager.holds)
-            routing = route(weights, experts)
-            self._engines[layer].add(
-                out["moe_base"],
-                out["expert_input"],
-                routing,
-                partial(self._visit, layer, routing.experts, out["hidden_out"]),
-            )
-        self._cache.commit(tokens)
-
-    def _visit(
-        self, layer: int, experts: list[int], hidden: np.ndarray, in_order: bool
-    ) -> Iterator[list[Loaded]]:
-        """Has a layer's pages read, and behind them those that the next layer may want."""
-        pages = self._pager.visit(layer, experts, in_order=in_order)
-        if self._predictor is not None:
-            single = len(hidden) == 1
-            guess = self._predictor.guess(layer, hidden, self._top_k[layer])
-            if guess is not None:
-                if single:
-                    self._predictor.remember(*guess)
-                if self._predictor.accuracy >= self._least_accuracy:
-                    most = EARLY_PAGES if single else EARLY_PROMPT_PAGES
-                    self._pager.read_early(*guess, most=most)
-        return pages
 
     def _need_open(self) -> None:
         if self._closed:

@@ -15,6 +15,8 @@ class Counters:
     read_seconds: float
     wait_seconds: float
     skipped_experts: int
+    gpu_page_hits: int = 0
+    link_bytes: int = 0
 
     def __sub__(self, before: Counters) -> Counters:
         return Counters(**{name: now - vars(before)[name] for name, now in vars(self).items()})
@@ -24,6 +26,12 @@ class Counters:
         """Share of page requests that the cache answered; 1 where there were none."""
         requests = self.page_hits + self.page_misses
         return self.page_hits / requests if requests else 1.0
+
+    @property
+    def gpu_hit_rate(self) -> float:
+        """Share of page requests that were in the GPU's memory; 0 without a GPU."""
+        requests = self.page_hits + self.page_misses
+        return self.gpu_page_hits / requests if requests else 0.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Stats:
     run segments of the backbone, how many. backbone_bytes: its weights in memory. lossy: what
     changes the output, in the bundle and by the session's options. skipped_experts: how often a
     token went without an expert because of `skip_cold`.
+    backend: what runs the layers, and backend_reason, why; gpu: the device's name, empty on the
+    host. gpu_*: pages in its memory, which are page_hits too; link_bytes: that were copied there.
     """
 
     prompt_tokens: int
@@ -79,6 +89,15 @@ class Stats:
     auto_budget: bool
     planned_bytes: int
     peak_rss_bytes: int
+    decode_gpu_page_hits: int = 0
+    decode_link_bytes: int = 0
+    gpu_page_hits: int = 0
+    link_bytes: int = 0
+    backend: str = "cpu"
+    backend_reason: str = ""
+    gpu: str = ""
+    gpu_slots: int = 0
+    gpu_memory_bytes: int = 0
 
     @property
     def hit_rate(self) -> float:

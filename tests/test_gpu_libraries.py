@@ -133,6 +133,11 @@ def fake_cuda(**answers: object) -> ModuleType:
     return module
 
 
+def no_library() -> tuple[int, int]:
+    """What cuda-python 12.6 does without a driver."""
+    raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+
 class TestGpu:
     @pytest.mark.parametrize(
         ("answers", "words"),
@@ -143,6 +148,7 @@ class TestGpu:
              "this machine has no NVIDIA driver"),
             ({"cudaGetDeviceCount": lambda: (100, None)}, "has no NVIDIA GPU that CUDA can use"),
             ({"cudaGetDeviceCount": lambda: (999, None)}, "CUDA cannot count the GPUs: unknown"),
+            ({"cudaGetDeviceCount": no_library}, r"no NVIDIA driver.*libcuda\.so\.1"),
         ],
     )  # fmt: skip
     def test_none(

@@ -99,7 +99,7 @@ def test_a_library_that_the_system_cannot_load_is_none(tmp_path: Path) -> None:
 @needs_library
 def test_the_plan_counts_what_the_kernels_hold(tiny_bundle: Path) -> None:
     with pocketmoe.open(tiny_bundle, kernels="native") as opened:
-        kernels = opened._engines[1]._kernels  # type: ignore[attr-defined]
+        kernels = opened._runner._engines[1]._kernels  # type: ignore[attr-defined]
         opened.forward(TOKENS * 4)
         bound = experts.native_bytes(kernels, opened.manifest, opened.plan.batch)
         assert 0 < kernels.nbytes <= bound <= opened.plan.workspace

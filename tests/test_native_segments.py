@@ -232,7 +232,7 @@ def test_the_plan_counts_the_native_backbone(
     with pocketmoe.open(tiny_bundle) as opened:
         native = opened.plan
         opened.forward(TOKENS)
-        kernels = next(iter(opened._engines.values()))._kernels  # type: ignore[attr-defined]
+        kernels = next(iter(opened._runner._engines.values()))._kernels  # type: ignore[attr-defined]
         assert 0 < kernels.nbytes <= native.workspace
         weights = sum(
             record.size for name, record in opened.manifest.files.items()

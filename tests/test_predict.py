@@ -127,7 +127,7 @@ def decode_some(session: Session, tokens: list[int]) -> int:
 
 
 def shuffled(session: Session) -> None:
-    predictor = session._predictor
+    predictor = session._runner.predictor
     assert predictor is not None
     for weights in predictor._weights.values():
         np.random.default_rng(1).shuffle(weights, axis=1)

@@ -17,8 +17,7 @@ import pytest
 
 import pocketmoe
 from pocketmoe.errors import BundleError, InputError
-from pocketmoe.runtime import opening, whole_file
-from pocketmoe.runtime import session as session_module
+from pocketmoe.runtime import host_runner, opening, whole_file
 from pocketmoe.runtime import trace as trace_module
 from pocketmoe.runtime.budget import MemoryPlan
 from pocketmoe.runtime.next_use import NextUse
@@ -167,7 +166,7 @@ class TestFiles:
         def broken(*_: object) -> None:
             raise BundleError("broken")
 
-        monkeypatch.setattr(session_module, "load_engines", broken)
+        monkeypatch.setattr(host_runner, "load_engines", broken)
         with pytest.raises(BundleError, match="broken"):
             pocketmoe.open(tiny_bundle, record_routes=tmp_path / "r", trace=tmp_path / "t")
         assert list(tmp_path.iterdir()) == []

@@ -1,1 +1,1 @@
-"""GPUs: their libraries, and what runs on them."""
+"""GPUs: their libraries, devices and engines, pages in their memory, and the runner over them."""

@@ -9,7 +9,12 @@ from types import ModuleType
 from ...errors import EngineError
 from ..device_graphs import architecture
 
-_INSTALL = "pip install 'pocketmoe[tensorrt-rtx]' (on a Jetson 'pocketmoe[tensorrt]')"
+_INSTALL = (
+    "pip install 'pocketmoe[tensorrt-rtx]' (on a Jetson 'pocketmoe[tensorrt]', for ONNX Runtime "
+    "'pocketmoe[cuda]')"
+)
+
+_NO_DRIVER = "this machine has no NVIDIA driver, or no GPU for it; see that nvidia-smi runs"
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,7 @@ def find_gpu(index: int = 0) -> Gpu:
         EngineError: cuda-python is not installed, there is no GPU, or its driver is missing or
             too old.
     """
-    cuda = load_cuda_runtime()
-    error, count = cuda.cudaGetDeviceCount()
-    kinds = cuda.cudaError_t
-    if error in (kinds.cudaErrorInsufficientDriver, kinds.cudaErrorInitializationError):
-        raise EngineError(_driver_problem(cuda))
-    if error == kinds.cudaErrorNoDevice or (error == kinds.cudaSuccess and count <= index):
-        raise EngineError("this machine has no NVIDIA GPU that CUDA can use")
-    _check(cuda, error, "count the GPUs")
+    cuda = start_cuda(index)
     error, found = cuda.cudaGetDeviceProperties(index)
     _check(cuda, error, "ask for the GPU's properties")
     return Gpu(
@@ -48,6 +46,26 @@ def find_gpu(index: int = 0) -> Gpu:
         memory_bytes=found.totalGlobalMem,
         unified=bool(found.integrated),
     )
+
+
+def start_cuda(index: int = 0) -> ModuleType:
+    """The module `cuda.bindings.runtime`, with a driver and a GPU of this number behind it.
+
+    Raises:
+        EngineError: see find_gpu.
+    """
+    cuda = load_cuda_runtime()
+    try:
+        error, count = cuda.cudaGetDeviceCount()
+    except RuntimeError as failure:  # older releases of cuda-python, where there is no libcuda.so
+        raise EngineError(f"{_NO_DRIVER} ({failure})") from failure
+    kinds = cuda.cudaError_t
+    if error in (kinds.cudaErrorInsufficientDriver, kinds.cudaErrorInitializationError):
+        raise EngineError(_driver_problem(cuda))
+    if error == kinds.cudaErrorNoDevice or (error == kinds.cudaSuccess and count <= index):
+        raise EngineError("this machine has no NVIDIA GPU that CUDA can use")
+    _check(cuda, error, "count the GPUs")
+    return cuda
 
 
 def load_cuda_runtime() -> ModuleType:
@@ -65,7 +83,7 @@ def _driver_problem(cuda: ModuleType) -> str:
     """What is wrong with the driver: the version that it knows is 0 where there is none."""
     _, driver = cuda.cudaDriverGetVersion()
     if not driver:
-        return "this machine has no NVIDIA driver, or no GPU for it; see that nvidia-smi runs"
+        return _NO_DRIVER
     _, needed = cuda.cudaRuntimeGetVersion()
     return (
         f"the NVIDIA driver is too old: it knows CUDA {_version(driver)}, and cuda-python is made "

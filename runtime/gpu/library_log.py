@@ -23,6 +23,11 @@ class LibraryLog:
         self.errors: list[str] = []
         self.logger = _make_logger(module, self.errors)
 
+    @property
+    def last(self) -> str:
+        """The latest of them, in one line; empty where there is none."""
+        return " ".join(self.errors[-1].split()) if self.errors else ""
+
     def clear(self) -> None:
         self.errors.clear()
 

@@ -1,0 +1,158 @@
+"""Backends: which of them work here for a bundle, and why the others do not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...errors import EngineError
+from ..bundle import Manifest
+from ..device_graphs import DeviceGraphs, EngineSet, architecture
+from .cuda_device import CudaDevice
+from .cuda_graph import GraphCapture
+from .device import Device, Stream
+from .executor import Loader
+from .hardware import start_cuda
+from .libraries import load_tensorrt
+from .tensorrt_executor import TensorRtLoader, remedy
+
+_BEST_FIRST = ("tensorrt-rtx", "tensorrt", "cuda")
+_LABELS = {"tensorrt-rtx": "TensorRT for RTX", "tensorrt": "TensorRT"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """name: one of opening.BACKENDS. engine: what computes, in words. files: what it loads. loader:
+    makes what does, for a stream and a number of CPU threads."""
+
+    name: str
+    engine: str
+    device: Device
+    files: tuple[str, ...]
+    loader: Callable[[Stream, int], Loader]
+
+
+def find_backend(name: str, root: Path, manifest: Manifest) -> Backend:
+    """A backend that was asked for by its name.
+
+    Raises:
+        EngineError: it does not work here for this bundle: why, and what to do.
+    """
+    if manifest.graphs is None:
+        raise EngineError(
+            f"{root} has nothing for GPUs; compile it again with a GPU as --target "
+            "(`pocketmoe targets` lists them)"
+        )
+    runtime = start_cuda()
+    return _make(name, root, manifest, runtime, CudaDevice(runtime))
+
+
+class Candidates:
+    """Those that work here, best first, for "auto"; `reasons` says why the others do not."""
+
+    def __init__(self, root: Path, manifest: Manifest):
+        self._root, self._manifest = root, manifest
+        self.reasons: list[str] = []
+
+    def __iter__(self) -> Iterator[Backend]:
+        if self._manifest.graphs is None:
+            self.reasons.append("the bundle has nothing for GPUs")
+            return
+        try:
+            runtime = start_cuda()
+            device = CudaDevice(runtime)
+        except EngineError as error:
+            self.reasons.append(str(error))
+            return
+        for name in _BEST_FIRST:
+            try:
+                yield _make(name, self._root, self._manifest, runtime, device)
+            except EngineError as error:
+                self.drop(name, error)
+
+    def drop(self, name: str, error: EngineError) -> None:
+        """One that does not work after all."""
+        _log.info("backend %s does not work: %s", name, error)
+        self.reasons.append(f"{name}: {error}")
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(self.reasons) or "it is the best that works"
+
+
+def _make(name: str, root: Path, manifest: Manifest, runtime: Any, device: CudaDevice) -> Backend:
+    graphs = manifest.graphs
+    if graphs is None:
+        raise EngineError(f"{root} has nothing for GPUs")
+    if name == "cuda":
+        return onnx_backend(root, graphs, manifest, device)
+    trt = load_tensorrt(name)
+    engines = choose_engines(name, trt.__version__, root, manifest, device)
+    capture = partial(GraphCapture, runtime) if name == "tensorrt" else None
+    return Backend(
+        name, f"{_LABELS[name]} {trt.__version__}", device,
+        tuple(engine.file for engine in engines.engines),
+        lambda stream, threads: TensorRtLoader(
+            root, engines, trt, device, graphs.segments, capture
+        ),
+    )  # fmt: skip
+
+
+def onnx_backend(root: Path, graphs: DeviceGraphs, manifest: Manifest, device: Device) -> Backend:
+    """ONNX Runtime: its CUDA provider, or the CPU's where the device is without hardware.
+
+    Raises:
+        EngineError: it is not installed, or has no CUDA provider for a GPU.
+    """
+    from ..ort import version  # says what to install where there is none
+    from .onnx_executor import OnnxLoader, check_cuda_provider
+
+    on_gpu = isinstance(device, CudaDevice)
+    if on_gpu:
+        check_cuda_provider()
+    weights = [f"{name.rpartition('.')[0]}.bin" for name in graphs.segments]
+    files = (*graphs.files(), *(name for name in weights if name in manifest.files))
+    return Backend(
+        "cuda" if on_gpu else "host", f"onnxruntime {version()}, {'CUDA' if on_gpu else 'CPU'}",
+        device, files, lambda stream, threads: OnnxLoader(root, device, stream, threads),
+    )  # fmt: skip
+
+
+def choose_engines(
+    toolchain: str, version: str, root: Path, manifest: Manifest, device: Device
+) -> EngineSet:
+    """The bundle's engines for this version and GPU.
+
+    Raises:
+        EngineError: it has none; the message names both sides.
+    """
+    info = device.info
+    of_toolchain = [item for item in manifest.engines if item.toolchain == toolchain]
+    for item in of_toolchain:
+        if (item.version, item.compute_capability) == (version, info.compute_capability):
+            if item.device is not None and item.device != info.name:
+                _log.warning(
+                    "%s was built on %s, and this is %s: it may be slow; build it again with %s",
+                    root / item.folder, item.device, info.name, remedy(toolchain, root),
+                )  # fmt: skip
+            return item
+    here = (
+        f"{_LABELS[toolchain]} {version} on {info.name} ({architecture(info.compute_capability)})"
+    )
+    if not of_toolchain:
+        raise EngineError(
+            f"{root} has no engines for {here}; make them with {remedy(toolchain, root)}"
+        )
+    there = ", ".join(
+        f"{_LABELS[toolchain]} {item.version} on {item.device or item.architecture}"
+        for item in of_toolchain
+    )
+    raise EngineError(
+        f"{root} has engines for {there}, and this is {here}; make others with "
+        f"{remedy(toolchain, root)}"
+    )

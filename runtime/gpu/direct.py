@@ -1,0 +1,58 @@
+"""A session on a device that the caller brings: how tests run all of this without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..bundle import TOKENIZER, read_manifest
+from ..lossy import ExpertChoice
+from ..policy import CachePolicy
+from ..recording import PathLike, open_recording
+from ..session import Session
+from ..text import load_tokenizer
+from .backends import Backend, onnx_backend
+from .device import Device
+from .opening import DeviceRequest, TierSizes, graphs_of, open_runner
+
+
+def open_device_session(
+    root: Path,
+    device: Device,
+    *,
+    backend: Backend | None = None,
+    sizes: TierSizes | None = None,
+    context: int | None = None,
+    threads: int = 1,
+    verify_pages: bool = True,
+    active_experts: int | None = None,
+    skip_cold: float = 0.0,
+    record_routes: PathLike | None = None,
+    trace: PathLike | None = None,
+    policy: Callable[[], CachePolicy] | None = None,
+) -> Session:
+    """As open_bundle. backend: by default ONNX Runtime, whose CPU provider serves a HostDevice.
+
+    Raises:
+        BudgetError, BundleError, ContextError, EngineError, InputError: as open_bundle.
+    """
+    manifest = read_manifest(root)
+    choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
+    if backend is None:
+        backend = onnx_backend(root, graphs_of(manifest, str(root)), manifest, device)
+    with ExitStack() as undo:
+        recording = open_recording(manifest, record_routes, trace, {"bundle": str(root)})
+        undo.callback(recording.discard)
+        request = DeviceRequest(
+            root, manifest, context, threads, verify_pages, choice, recording,
+            sizes or TierSizes(), reason="it was brought", policy=policy,
+        )  # fmt: skip
+        opened = open_runner(backend, request)
+        undo.callback(opened.runner.close)
+        session = Session(
+            root, manifest, opened.plan, load_tokenizer(root / TOKENIZER), opened.context, threads,
+            opened.runner, choice, recording,
+        )  # fmt: skip
+        undo.pop_all()
+    return session

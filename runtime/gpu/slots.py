@@ -1,0 +1,235 @@
+"""The GPU tier: pages in device memory, over the pager's pages in host memory.
+
+What is not on the device comes from the pager, which has it in host memory or reads it from disk.
+Copies go on a stream of their own, beside what is computed and read. The books are kept in the
+caller's thread, ahead of the device; events keep the device in order:
+
+- the copy stream waits before it overwrites a slot for what was computed from it last (`used`);
+- the computing stream waits before it reads a slot for its copy (`filled`);
+- the caller waits before the pager can reuse host memory for the copies from it (`_copied`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Protocol
+
+from ..next_use import NextUse
+from ..pager import Pager
+from ..pages import ExpertKey
+from ..policy import CachePolicy
+from .device import Device, Event, Stream
+from .scope import Scope
+
+# Lists that are handed out share this many events in turn. A slot that waits for an event which has
+# been recorded again meanwhile waits longer than it must, not shorter.
+_EVENTS = 64
+Page = tuple[int, int]  # an expert, and the device address of its page
+
+
+class Tier(Protocol):
+    """Pages where the device computes with them. See DeviceSlots, which is one."""
+
+    hits: int
+    requests: int
+    copied: int
+    slots: int
+
+    def visit(self, layer: int, experts: Sequence[int]) -> Iterator[list[Page]]: ...
+
+    def gather(self, layer: int, experts: Sequence[int]) -> list[int]: ...
+
+    def done(self, layer: int, experts: Sequence[int]) -> None: ...
+
+    def holds(self, layer: int, expert: int) -> bool: ...
+
+    def settle(self) -> None:
+        """Blocks until the pager's memory is not read from any more: it may be resized."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class _DeviceSlot:
+    """used: recorded when what reads it was given to the computing stream. filled: recorded after
+    its copy; `ready` once the computing stream waits for that, and need not again."""
+
+    __slots__ = ("address", "filled", "ready", "used")
+
+    def __init__(self, address: int, filled: Event):
+        self.address, self.filled = address, filled
+        self.used: Event | None = None
+        self.ready = True
+
+
+class DeviceSlots:
+    """`slots` pages in one piece of device memory; `policy` says which of them leave.
+
+    hits: pages that were on the device when asked for; requests: all. copied: bytes.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        pager: Pager,
+        page_bytes: dict[int, int],
+        slots: int,
+        compute: Stream,
+        policy: CachePolicy | None = None,
+    ):
+        """page_bytes: of each paged layer."""
+        self._pager = pager
+        self._compute = compute
+        self._page_bytes = page_bytes
+        self._policy = policy or NextUse(max(1, len(page_bytes)))
+        self.slots = slots
+        slot_bytes = max(page_bytes.values(), default=1)
+        self.hits = self.requests = self.copied = 0
+        self._turn = 0
+        with ExitStack() as undo:
+            scope = self._scope = Scope(device)
+            undo.callback(scope.close)
+            memory = scope.allocate(max(1, slots * slot_bytes)).address
+            self._copied = scope.event()
+            self._in_use = [scope.event() for _ in range(_EVENTS)]
+            self._all = [
+                _DeviceSlot(memory + index * slot_bytes, scope.event()) for index in range(slots)
+            ]
+            self._copies = scope.stream()  # last, so that it ends first
+            undo.pop_all()
+        self._free = self._all[::-1]
+        self._resident: dict[ExpertKey, _DeviceSlot] = {}
+        self._broken = False  # an interrupt came while the books were changed
+
+    def visit(self, layer: int, experts: Sequence[int]) -> Iterator[list[Page]]:
+        """A layer runs, and needs these experts, each named once.
+
+        Yields every expert once, in lists of at most half of the slots: first those on the device,
+        then others as they come. The work that reads a list's pages has to be given to the
+        computing stream before the next list is asked for.
+
+        Raises (from the iterator):
+            BundleError: a page cannot be read. What was handed out stays valid.
+        """
+        missing = self._begin(layer, experts)
+        resident = [expert for expert in experts if ExpertKey(layer, expert) in self._resident]
+        # The pager's visit begins its reads now, before anything is computed.
+        loaded = self._pager.visit(layer, missing)
+        most = max(1, self.slots // 2)
+        for start in range(0, len(resident), most):
+            yield from self._hand_out(layer, resident[start : start + most])
+        for batch in loaded:
+            for start in range(0, len(batch), most):
+                part = {ExpertKey(layer, item[0]): item[1] for item in batch[start : start + most]}
+                for key, slot in part.items():
+                    self._copy(key, slot.address, part)
+                yield from self._hand_out(layer, [key.expert for key in part])
+            self._keep(missing)
+
+    def gather(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """As `visit`, for experts whose pages are needed together: their addresses, in order.
+
+        What reads them has to be given to the computing stream before the next call; then `done`.
+        """
+        missing = self._begin(layer, experts)
+        keys = [ExpertKey(layer, expert) for expert in experts]
+        for batch in self._pager.visit(layer, missing):
+            for expert, slot in batch:
+                self._copy(ExpertKey(layer, expert), slot.address, keys)
+            self._keep(missing)
+        found = [self._resident[key] for key in keys]
+        for item in found:
+            self._need(item)
+        return [item.address for item in found]
+
+    def done(self, layer: int, experts: Sequence[int]) -> None:
+        """What reads the gathered pages was given to the computing stream."""
+        self._mark_used([self._resident[ExpertKey(layer, expert)] for expert in experts])
+
+    def holds(self, layer: int, expert: int) -> bool:
+        """Whether the page need not be read from disk."""
+        return ExpertKey(layer, expert) in self._resident or self._pager.holds(layer, expert)
+
+    def _begin(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """Those that are not on the device."""
+        if self._broken:
+            self._forget_all()
+        self.settle()  # a visit that was left early may have copies under way
+        self._policy.visit(layer, experts)
+        missing = [expert for expert in experts if ExpertKey(layer, expert) not in self._resident]
+        self.requests += len(experts)
+        self.hits += len(experts) - len(missing)
+        return missing
+
+    def _keep(self, missing: list[int]) -> None:
+        """Before the pager is asked for its next list: where a layer's pages do not all fit into
+        host memory, they may take that of the present one."""
+        if len(missing) > self._pager.slots:
+            self._copied.wait()
+
+    def _hand_out(self, layer: int, experts: list[int]) -> Iterator[list[Page]]:
+        slots = [self._resident[ExpertKey(layer, expert)] for expert in experts]
+        for slot in slots:
+            self._need(slot)
+        try:
+            yield [(expert, slot.address) for expert, slot in zip(experts, slots, strict=True)]
+        finally:
+            self._mark_used(slots)
+
+    def _need(self, slot: _DeviceSlot) -> None:
+        if not slot.ready:
+            self._compute.wait(slot.filled)
+            slot.ready = True
+
+    def _mark_used(self, slots: list[_DeviceSlot]) -> None:
+        event = self._in_use[self._turn]
+        self._turn = (self._turn + 1) % _EVENTS
+        self._compute.record(event)
+        for slot in slots:
+            slot.used = event
+
+    def _copy(self, key: ExpertKey, source: int, pinned: Collection[ExpertKey]) -> None:
+        """Has a page copied into a slot that is free, or that of a page which leaves."""
+        self._broken = True
+        slot = self._take(pinned)
+        if slot.used is not None:
+            self._copies.wait(slot.used)
+        if not slot.ready:  # copied, but never read: that copy is before this one anyway
+            slot.ready = True
+        nbytes = self._page_bytes[key.layer]
+        self._copies.upload(slot.address, source, nbytes)
+        self.copied += nbytes
+        self._copies.record(slot.filled)
+        self._copies.record(self._copied)
+        slot.ready = False
+        self._policy.add(key)
+        self._resident[key] = slot
+        self._broken = False
+
+    def _take(self, pinned: Collection[ExpertKey]) -> _DeviceSlot:
+        if self._free:
+            return self._free.pop()
+        victims = self._policy.evict(pinned)
+        if not victims:
+            raise ValueError(f"{self.slots} slots are too few for {len(pinned)} pages")
+        return self._resident.pop(victims[0])
+
+    def _forget_all(self) -> None:
+        """The books are not to be trusted: begins anew, once the device is at rest."""
+        self._copies.synchronize()
+        self._compute.synchronize()
+        self._policy.evict((), self.slots + 1)
+        self._resident.clear()
+        for slot in self._all:
+            slot.used, slot.ready = None, True
+        self._free = self._all[::-1]
+        self._broken = False
+
+    def settle(self) -> None:
+        self._copied.wait()
+
+    def close(self) -> None:
+        """The computing stream is at rest. May be called twice."""
+        self._resident.clear()
+        self._scope.close()
