@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .arguments import BUNDLE, POSITIVE, PRECISION, TARGET, targets_file
+from .calibration.record import read_record
 from .console import ProgressDisplay
 from .errors import InputError, TargetError
 from .sizes import format_size
@@ -46,6 +47,14 @@ if TYPE_CHECKING:
     "--portable", is_flag=True,
     help="Make TensorRT's engines for every GPU architecture that the precision allows.",
 )  # fmt: skip
+@click.option(
+    "--calibration", metavar="CAL", type=click.Path(path_type=Path),
+    help="What 'pocketmoe calibrate' made of this checkpoint: experts are quantized on its text.",
+)  # fmt: skip
+@click.option(
+    "--method", type=click.Choice(["gptq", "awq", "rtn"]),
+    help="With --calibration: how.  [default: gptq]",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
 def compile_command(
     checkpoint: Path,
@@ -57,9 +66,14 @@ def compile_command(
     context: int | None,
     no_engines: bool,
     portable: bool,
+    calibration: Path | None,
+    method: str | None,
     force: bool,
 ) -> None:
     """Make a bundle of a checkpoint."""
+    if method is not None and calibration is None:
+        raise InputError(f"--method {method} needs --calibration; 'pocketmoe calibrate' makes one")
+    record = read_record(calibration) if calibration is not None else None
     from .compiler.architectures import has_fp32_products, plan_engines
     from .compiler.precision import parse_precision
 
@@ -71,14 +85,18 @@ def compile_command(
             f"--context has no effect for target {target.name}: it is chosen when the bundle runs"
         )
     capabilities = () if no_engines else plan_engines(target, chosen, portable=portable)
+    from .compiler.calibrated import Calibration
     from .compiler.compile import compile_bundle  # takes seconds, so after what is quickly checked
 
+    calibrated = None
+    if calibration is not None and record is not None:
+        calibrated = Calibration(calibration, record, method or "gptq")
     with ProgressDisplay() as progress:
         manifest = compile_bundle(
             checkpoint, output, target=target, precision=chosen,
             active_experts=active_experts, context=context,
             fp32_products=has_fp32_products(target, capabilities), capabilities=capabilities,
-            force=force, progress=progress,
+            calibration=calibrated, force=force, progress=progress,
         )  # fmt: skip
     lossy = f"; lossy: {', '.join(manifest.lossy)}" if manifest.lossy else ""
     click.echo(

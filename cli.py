@@ -11,6 +11,7 @@ import click
 from . import __version__
 from .arguments import AGAINST, BUNDLE, JSON
 from .building_commands import build, compile_command
+from .calibrating_command import calibrate_command
 from .console import ProgressDisplay, print_facts, print_json, print_table, start_logging
 from .entry import CommandLine
 from .errors import BundleError
@@ -83,6 +84,7 @@ main.add_command(targets)
 main.add_command(plan)
 
 
+main.add_command(calibrate_command)
 main.add_command(compile_command)
 main.add_command(build)
 

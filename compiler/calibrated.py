@@ -6,20 +6,24 @@ errors of those are seen, and partly made good.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..calibration.record import CalibrationRecord
+from ..calibration.calibrate import identify
+from ..calibration.record import CalibrationRecord, check_model
 from ..calibration.stream import LayerInput, LayerStream
+from ..errors import InputError
 from ..model.checkpoint import Checkpoint
 from ..model.spec import ModelSpec
 from ..progress import Progress
-from ..runtime.bundle import ExpertLayer, Precision
+from ..runtime.bundle import CALIBRATION, ExpertLayer, Precision
 from ..runtime.pages import PROJECTIONS, PageFormat
 from .expert_methods import LayerMoments, Method, layer_moments, quantize_expert
 from .experts import write_bias, write_expert_layer, write_matrix
@@ -28,16 +32,37 @@ from .precision import precision_of
 from .quantize import quantize_matrix
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """A record, where it is from, and the method that is to use it."""
+
+    path: Path
+    record: CalibrationRecord
+    method: Method
+
+
+def check_calibration(calibration: Calibration, source: Checkpoint, precision: Precision) -> None:
+    """Raises InputError where the record is of another model, or nothing is quantized by it."""
+    found = identify(source)
+    check_model(calibration.record, found["model"], found["tokenizer"], calibration.path)
+    if precision.experts not in QUANTIZED_BITS:
+        raise InputError(
+            f"--calibration has no effect on experts in {precision.experts}: choose "
+            "--precision experts=int4 or experts=int8, or leave it out"
+        )
+
+
 def write_calibrated_experts(
     root: Path,
     source: Checkpoint,
     spec: ModelSpec,
     precision: Precision,
-    record: CalibrationRecord,
-    method: Method,
+    calibration: Calibration,
     progress: Progress,
 ) -> tuple[ExpertLayer, ...]:
-    """As `write_experts`, for int4 and int8, with the text of the record."""
+    """As `write_experts`, for int4 and int8; also writes what errors the experts have."""
+    record, method = calibration.record, calibration.method
+    errors: dict[int, list[float | None]] = {}
     formats = page_formats(spec, precision)
     counts = {layer: _num_experts(spec, layer) for layer in formats}
     progress.stage("experts", sum(formats[layer].nbytes * counts[layer] for layer in formats))
@@ -50,24 +75,39 @@ def write_calibrated_experts(
             if entered is None:
                 continue
             page_format = formats[entered.layer]
-            pages = calibrated_pages(stream, entered, counts[entered.layer], page_format, method)
+            errors[entered.layer] = []
+            pages = calibrated_pages(
+                stream, entered, counts[entered.layer], page_format, method, errors[entered.layer]
+            )
             written.append(
                 write_expert_layer(root, entered.layer, page_format, pages, progress.advance)
             )
             stream.leave()
+    data = {
+        "method": method, "provenance": asdict(record.provenance),
+        "layers": [{"layer": layer, "error": error} for layer, error in errors.items()],
+    }  # fmt: skip
+    (root / CALIBRATION).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return tuple(written)
 
 
 def calibrated_pages(
-    stream: LayerStream, entered: LayerInput, count: int, page_format: PageFormat, method: Method
+    stream: LayerStream,
+    entered: LayerInput,
+    count: int,
+    page_format: PageFormat,
+    method: Method,
+    errors: list[float | None],
 ) -> Iterator[bytearray]:
-    """The pages of a layer's experts in order; what each gives is added to the stream."""
+    """The pages of a layer's experts in order; what each gives is added to the stream, and its
+    relative error to `errors`: None for one without tokens."""
     moments = layer_moments(entered.x)
     for expert in range(count):
         rows, weights = entered.tokens_of(expert)
         x, shares = torch.from_numpy(entered.x[rows]), torch.from_numpy(weights)
-        page, out = _page(stream, expert, x, shares, moments, page_format, method)
+        page, out, error = _page(stream, expert, x, shares, moments, page_format, method)
         stream.add(rows, out)
+        errors.append(error)
         yield page
 
 
@@ -80,9 +120,10 @@ def _page(
     moments: LayerMoments,
     page_format: PageFormat,
     method: Method,
-) -> tuple[bytearray, np.ndarray]:
-    """A page, and the weighted output for the expert's tokens."""
+) -> tuple[bytearray, np.ndarray, float | None]:
+    """A page, the weighted output for the expert's tokens, and how far it is from what it was."""
     module = stream.load_expert(expert)
+    expected = module(x) * shares[:, None]
     made = quantize_expert(module, x, shares, moments, page_format, method)
     page = bytearray(page_format.nbytes)
     places = {place.name: place for place in page_format.tensors()}
@@ -90,7 +131,10 @@ def _page(
         write_matrix(page, places, name, made[name])
         if page_format.bias:
             write_bias(page, places, name, getattr(module, name).bias.numpy())
-    return page, (module(x) * shares[:, None]).numpy()
+    out = module(x) * shares[:, None]
+    size = float(expected.norm())
+    error = float((out - expected).norm()) / size if size else None
+    return page, out.numpy(), error
 
 
 def as_stored(name: str, weight: Tensor, precision: Precision) -> Tensor:

@@ -38,6 +38,7 @@ from ..runtime.device_graphs import DeviceGraphs, EngineSet
 from ..runtime.gpu.libraries import RTX
 from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
+from .calibrated import Calibration, check_calibration, write_calibrated_experts
 from .chat import write_chat_template
 from .device_graphs import write_device_graphs
 from .engines import build_engines
@@ -78,6 +79,7 @@ def compile_bundle(
     context: int | None = None,
     fp32_products: bool = True,
     capabilities: Sequence[str] = (),
+    calibration: Calibration | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -85,12 +87,14 @@ def compile_bundle(
 
     active_experts lowers the number of experts per token; the manifest names it as lossy. context:
     tokens that a GPU's graphs are made for, by default as `choose_context`; fp32_products: see
-    device_lower.py; capabilities: the architectures to build its engines for, as "8.9". force
-    replaces a bundle that is there.
+    device_lower.py; capabilities: the architectures to build its engines for, as "8.9".
+    calibration: on what experts are quantized; without it they are rounded. force replaces a bundle
+    that is there.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be compiled.
-        InputError: `out` exists, or active_experts or context are out of range.
+        InputError: `out` exists, active_experts or context are out of range, or the calibration is
+            of another model.
         EngineError: TensorRT is not there, or cannot build an engine.
     """
     progress = progress or Silent()
@@ -104,6 +108,8 @@ def compile_bundle(
     check_blocks(spec, precision)
     tokenizer = find_tokenizer(source)
     context = choose_context(context, spec, str(checkpoint))
+    if calibration is not None:
+        check_calibration(calibration, source, precision)
     out = Path(os.path.realpath(out)) if out.is_symlink() else out
     with building(out, force) as root:
         write_chat_template(root, source.path)
@@ -120,7 +126,10 @@ def compile_bundle(
                 root, graphs, root, toolchain=RTX, compute_capabilities=capabilities,
                 progress=progress,
             )  # fmt: skip
-        experts = write_experts(root, source, spec, precision, progress)
+        if calibration is None:
+            experts = write_experts(root, source, spec, precision, progress)
+        else:
+            experts = write_calibrated_experts(root, source, spec, precision, calibration, progress)
         dtype = write_embedding(root, source, precision)
         if tokenizer is not None:
             shutil.copyfile(tokenizer, root / TOKENIZER)

@@ -42,6 +42,7 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat.json"
 EMBEDDING = "backbone/embedding.bin"
 PREDICTORS = "backbone/predictors.bin"
+CALIBRATION = "calibration.json"  # how experts were quantized, and their errors
 ENGINE = "engine.onnx"
 _CHUNK = 1 << 20
 
