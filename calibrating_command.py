@@ -45,7 +45,7 @@ def calibrate_command(
     """Run text through a checkpoint, layer by layer, and keep what its experts see."""
     from .calibration.calibrate import calibrate
 
-    with ProgressDisplay() as progress:
+    with ProgressDisplay("tokens") as progress:
         record = calibrate(
             checkpoint, data, output, tokens=tokens, seq_len=seq_len, seed=seed,
             all_experts=all_experts, resume=resume, progress=progress,

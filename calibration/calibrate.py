@@ -59,7 +59,7 @@ def calibrate(
     )  # fmt: skip
     work = _open_work(out, asdict(provenance), resume)
     stream = LayerStream(source, source.spec, text.ids, work)
-    progress.stage("calibrating", source.spec.num_hidden_layers)
+    progress.stage("calibrating", text.ids.size * source.spec.num_hidden_layers)
     layers = _Run(source, stream, work, progress, all_experts=all_experts).layers()
     record = CalibrationRecord(provenance, text.ids, layers)
     write_record(out, record)
@@ -162,7 +162,7 @@ class _Run:
         if not saved:
             stream.embed()
             self._save_state()
-        self._progress.advance(stream.layer)
+        self._progress.advance(stream.layer * stream.ids.size)
         records = {item.layer: item for item in saved}
         while stream.layer < spec.num_hidden_layers:
             entered = stream.enter()
@@ -172,7 +172,7 @@ class _Run:
                 self._foreseen = self._look_ahead(entered.layer)
                 stream.leave()
             self._save_state()
-            self._progress.advance(1)
+            self._progress.advance(stream.ids.size)
         return tuple(records[layer] for layer in sorted(records))
 
     @torch.no_grad()
