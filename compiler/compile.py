@@ -284,7 +284,9 @@ def write_experts(
                 read = tile_reader(reader, spec, lambda _: None)
                 pages = build_pages(layer, counts[layer], page_format, read, workers)
                 written.append(
-                    write_expert_layer(root, layer, page_format, pages, progress.advance)
+                    write_expert_layer(
+                        root, layer, [page_format] * counts[layer], pages, progress.advance
+                    )
                 )
     finally:
         torch.set_num_threads(threads)

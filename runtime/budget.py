@@ -126,11 +126,11 @@ def workspace_bytes(
 def onnx_bytes(footprint: Footprint, batch: int) -> int:
     """What ONNX Runtime takes for the largest expert."""
     experts = 0
-    for page in footprint.experts:
+    for page_format in {item for layer in footprint.experts for item in layer.formats}:
         # A projection in fp32, and the next while the last is not given back yet.
-        projections = 2 * page.format.hidden_size * page.format.intermediate_size
-        unpacked = 0 if page.format.precision == "fp32" else projections * 4
-        width = _FFN_ACTIVATIONS * page.format.intermediate_size + 2 * page.format.hidden_size
+        projections = 2 * page_format.hidden_size * page_format.intermediate_size
+        unpacked = 0 if page_format.precision == "fp32" else projections * 4
+        width = _FFN_ACTIVATIONS * page_format.intermediate_size + 2 * page_format.hidden_size
         experts = max(experts, unpacked + batch * width * 4)
     return experts
 
@@ -174,7 +174,7 @@ def plan_memory(
         sessions -= len(segments.segments)
         backbone += segments.weight_bytes - segments.onnx_bytes
     if kernels is None:
-        sessions += len({layer.format for layer in footprint.experts})
+        sessions += len({item for layer in footprint.experts for item in layer.formats})
     top_k = max((layer.top_k for layer in footprint.experts), default=0)
     plan = MemoryPlan(
         budget=budget,

@@ -175,4 +175,5 @@ def check_host_files(root: Path, manifest: Manifest, *, predictor: bool) -> None
     if predictor:
         check_file(root, manifest, PREDICTORS)
     for layer in manifest.experts:
-        check_file(root, manifest, layer.engine)
+        for engine in layer.engines:
+            check_file(root, manifest, engine)
