@@ -89,8 +89,7 @@ class ExpertLayer:
 
     @property
     def format(self) -> PageFormat:
-        """That of all pages; for what cannot do with several. Raises BundleError where there are.
-        """
+        """That of all pages; for what cannot do with several. Raises BundleError where there are."""
         if len(self.formats) > 1:
             raise BundleError(
                 f"the experts of layer {self.layer} are stored in several formats, which this "

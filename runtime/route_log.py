@@ -37,9 +37,7 @@ class RouteLog:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._page_bytes = {page.key: page.nbytes for page in manifest.pages()}
-        averages = {
-            layer.layer: round(layer.page_bytes) for layer in manifest.footprint.experts
-        }
+        averages = {layer.layer: round(layer.page_bytes) for layer in manifest.footprint.experts}
         note = f"model={manifest.spec.family} n_layer={len(manifest.spec.layers)}"
         self._writer: RouteWriter | None = RouteWriter(path, averages, note)
         self._runs: list[_Run] = []
@@ -104,7 +102,8 @@ class RouteLog:
             expert = int(chosen[place])
             if expert < 0:
                 continue
-            read = 0 if expert in there or expert == last else self._page_bytes[ExpertKey(layer, expert)]
+            nbytes = self._page_bytes[ExpertKey(layer, expert)]
+            read = 0 if expert in there or expert == last else nbytes
             last = expert
             step, slot = divmod(place, slots)
             yield RouteRow(
