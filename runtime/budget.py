@@ -14,7 +14,6 @@ from .host_memory import read_host_memory
 from .kv_cache import capacity, kv_bytes
 from .native.kernels import NativeKernels
 from .native_backbone import NativeBackbone
-from .pages import PAGE_ALIGNMENT, align
 
 MIB = 1 << 20
 AUTO = "auto"  # as a budget
@@ -32,7 +31,7 @@ _RESERVE_BYTES = 16 * MIB  # code that has to stay in memory, allocators' slack,
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes by purpose. chunk: tokens that a graph gets at once; batch: tokens that go through a
-    layer together; slots: pages in the cache.
+    layer together; slots: pages in the cache; page: bytes of one, on average where they differ.
 
     fewest: slots that it cannot do without. auto: the budget was made of what the machine has free.
     predicts: whether the next pages are guessed, for which there must be room for `predictor`
@@ -176,6 +175,8 @@ def plan_memory(
     if kernels is None:
         sessions += len({item for layer in footprint.experts for item in layer.formats})
     top_k = max((layer.top_k for layer in footprint.experts), default=0)
+    page = footprint.mean_page_bytes
+    fewest = -(-(top_k + 1) * footprint.page_bytes // max(1, page))  # were they the largest
     plan = MemoryPlan(
         budget=budget,
         process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
@@ -185,8 +186,8 @@ def plan_memory(
         chunk=chunk,
         batch=batch,
         slots=footprint.num_pages,
-        page=align(footprint.page_bytes, PAGE_ALIGNMENT),
-        fewest=min(footprint.num_pages, top_k + 1),
+        page=page,
+        fewest=min(footprint.num_pages, fewest),
         predictor=footprint.predictor_bytes if reads_early else 0,
     )
     return fit_budget(

@@ -59,6 +59,11 @@ class Footprint:
         return max((page_format.nbytes for page_format in formats), default=0)
 
     @property
+    def mean_page_bytes(self) -> int:
+        """Of all pages, rounded up."""
+        return -(-sum(layer.nbytes for layer in self.experts) // max(1, self.num_pages))
+
+    @property
     def token_page_bytes(self) -> int:
         """What the pages of one token take, on average where a layer's differ."""
         return round(sum(layer.page_bytes * layer.top_k for layer in self.experts))
