@@ -55,6 +55,11 @@ if TYPE_CHECKING:
     "--method", type=click.Choice(["gptq", "awq", "rtn"]),
     help="With --calibration: how.  [default: gptq]",
 )  # fmt: skip
+@click.option(
+    "--bits", metavar="B", type=float,
+    help="With --calibration: bits of each expert weight on average, scales included; experts get "
+    "int4 in blocks of 128, 64 or 32, int8 or fp16, by what it is worth.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
 def compile_command(
     checkpoint: Path,
@@ -68,11 +73,14 @@ def compile_command(
     portable: bool,
     calibration: Path | None,
     method: str | None,
+    bits: float | None,
     force: bool,
 ) -> None:
     """Make a bundle of a checkpoint."""
     if method is not None and calibration is None:
         raise InputError(f"--method {method} needs --calibration; 'pocketmoe calibrate' makes one")
+    if bits is not None:
+        precision = _precision_beside_bits(precision, bits, calibration, target)
     record = read_record(calibration) if calibration is not None else None
     from .compiler.architectures import has_fp32_products, plan_engines
     from .compiler.precision import parse_precision
@@ -96,13 +104,38 @@ def compile_command(
             checkpoint, output, target=target, precision=chosen,
             active_experts=active_experts, context=context,
             fp32_products=has_fp32_products(target, capabilities), capabilities=capabilities,
-            calibration=calibrated, force=force, progress=progress,
+            calibration=calibrated, bits=bits, force=force, progress=progress,
         )  # fmt: skip
     lossy = f"; lossy: {', '.join(manifest.lossy)}" if manifest.lossy else ""
     click.echo(
         f"{output}: {format_size(manifest.total_bytes)}, {manifest.num_pages} experts of up to "
-        f"{format_size(manifest.page_bytes)}{_engines(manifest, target)}{lossy}"
+        f"{format_size(manifest.page_bytes)}{_bits(manifest)}{_engines(manifest, target)}{lossy}"
     )
+
+
+def _precision_beside_bits(
+    texts: tuple[str, ...], bits: float, calibration: Path | None, target: Target
+) -> tuple[str, ...]:
+    """`--precision` with something for the experts that the target has: --bits chooses for them.
+
+    Raises:
+        InputError: there is no calibration, or --precision would choose too.
+    """
+    if calibration is None:
+        raise InputError(f"--bits {bits:g} needs --calibration; 'pocketmoe calibrate' makes one")
+    for item in (item.strip() for text in texts for item in text.split(",")):
+        if item.partition("=")[0].strip() not in ("backbone", "head"):
+            raise InputError(
+                f"--bits chooses how experts are stored, and so does --precision {item}: leave one "
+                "out, or give --precision backbone=… and head=…"
+            )
+    return (*texts, f"experts={target.precisions[0]}")
+
+
+def _bits(manifest: Manifest) -> str:
+    if manifest.bits is None:
+        return ""
+    return f", {manifest.bits.reached:.4g} bits per expert weight"
 
 
 def _engines(manifest: Manifest, target: Target) -> str:

@@ -48,7 +48,8 @@ def gpu_here() -> Gpu | None:
 
 
 def engine_set_facts(item: EngineSet, manifest: Manifest, gpu: Gpu | None) -> EngineSetFacts:
-    pages = {tensor.name for layer in manifest.experts for tensor in page_inputs(layer.format)}
+    formats = {page_format for layer in manifest.experts for page_format in layer.formats}
+    pages = {tensor.name for page_format in formats for tensor in page_inputs(page_format)}
     engines = tuple(
         EngineFacts(
             graph=engine.graph,

@@ -110,7 +110,7 @@ def with_half_cache(estimate: SpeedEstimate) -> SpeedEstimate:
 def assumptions(target: Target, footprint: Footprint) -> tuple[str, ...]:
     """What is behind the figures, in words."""
     if has_own_memory(target):
-        pages = sum(layer.format.nbytes * layer.num_experts for layer in footprint.experts)
+        pages = sum(layer.nbytes for layer in footprint.experts)
         missing = (
             f"host memory holds all pages ({format_size(pages)}); those that GPU memory lacks come "
             f"over the link, {target.link}, at its limit"

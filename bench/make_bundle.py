@@ -89,8 +89,8 @@ def make_bundle(
         pages = source.pages(precision)
         experts = tuple(
             write_expert_layer(
-                root, layer, page_format, pages.layer(layer, counts[layer], page_format),
-                progress.advance,
+                root, layer, [page_format] * counts[layer],
+                pages.layer(layer, counts[layer], page_format), progress.advance,
             )
             for layer, page_format in formats.items()
         )  # fmt: skip

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ..model.module import activate
 from ..model.routing import choose_experts
 from ..progress import Progress, Silent
 from ..runtime.text import load_tokenizer
+from .candidates import candidates_for, output_errors
 from .record import CalibrationRecord, LayerRecord, Provenance, model_hash, write_record
 from .stream import LayerInput, LayerStream, load_layer
 from .text import CalibrationText, read_sequences
@@ -61,7 +62,8 @@ def calibrate(
     stream = LayerStream(source, source.spec, text.ids, work)
     progress.stage("calibrating", text.ids.size * source.spec.num_hidden_layers)
     layers = _Run(source, stream, work, progress, all_experts=all_experts).layers()
-    record = CalibrationRecord(provenance, text.ids, layers)
+    names = tuple(item.name for item in candidates_for(source.spec))
+    record = CalibrationRecord(provenance, text.ids, layers, names)
     write_record(out, record)
     shutil.rmtree(work)
     _warn_of_unused(layers)
@@ -154,6 +156,7 @@ class _Run:
     ):
         self._source, self._stream, self._work = source, stream, work
         self._progress, self._all = progress, all_experts
+        self._candidates = candidates_for(source.spec)
         self._foreseen: np.ndarray | None = None  # what the present layer's router said before
 
     def layers(self) -> tuple[LayerRecord, ...]:
@@ -167,10 +170,11 @@ class _Run:
         while stream.layer < spec.num_hidden_layers:
             entered = stream.enter()
             if entered is not None:
-                records[entered.layer] = self._run_experts(entered)
-                self._save_layer(records[entered.layer])
+                found = self._run_experts(entered)
                 self._foreseen = self._look_ahead(entered.layer)
-                stream.leave()
+                errors = (found.errors * stream.leave()).astype(np.float32)
+                records[entered.layer] = replace(found, errors=errors)
+                self._save_layer(records[entered.layer])
             self._save_state()
             self._progress.advance(stream.ids.size)
         return tuple(records[layer] for layer in sorted(records))
@@ -186,6 +190,7 @@ class _Run:
         )
         input_square = np.zeros((count, spec.hidden_size), np.float32)
         inner_square = np.zeros((count, rule.intermediate_size), np.float32)
+        errors = np.zeros((count, len(self._candidates)))
         everyone = np.arange(len(entered.x))
         for expert in range(count):
             rows, weights = entered.tokens_of(expert)
@@ -193,6 +198,10 @@ class _Run:
             if not len(seen):
                 continue
             module = stream.load_expert(expert)
+            errors[expert] = output_errors(
+                module, torch.from_numpy(entered.x[rows]), torch.from_numpy(weights),
+                self._candidates,
+            )  # fmt: skip
             shares = np.zeros(len(entered.x), np.float32)
             shares[rows] = weights
             for start in range(0, len(seen), _ROWS):
@@ -207,6 +216,8 @@ class _Run:
                     stream.add(part[own], y * shares[part][own][:, None])
             input_square[expert] /= len(seen)
             inner_square[expert] /= len(seen)
+        # What no token went to is not free: other text will ask for it.
+        errors[usage == 0] = errors[usage > 0].mean(axis=0)
         return LayerRecord(
             layer=entered.layer,
             experts=entered.experts.astype(np.uint16),
@@ -217,6 +228,7 @@ class _Run:
             input_square=input_square,
             inner_square=inner_square,
             foreseen=self._share_foreseen(entered),
+            errors=errors,
         )
 
     def _share_foreseen(self, entered: LayerInput) -> float | None:

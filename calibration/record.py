@@ -11,7 +11,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ class LayerRecord:
     input_square: float32 `[E, hidden]`, their mean squares by expert; inner_square: float32
     `[E, intermediate]`, those of what goes into its down projection. Zeros where no token came.
     foreseen: share of the choices that the layer's router names a layer early; None for the first.
+    errors: float32 `[E, candidates]`, what an expert adds to the squared error of the residual
+    stream when it is stored as a candidate, as a share of the stream's squared size, all of it over
+    all tokens; that of an expert that no token went to is the mean of its layer's.
     """
 
     layer: int
@@ -45,6 +48,7 @@ class LayerRecord:
     input_square: np.ndarray
     inner_square: np.ndarray
     foreseen: float | None
+    errors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     @property
     def unused(self) -> tuple[int, ...]:
@@ -71,11 +75,13 @@ class Provenance:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """ids: int64 `[sequences, seq_len]`."""
+    """ids: int64 `[sequences, seq_len]`. candidates: names of how an expert might be stored, to the
+    columns of `errors`; none in a record that was made without them."""
 
     provenance: Provenance
     ids: np.ndarray
     layers: tuple[LayerRecord, ...]
+    candidates: tuple[str, ...] = ()
 
     def layer(self, index: int) -> LayerRecord:
         return next(item for item in self.layers if item.layer == index)
@@ -106,7 +112,7 @@ def write_record(path: Path, record: CalibrationRecord) -> None:
     os.replace(beside, path / ARRAYS)
     data = {
         "format": FORMAT, "version": VERSION, "provenance": asdict(record.provenance),
-        "layers": layers, "arrays_sha256": digest,
+        "layers": layers, "candidates": list(record.candidates), "arrays_sha256": digest,
     }  # fmt: skip
     beside = path / f".{RECORD}.tmp"
     beside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -144,16 +150,21 @@ def read_record(path: Path) -> CalibrationRecord:
 
 def _parse(data: dict[str, Any], path: Path) -> CalibrationRecord:
     names = [name for name in LayerRecord.__dataclass_fields__ if name not in ("layer", "foreseen")]
+    candidates = tuple(str(name) for name in data.get("candidates", ()))
     with np.load(path / ARRAYS, allow_pickle=False) as arrays:
         layers = tuple(
             LayerRecord(
                 layer=int(item["layer"]), foreseen=item["foreseen"],
-                **{name: arrays[f"{item['layer']}.{name}"] for name in names},
+                **{
+                    name: arrays[f"{item['layer']}.{name}"]
+                    for name in names
+                    if name != "errors" or candidates
+                },
             )
             for item in data["layers"]
         )  # fmt: skip
         ids = arrays["ids"].astype(np.int64)
-    return CalibrationRecord(Provenance(**data["provenance"]), ids, layers)
+    return CalibrationRecord(Provenance(**data["provenance"]), ids, layers, candidates)
 
 
 def check_model(record: CalibrationRecord, model: str, tokenizer: str, where: Path) -> None:

@@ -121,16 +121,27 @@ class LayerStream:
         self._out[rows] += weighted
 
     @torch.no_grad()
-    def leave(self) -> None:
-        """Ends the layer that was entered."""
+    def leave(self) -> float:
+        """Ends the layer that was entered.
+
+        Returns what makes a squared error of its experts' sum, over all tokens, a share of the
+        squared size that the residual stream had: what the sum becomes before it is added (a norm,
+        a multiplier) counts as much for its errors as for itself.
+        """
         layer = self._entered
         if layer is None:
             raise ValueError("no layer was entered")
+        before = sums = added = 0.0
         for hidden, _, out in self._batches():
-            hidden.copy_(layer.leave_ffn(hidden, out.view_as(hidden)))
+            left = layer.leave_ffn(hidden, out.view_as(hidden))
+            before += _squared_size(hidden)
+            sums += _squared_size(out)
+            added += _squared_size(left - hidden)
+            hidden.copy_(left)
         self._check_finite(self.layer)
         self._entered = None
         self.layer += 1
+        return added / (sums * before) if sums and before else 0.0
 
     def load_expert(self, expert: int) -> GatedFFN:
         """An expert of the layer that was entered, in float32."""
@@ -188,6 +199,10 @@ def load_expert(checkpoint: Checkpoint, spec: ModelSpec, layer: int, expert: int
         state = {".".join(name.rsplit(".", 2)[1:]): _read(reader, name) for name in shapes}
     module.load_state_dict(state, assign=True)
     return module.eval()
+
+
+def _squared_size(values: Tensor) -> float:
+    return float(values.flatten().dot(values.flatten()))
 
 
 def _read(reader: TensorReader, name: str) -> Tensor:

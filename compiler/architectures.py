@@ -97,7 +97,8 @@ def check_architecture(capability: str, precision: Precision) -> None:
 
 def _lacks(capability: str, precision: Precision) -> str | None:
     """The precision of a part that an architecture does not have."""
-    for part in (precision.experts, precision.backbone, precision.head):
+    # Experts may be stored in several, as "int4+int8".
+    for part in (*precision.experts.split("+"), precision.backbone, precision.head):
         least = _NEEDS.get(part)
         if least is not None and version_numbers(capability) < version_numbers(least):
             return part

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from ..calibration.record import CalibrationRecord, check_model
 from ..calibration.stream import LayerInput, LayerStream
 from ..errors import InputError
 from ..model.checkpoint import Checkpoint
+from ..model.module import GatedFFN
 from ..model.spec import ModelSpec
 from ..progress import Progress
 from ..runtime.bundle import CALIBRATION, ExpertLayer, Precision
 from ..runtime.pages import PROJECTIONS, PageFormat
 from .expert_methods import LayerMoments, Method, layer_moments, quantize_expert
-from .experts import write_bias, write_expert_layer, write_matrix
-from .footprint import QUANTIZED_BITS, page_formats
+from .experts import fill_page, write_bias, write_expert_layer, write_matrix
+from .footprint import QUANTIZED_BITS
 from .precision import precision_of
 from .quantize import quantize_matrix
 
@@ -41,11 +42,15 @@ class Calibration:
     method: Method
 
 
-def check_calibration(calibration: Calibration, source: Checkpoint, precision: Precision) -> None:
-    """Raises InputError where the record is of another model, or nothing is quantized by it."""
+def check_calibration(
+    calibration: Calibration, source: Checkpoint, precision: Precision, bits: float | None
+) -> None:
+    """bits: what experts may take on average, whatever the precision says of them.
+
+    Raises InputError where the record is of another model, or nothing is quantized by it."""
     found = identify(source)
     check_model(calibration.record, found["model"], found["tokenizer"], calibration.path)
-    if precision.experts not in QUANTIZED_BITS:
+    if bits is None and precision.experts not in QUANTIZED_BITS:
         raise InputError(
             f"--calibration has no effect on experts in {precision.experts}: choose "
             "--precision experts=int4 or experts=int8, or leave it out"
@@ -58,14 +63,15 @@ def write_calibrated_experts(
     spec: ModelSpec,
     precision: Precision,
     calibration: Calibration,
+    formats: Mapping[int, Sequence[PageFormat]],
     progress: Progress,
 ) -> tuple[ExpertLayer, ...]:
-    """As `write_experts`, for int4 and int8; also writes what errors the experts have."""
+    """As `write_experts`, for int4, int8 and fp16; also writes what errors the experts have.
+
+    formats: of each expert of each paged layer."""
     record, method = calibration.record, calibration.method
     errors: dict[int, list[float | None]] = {}
-    formats = page_formats(spec, precision)
-    counts = {layer: _num_experts(spec, layer) for layer in formats}
-    progress.stage("experts", sum(formats[layer].nbytes * counts[layer] for layer in formats))
+    progress.stage("experts", sum(item.nbytes for layer in formats.values() for item in layer))
     written = []
     with tempfile.TemporaryDirectory(prefix=".activations.", dir=root.parent) as folder:
         stream = LayerStream(source, spec, record.ids, Path(folder))
@@ -74,14 +80,10 @@ def write_calibrated_experts(
             entered = stream.enter(lambda name, weight: as_stored(name, weight, precision))
             if entered is None:
                 continue
-            page_format = formats[entered.layer]
+            own = formats[entered.layer]
             errors[entered.layer] = []
-            pages = calibrated_pages(
-                stream, entered, counts[entered.layer], page_format, method, errors[entered.layer]
-            )
-            written.append(
-                write_expert_layer(root, entered.layer, page_format, pages, progress.advance)
-            )
+            pages = calibrated_pages(stream, entered, own, method, errors[entered.layer])
+            written.append(write_expert_layer(root, entered.layer, own, pages, progress.advance))
             stream.leave()
     data = {
         "method": method, "provenance": asdict(record.provenance),
@@ -94,15 +96,14 @@ def write_calibrated_experts(
 def calibrated_pages(
     stream: LayerStream,
     entered: LayerInput,
-    count: int,
-    page_format: PageFormat,
+    formats: Sequence[PageFormat],
     method: Method,
     errors: list[float | None],
 ) -> Iterator[bytearray]:
     """The pages of a layer's experts in order; what each gives is added to the stream, and its
     relative error to `errors`: None for one without tokens."""
     moments = layer_moments(entered.x)
-    for expert in range(count):
+    for expert, page_format in enumerate(formats):
         rows, weights = entered.tokens_of(expert)
         x, shares = torch.from_numpy(entered.x[rows]), torch.from_numpy(weights)
         page, out, error = _page(stream, expert, x, shares, moments, page_format, method)
@@ -124,17 +125,27 @@ def _page(
     """A page, the weighted output for the expert's tokens, and how far it is from what it was."""
     module = stream.load_expert(expert)
     expected = module(x) * shares[:, None]
-    made = quantize_expert(module, x, shares, moments, page_format, method)
     page = bytearray(page_format.nbytes)
-    places = {place.name: place for place in page_format.tensors()}
-    for name in PROJECTIONS:
-        write_matrix(page, places, name, made[name])
-        if page_format.bias:
-            write_bias(page, places, name, getattr(module, name).bias.numpy())
+    if page_format.quantized:
+        made = quantize_expert(module, x, shares, moments, page_format, method)
+        places = {place.name: place for place in page_format.tensors()}
+        for name in PROJECTIONS:
+            write_matrix(page, places, name, made[name])
+            if page_format.bias:
+                write_bias(page, places, name, getattr(module, name).bias.numpy())
+    else:
+        for name in PROJECTIONS:
+            weight = getattr(module, name).weight
+            weight.copy_(weight.half())
+            fill_page(page, page_format, name, lambda part: iter([_parameter(module, part)]))
     out = module(x) * shares[:, None]
     size = float(expected.norm())
     error = float((out - expected).norm()) / size if size else None
     return page, out.numpy(), error
+
+
+def _parameter(module: GatedFFN, name: str) -> np.ndarray:
+    return module.get_parameter(name).numpy()
 
 
 def as_stored(name: str, weight: Tensor, precision: Precision) -> Tensor:
@@ -146,8 +157,3 @@ def as_stored(name: str, weight: Tensor, precision: Precision) -> Tensor:
         return weight.half().float()
     quantized = quantize_matrix(weight.numpy(), QUANTIZED_BITS[chosen], precision.block_size)
     return torch.from_numpy(quantized.dequantized())
-
-
-def _num_experts(spec: ModelSpec, layer: int) -> int:
-    router = spec.layers[layer].router
-    return router.num_experts if router is not None else 1

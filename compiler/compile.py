@@ -6,12 +6,12 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx
@@ -36,6 +36,7 @@ from ..runtime.bundle import (
 from ..runtime.context import choose_context
 from ..runtime.device_graphs import DeviceGraphs, EngineSet
 from ..runtime.gpu.libraries import RTX
+from ..runtime.pages import PageFormat
 from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
 from .calibrated import Calibration, check_calibration, write_calibrated_experts
@@ -51,6 +52,9 @@ from .quantize import ReadTiles
 from .segments import SegmentPlan, plan_segments, segment_parameters
 from .stamp import stamp_segment
 from .trace import check_attention, trace_segment
+
+if TYPE_CHECKING:
+    from .bits import BitsPlan
 
 _FP16_LARGEST = 65504.0
 
@@ -80,6 +84,7 @@ def compile_bundle(
     fp32_products: bool = True,
     capabilities: Sequence[str] = (),
     calibration: Calibration | None = None,
+    bits: float | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -88,13 +93,14 @@ def compile_bundle(
     active_experts lowers the number of experts per token; the manifest names it as lossy. context:
     tokens that a GPU's graphs are made for, by default as `choose_context`; fp32_products: see
     device_lower.py; capabilities: the architectures to build its engines for, as "8.9".
-    calibration: on what experts are quantized; without it they are rounded. force replaces a bundle
-    that is there.
+    calibration: on what experts are quantized; without it they are rounded. bits: what each expert
+    weight takes on average, each expert stored as the calibration says that it is worth, and not as
+    precision.experts says. force replaces a bundle that is there.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be compiled.
-        InputError: `out` exists, active_experts or context are out of range, or the calibration is
-            of another model.
+        InputError: `out` exists, active_experts, context or bits are out of range, bits are given
+            without a calibration, or that is of another model.
         EngineError: TensorRT is not there, or cannot build an engine.
     """
     progress = progress or Silent()
@@ -105,11 +111,21 @@ def compile_bundle(
     source.check_leftovers()
     spec, lossy = with_active_experts(source.spec, active_experts)
     check_attention(spec)
-    check_blocks(spec, precision)
+    check_blocks(spec, precision if bits is None else replace(precision, experts="fp16"))
     tokenizer = find_tokenizer(source)
     context = choose_context(context, spec, str(checkpoint))
     if calibration is not None:
-        check_calibration(calibration, source, precision)
+        check_calibration(calibration, source, precision, bits)
+    plan = None
+    if bits is not None:
+        plan = _plan_bits(calibration, spec, target, bits)
+    counts, uniform = expert_counts(spec), page_formats(spec, precision)
+    formats: Mapping[int, Sequence[PageFormat]]
+    formats = plan.formats if plan is not None else {
+        layer: [page_format] * counts[layer] for layer, page_format in uniform.items()
+    }  # fmt: skip
+    if plan is not None:
+        precision = replace(precision, experts=plan.precision)
     out = Path(os.path.realpath(out)) if out.is_symlink() else out
     with building(out, force) as root:
         write_chat_template(root, source.path)
@@ -118,7 +134,7 @@ def compile_bundle(
         if target.kind == "gpu":
             graphs = write_graphs(
                 root, source, spec, precision, context=context, fp32_products=fp32_products,
-                progress=progress,
+                progress=progress, formats={layer: own[0] for layer, own in formats.items()},
             )  # fmt: skip
         engines: tuple[EngineSet, ...] = ()
         if graphs is not None and capabilities:
@@ -129,7 +145,9 @@ def compile_bundle(
         if calibration is None:
             experts = write_experts(root, source, spec, precision, progress)
         else:
-            experts = write_calibrated_experts(root, source, spec, precision, calibration, progress)
+            experts = write_calibrated_experts(
+                root, source, spec, precision, calibration, formats, progress
+            )
         dtype = write_embedding(root, source, precision)
         if tokenizer is not None:
             shutil.copyfile(tokenizer, root / TOKENIZER)
@@ -145,10 +163,21 @@ def compile_bundle(
             lossy=lossy,
             graphs=graphs,
             engines=engines,
+            bits=plan.average if plan is not None else None,
         )
         manifest = replace(manifest, files=hash_files(root, progress))
         write_manifest(root, manifest)
     return manifest
+
+
+def _plan_bits(
+    calibration: Calibration | None, spec: ModelSpec, target: Target, bits: float
+) -> BitsPlan:
+    if calibration is None:
+        raise InputError(f"--bits {bits:g} needs --calibration; 'pocketmoe calibrate' makes one")
+    from .bits import plan_bits  # scipy takes half a second
+
+    return plan_bits(calibration.record, spec, target, bits, calibration.path)
 
 
 def toolchain() -> dict[str, str]:
@@ -250,14 +279,17 @@ def write_graphs(
     context: int,
     fp32_products: bool,
     progress: Progress,
+    formats: Mapping[int, PageFormat] | None = None,
 ) -> DeviceGraphs:
-    """The graphs for GPUs, for which the backbone's weights are read once more."""
+    """The graphs for GPUs, for which the backbone's weights are read once more. formats: of the
+    pages of each layer, by default those of the precision."""
     progress.stage("graphs for GPUs", backbone_float32_bytes(spec))
     with source.tensors() as reader:
         read = tile_reader(reader, spec, progress.advance)
         return write_device_graphs(
-            root, spec, precision, read, context=context, fp32_products=fp32_products
-        )
+            root, spec, precision, read, context=context, fp32_products=fp32_products,
+            formats=formats,
+        )  # fmt: skip
 
 
 def backbone_float32_bytes(spec: ModelSpec) -> int:
@@ -284,7 +316,9 @@ def write_experts(
                 read = tile_reader(reader, spec, lambda _: None)
                 pages = build_pages(layer, counts[layer], page_format, read, workers)
                 written.append(
-                    write_expert_layer(root, layer, page_format, pages, progress.advance)
+                    write_expert_layer(
+                        root, layer, [page_format] * counts[layer], pages, progress.advance
+                    )
                 )
     finally:
         torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ one engine built of it, serves all experts of a format.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -40,10 +41,12 @@ def write_device_graphs(
     *,
     context: int,
     fp32_products: bool = True,
+    formats: Mapping[int, PageFormat] | None = None,
 ) -> DeviceGraphs:
     """Writes `device/` below root.
 
     context: positions that attention is to be made for. fp32_products: see device_lower.py.
+    formats: of the pages of each layer, by default those of the precision.
     """
     folder = root / DEVICE_FOLDER
     folder.mkdir()
@@ -57,7 +60,7 @@ def write_device_graphs(
         segments.append(f"{DEVICE_FOLDER}/{path.name}")
     return DeviceGraphs(
         segments=tuple(segments),
-        layers=write_expert_graphs(folder, spec, precision),
+        layers=write_expert_graphs(folder, spec, formats or page_formats(spec, precision)),
         chunk=min(CHUNK, context),
         batch=min(BATCH, context),
         context=context,
@@ -90,12 +93,12 @@ def write_segment(
 
 
 def write_expert_graphs(
-    folder: Path, spec: ModelSpec, precision: Precision
+    folder: Path, spec: ModelSpec, formats: Mapping[int, PageFormat]
 ) -> tuple[GraphLayer, ...]:
     """One set of graphs for all layers with the same pages and as many experts for a token."""
     written: dict[tuple[PageFormat, int], tuple[str, str, str]] = {}
     layers = []
-    for layer, page_format in page_formats(spec, precision).items():
+    for layer, page_format in formats.items():
         router = spec.layers[layer].router
         if router is None:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import onnx
 
 from ..model.parameters import expert_prefix
 from ..model.tensors import TILE_BYTES
-from ..runtime.bundle import ENGINE, ExpertLayer
+from ..runtime.bundle import ExpertLayer, engine_name
 from ..runtime.native.checksum import find_xxh64
 from ..runtime.pages import PROJECTIONS, PageFormat, TensorPlace
 from .expert_graphs import engine_graph, expert_graph, point_into_page
@@ -37,12 +37,12 @@ def choose_workers(formats: Iterable[PageFormat], *, encoded: bool) -> int:
 def write_expert_layer(
     root: Path,
     layer: int,
-    page_format: PageFormat,
+    formats: Sequence[PageFormat],
     pages: Iterable[bytearray],
     advance: Callable[[int], None],
 ) -> ExpertLayer:
-    """Writes `experts/layer_NNN/` below root, a page for each expert in order; advance is told the
-    bytes of each page written."""
+    """Writes `experts/layer_NNN/` below root, a page for each expert in order, each of its own of
+    `formats`; advance is told the bytes of each page written."""
     folder = root / "experts" / f"layer_{layer:03d}"
     folder.mkdir(parents=True)
     offsets, hashes, checksums, end = [], [], [], 0
@@ -56,19 +56,24 @@ def write_expert_layer(
                 checksums.append(xxh64(np.frombuffer(page, np.uint8)))
             end += len(page)
             advance(len(page))
-    graph = expert_graph(page_format)
-    for expert, offset in enumerate(offsets):
+    distinct = tuple(dict.fromkeys(formats))
+    graphs = {page_format: expert_graph(page_format) for page_format in distinct}
+    unchecked = set(distinct)
+    for expert, (offset, page_format) in enumerate(zip(offsets, formats, strict=True)):
         path = folder / f"expert_{expert:03d}.onnx"
-        onnx.save(point_into_page(graph, page_format, offset), path)
-        if expert == 0:
+        onnx.save(point_into_page(graphs[page_format], page_format, offset), path)
+        if page_format in unchecked:
             onnx.checker.check_model(str(path))
-    engine = engine_graph(page_format)
-    onnx.checker.check_model(engine)
-    onnx.save(engine, folder / ENGINE)
-    file_name = f"experts/{folder.name}/pages.bin"
+            unchecked.remove(page_format)
+    for kind, page_format in enumerate(distinct):
+        engine = engine_graph(page_format)
+        onnx.checker.check_model(engine)
+        onnx.save(engine, folder / engine_name(kind))
+    kinds = tuple(map(distinct.index, formats)) if len(distinct) > 1 else ()
     return ExpertLayer(
-        layer, file_name, page_format, tuple(offsets), tuple(hashes), tuple(checksums)
-    )
+        layer, f"experts/{folder.name}/pages.bin", distinct, tuple(offsets), tuple(hashes),
+        tuple(checksums), kinds,
+    )  # fmt: skip
 
 
 def build_pages(

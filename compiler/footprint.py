@@ -43,7 +43,7 @@ def expected_footprint(spec: ModelSpec, precision: Precision) -> Footprint:
     for index, page_format in page_formats(spec, precision).items():
         router = spec.layers[index].router
         if router is not None:
-            layers.append(PagedLayer(index, page_format, router.num_experts, router.top_k))
+            layers.append(PagedLayer(index, (page_format,), (router.num_experts,), router.top_k))
     return Footprint(
         spec=spec,
         segments=len(plan_segments(spec)),

@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..calibration.rounding import best_scales, limits, rounded, spread
 from .quantize import QuantizedMatrix
 
 _COLUMNS = 128  # whose errors are carried on together
-_SMALLEST_SCALE = 1e-5
-# Shares of a block's largest magnitude that its scale may cover.
-_CLIPS = {4: tuple(1.0 - 0.04 * step for step in range(13)), 8: (1.0, 0.97, 0.94)}
 
 
 def quantize_gptq(
@@ -30,7 +28,7 @@ def quantize_gptq(
     """
     importance = hessian.diagonal().clamp(min=0)
     scales = best_scales(weight, importance, bits, block_size)
-    steps = scales.float().repeat_interleave(block_size, dim=1)
+    steps = spread(scales, weight)
     order = torch.argsort(importance, descending=True)
     inverse = _inverse_factor(hessian[order][:, order], damping)
     values = torch.empty_like(weight)
@@ -46,33 +44,8 @@ def quantize_weighted(
     """Rounding to nearest; each block's clip is the one with the least error, each column's error
     weighted by `importance` `[in]`, the mean square of its input."""
     scales = best_scales(weight, importance, bits, block_size)
-    steps = scales.float().repeat_interleave(block_size, dim=1)
-    low, high = _limits(bits)
-    values = torch.round(weight / steps).clamp_(low, high)
+    values = rounded(weight, scales, bits)
     return QuantizedMatrix(values.to(torch.int8).numpy(), scales.numpy(), bits)
-
-
-def best_scales(weight: Tensor, importance: Tensor, bits: int, block_size: int) -> Tensor:
-    """fp16 `[out, in / block]`: of a few clips, those of the least weighted squared error."""
-    low, high = _limits(bits)
-    blocks = weight.unflatten(1, (-1, block_size))
-    weights = importance.to(torch.float32).unflatten(0, (-1, block_size))
-    weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, torch.ones(()))
-    largest = blocks.abs().amax(dim=2)
-    least = torch.full_like(largest, float("inf"))
-    best = torch.zeros_like(largest, dtype=torch.float16)
-    for clip in _CLIPS[bits]:
-        candidate = (largest * (clip / high)).clamp(min=_SMALLEST_SCALE).to(torch.float16)
-        steps = candidate.float().unsqueeze(2)
-        error = torch.round(blocks / steps).clamp_(low, high).mul_(steps).sub_(blocks)
-        squared = torch.einsum("obi,obi,bi->ob", error, error, weights)
-        better = squared < least
-        least, best = torch.where(better, squared, least), torch.where(better, candidate, best)
-    return best
-
-
-def _limits(bits: int) -> tuple[int, int]:
-    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
 def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
@@ -92,7 +65,7 @@ def _round_columns(
     weight: Tensor, steps: Tensor, inverse: Tensor, bits: int, values: Tensor
 ) -> None:
     """Fills `values`; weight is changed."""
-    low, high = _limits(bits)
+    low, high = limits(bits)
     columns = weight.shape[1]
     weight = weight.clone()
     for start in range(0, columns, _COLUMNS):

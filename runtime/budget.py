@@ -14,7 +14,6 @@ from .host_memory import read_host_memory
 from .kv_cache import capacity, kv_bytes
 from .native.kernels import NativeKernels
 from .native_backbone import NativeBackbone
-from .pages import PAGE_ALIGNMENT, align
 
 MIB = 1 << 20
 AUTO = "auto"  # as a budget
@@ -32,7 +31,7 @@ _RESERVE_BYTES = 16 * MIB  # code that has to stay in memory, allocators' slack,
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes by purpose. chunk: tokens that a graph gets at once; batch: tokens that go through a
-    layer together; slots: pages in the cache.
+    layer together; slots: pages in the cache; page: bytes of one, on average where they differ.
 
     fewest: slots that it cannot do without. auto: the budget was made of what the machine has free.
     predicts: whether the next pages are guessed, for which there must be room for `predictor`
@@ -126,11 +125,11 @@ def workspace_bytes(
 def onnx_bytes(footprint: Footprint, batch: int) -> int:
     """What ONNX Runtime takes for the largest expert."""
     experts = 0
-    for page in footprint.experts:
+    for page_format in {item for layer in footprint.experts for item in layer.formats}:
         # A projection in fp32, and the next while the last is not given back yet.
-        projections = 2 * page.format.hidden_size * page.format.intermediate_size
-        unpacked = 0 if page.format.precision == "fp32" else projections * 4
-        width = _FFN_ACTIVATIONS * page.format.intermediate_size + 2 * page.format.hidden_size
+        projections = 2 * page_format.hidden_size * page_format.intermediate_size
+        unpacked = 0 if page_format.precision == "fp32" else projections * 4
+        width = _FFN_ACTIVATIONS * page_format.intermediate_size + 2 * page_format.hidden_size
         experts = max(experts, unpacked + batch * width * 4)
     return experts
 
@@ -174,8 +173,10 @@ def plan_memory(
         sessions -= len(segments.segments)
         backbone += segments.weight_bytes - segments.onnx_bytes
     if kernels is None:
-        sessions += len({layer.format for layer in footprint.experts})
+        sessions += len({item for layer in footprint.experts for item in layer.formats})
     top_k = max((layer.top_k for layer in footprint.experts), default=0)
+    page = footprint.mean_page_bytes
+    fewest = -(-(top_k + 1) * footprint.page_bytes // max(1, page))  # were they the largest
     plan = MemoryPlan(
         budget=budget,
         process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
@@ -185,8 +186,8 @@ def plan_memory(
         chunk=chunk,
         batch=batch,
         slots=footprint.num_pages,
-        page=align(footprint.page_bytes, PAGE_ALIGNMENT),
-        fewest=min(footprint.num_pages, top_k + 1),
+        page=page,
+        fewest=min(footprint.num_pages, fewest),
         predictor=footprint.predictor_bytes if reads_early else 0,
     )
     return fit_budget(

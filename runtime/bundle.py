@@ -11,6 +11,7 @@ backbone/segment_000.json …    where each weight lies (see weight_index.py); a
 experts/layer_000/pages.bin    one page per expert (see pages.py)
 experts/layer_000/expert_000.onnx …   each expert as a standard ONNX graph over its page
 experts/layer_000/engine.onnx         the same function with a page's tensors as inputs
+experts/layer_000/engine_1.onnx …     and for each further page format of the layer
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,28 +73,72 @@ class Segment:
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """The pages of one layer: page e starts at `offsets[e]` of `file`.
+    """The pages of one layer: page e starts at `offsets[e]` of `file`, and is of the format
+    `formats[kinds[e]]`. kinds: empty where all are of the first.
 
     xxh64: checksums that are quicker to check than sha256; empty where the compiler had none.
     """
 
     layer: int
     file: str
-    format: PageFormat
+    formats: tuple[PageFormat, ...]
     offsets: tuple[int, ...]
     sha256: tuple[str, ...]
     xxh64: tuple[str, ...] = ()
+    kinds: tuple[int, ...] = ()
 
     @property
-    def engine(self) -> str:
-        """The graph that ONNX Runtime runs any page of this layer with."""
-        return f"{self.file.rpartition('/')[0]}/{ENGINE}"
+    def format(self) -> PageFormat:
+        """That of all pages; for what cannot do with several. Raises BundleError where there are."""
+        if len(self.formats) > 1:
+            raise BundleError(
+                f"the experts of layer {self.layer} are stored in several formats, which this "
+                "cannot use; compile the bundle again without --bits"
+            )
+        return self.formats[0]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Pages of each format."""
+        if not self.kinds:
+            return (len(self.offsets),)
+        return tuple(self.kinds.count(kind) for kind in range(len(self.formats)))
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The graphs that ONNX Runtime runs the pages of each format with."""
+        folder = self.file.rpartition("/")[0]
+        return tuple(f"{folder}/{engine_name(kind)}" for kind in range(len(self.formats)))
+
+    def format_of(self, expert: int) -> PageFormat:
+        return self.formats[self.kinds[expert] if self.kinds else 0]
 
     def page(self, expert: int) -> ExpertPage:
+        page_format = self.format_of(expert)
         return ExpertPage(
-            ExpertKey(self.layer, expert), self.file, self.offsets[expert], self.format.nbytes,
-            self.sha256[expert], self.format, self.xxh64[expert] if self.xxh64 else "",
+            ExpertKey(self.layer, expert), self.file, self.offsets[expert], page_format.nbytes,
+            self.sha256[expert], page_format, self.xxh64[expert] if self.xxh64 else "",
         )  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        data = vars(self).copy()
+        formats, kinds = data.pop("formats"), data.pop("kinds")
+        if len(formats) == 1:
+            return data | {"format": formats[0].to_json()}
+        return data | {"formats": [item.to_json() for item in formats], "kinds": kinds}
+
+
+def engine_name(kind: int) -> str:
+    """Of a layer's graph for pages of its format `kind`."""
+    return f"engine_{kind}.onnx" if kind else ENGINE
+
+
+@dataclass(frozen=True)
+class AverageBits:
+    """Of each expert weight, its share of a scale included: what was asked for, and reached."""
+
+    asked: float
+    reached: float
 
 
 @dataclass(frozen=True)
@@ -110,7 +155,8 @@ class Manifest:
 
     backbone_bytes: what the backbone's weights take in memory once loaded, in bytes.
     toolchain: versions of what made it. lossy: named choices that changed the model's output.
-    graphs, engines: what GPUs run; None and empty in a bundle for CPUs alone.
+    graphs, engines: what GPUs run; None and empty in a bundle for CPUs alone. bits: where experts
+    are stored in formats of their own, chosen for an average.
     """
 
     spec: ModelSpec
@@ -125,11 +171,12 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     graphs: DeviceGraphs | None = None
     engines: tuple[EngineSet, ...] = ()
+    bits: AverageBits | None = None
     version: int = FORMAT_VERSION
 
     @property
     def expert_bytes(self) -> int:
-        return sum(layer.format.nbytes * len(layer.offsets) for layer in self.experts)
+        return sum(page.nbytes for page in self.pages())
 
     @property
     def total_bytes(self) -> int:
@@ -139,7 +186,8 @@ class Manifest:
     @property
     def page_bytes(self) -> int:
         """Size of the largest page."""
-        return max((layer.format.nbytes for layer in self.experts), default=0)
+        formats = (page_format for layer in self.experts for page_format in layer.formats)
+        return max((page_format.nbytes for page_format in formats), default=0)
 
     @property
     def num_pages(self) -> int:
@@ -149,7 +197,7 @@ class Manifest:
     def footprint(self) -> Footprint:
         """What memory and speed follow from."""
         layers = [
-            PagedLayer(pages.layer, pages.format, len(pages.offsets), router.top_k)
+            PagedLayer(pages.layer, pages.formats, pages.counts, router.top_k)
             for pages in self.experts
             if (router := self.spec.layers[pages.layer].router) is not None
         ]
@@ -172,12 +220,13 @@ class Manifest:
             "precision": vars(self.precision),
             "embedding_dtype": self.embedding_dtype,
             "segments": [vars(segment) for segment in self.segments],
-            "experts": [{**vars(e), "format": e.format.to_json()} for e in self.experts],
+            "experts": [layer.to_json() for layer in self.experts],
             "backbone_bytes": self.backbone_bytes,
             "toolchain": self.toolchain,
             "lossy": self.lossy,
             "graphs": to_json(self.graphs),
             "engines": [to_json(item) for item in self.engines],
+            **({"bits": vars(self.bits)} if self.bits is not None else {}),
             "files": {name: vars(record) for name, record in sorted(self.files.items())},
         }
 
@@ -245,21 +294,35 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
             Segment(item["file"], tuple(item["layers"]), item["router_layer"])
             for item in data["segments"]
         ),
-        experts=tuple(
-            ExpertLayer(
-                item["layer"], item["file"], page_format_from_json(item["format"]),
-                tuple(item["offsets"]), tuple(item["sha256"]), tuple(item.get("xxh64", ())),
-            )
-            for item in data["experts"]
-        ),
+        experts=tuple(map(_layer_from_json, data["experts"])),
         backbone_bytes=int(data["backbone_bytes"]),
         toolchain=dict(data["toolchain"]),
         lossy=tuple(data["lossy"]),
         files={name: FileRecord(**record) for name, record in data["files"].items()},
         graphs=graphs_from_json(data.get("graphs")),
         engines=tuple(engine_set_from_json(item) for item in data.get("engines", ())),
+        bits=AverageBits(**data["bits"]) if data.get("bits") is not None else None,
         version=data["version"],
     )  # fmt: skip
+
+
+def _layer_from_json(data: dict[str, Any]) -> ExpertLayer:
+    """Raises BundleError where its formats do not go together, or a page has none."""
+    formats = [page_format_from_json(item) for item in data.get("formats", [data.get("format")])]
+    kinds, offsets = tuple(data.get("kinds", ())), tuple(data["offsets"])
+    layer = ExpertLayer(
+        data["layer"], data["file"], tuple(formats), offsets, tuple(data["sha256"]),
+        tuple(data.get("xxh64", ())), kinds,
+    )  # fmt: skip
+    valid = len(kinds) == (len(offsets) if len(formats) > 1 else 0)
+    valid = valid and all(type(kind) is int and 0 <= kind < len(formats) for kind in kinds)
+    # They may differ in how they store the weights alone.
+    same = {replace(item, precision="", block_size=0) for item in formats}
+    if not valid or len(same) != 1 or len(set(formats)) != len(formats):
+        raise BundleError(
+            f"the page formats of layer {layer.layer} are damaged; compile the bundle again"
+        )
+    return layer
 
 
 def _check_files(root: Path, manifest: Manifest) -> None:
@@ -277,7 +340,8 @@ def _check_files(root: Path, manifest: Manifest) -> None:
             )
     for layer in manifest.experts:
         size = manifest.files[layer.file].size if layer.file in manifest.files else 0
-        if any(offset + layer.format.nbytes > size for offset in layer.offsets):
+        pages = map(layer.page, range(len(layer.offsets)))
+        if any(page.offset + page.nbytes > size for page in pages):
             raise BundleError(f"{root / layer.file} is too short for its pages")
     needed = [EMBEDDING, *(segment.file for segment in manifest.segments)]
     needed += manifest.graphs.files() if manifest.graphs is not None else ()
@@ -326,6 +390,7 @@ def _damaged_pages(root: Path, layer: ExpertLayer) -> list[str]:
     with (root / layer.file).open("rb") as file:
         for expert, (offset, expected) in enumerate(zip(layer.offsets, layer.sha256, strict=True)):
             file.seek(offset)
-            if hashlib.sha256(file.read(layer.format.nbytes)).hexdigest() != expected:
+            nbytes = layer.format_of(expert).nbytes
+            if hashlib.sha256(file.read(nbytes)).hexdigest() != expected:
                 bad.append(str(expert))
     return bad

@@ -1,4 +1,4 @@
-"""Routed experts: what an engine is, the native one, the one in ONNX Runtime, and the sum."""
+"""Routed experts: what an engine is, the native one, which one serves a bundle, and the sum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -26,16 +26,6 @@ KERNELS = ("auto", "native", "onnxruntime")
 FEW_ROWS = 64
 _log = logging.getLogger(__name__)
 _said: set[str] = set()  # reasons for ONNX Runtime that were logged
-
-_FP8 = 17  # ONNX's number of e4m3, for which numpy has no type
-# How the graph reads the bytes of a page: it may declare another shape than the page's own.
-_ELEMENTS: dict[str, Any] = {
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(float8e4m3fn)": _FP8,
-    "tensor(float16)": np.float16,
-    "tensor(float)": np.float32,
-}
 
 
 @dataclass(frozen=True)
@@ -96,58 +86,25 @@ class ExpertEngine(Protocol):
         ...
 
 
-class OnnxExpertEngine:
-    """One weightless graph per page format; the page's tensors are bound as its inputs in place."""
-
-    def __init__(self, model: bytes, where: Path, page_format: PageFormat, batch: int):
-        from .ort import Binding, load_session
-
-        self._binding = Binding(load_session(model, where))
-        declared = self._binding.inputs
-        places = page_format.tensors()
-        if set(declared) != {"x", *(place.name for place in places)}:
-            raise BundleError(f"{where} does not fit its pages; compile the bundle again")
-        self._tensors: list[tuple[str, Any, tuple[int, ...], int]] = []
-        for place in places:
-            item = declared[place.name]
-            element, shape = _ELEMENTS[item.type], tuple(item.shape)
-            itemsize = 1 if element == _FP8 else np.dtype(element).itemsize
-            if int(np.prod(shape)) * itemsize != place.nbytes:
-                raise BundleError(f"{where} does not fit its pages; compile the bundle again")
-            self._tensors.append((place.name, element, shape, place.offset))
-        self._out = np.empty((batch, page_format.hidden_size), np.float32)
-
-    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
-        index = 0
-        for batch in pages(True):
-            for _, slot in batch:
-                one = routing.part(index, index + 1)
-                y = self._run(slot.data, x[one.tokens])
-                y *= one.weights[:, None]
-                out[one.tokens] += y
-                index += 1
-
-    def _run(self, page: np.ndarray, x: np.ndarray) -> np.ndarray:
-        binding, base, out = self._binding, page.ctypes.data, self._out[: len(x)]
-        for name, element, shape, offset in self._tensors:
-            binding.raw_input(name, element, shape, base + offset)
-        binding.input("x", x)
-        binding.output("y", out)
-        binding.run()
-        return out
-
-
 class NativeExpertEngine:
     """The native kernels, straight on the page. They read it while they compute: nothing of it is
     unpacked or copied.
 
-    most_rows: of work, tokens of all experts, in one call: it bounds the kernels' memory.
+    kinds: of each expert, its index in `formats`; empty where all have the first. most_rows: of
+    work, tokens of all experts, in one call: it bounds the kernels' memory.
     """
 
-    def __init__(self, kernels: NativeKernels, page_format: PageFormat, most_rows: int):
+    def __init__(
+        self,
+        kernels: NativeKernels,
+        formats: Sequence[PageFormat],
+        most_rows: int,
+        kinds: Sequence[int] = (),
+    ):
         self._kernels = kernels
-        self._format = ExpertFormat(page_format)
+        self._formats = [ExpertFormat(page_format) for page_format in formats]
         self._most_rows = most_rows
+        self._kinds = kinds
 
     def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
         if not routing.experts:
@@ -159,9 +116,10 @@ class NativeExpertEngine:
         for batch in pages(True):
             slots = [slot for _, slot in batch]
             while slots:
-                count = self._fitting(routing, index, len(slots))
+                kind, alike = self._alike(routing.experts[index : index + len(slots)])
+                count = self._fitting(routing, index, alike)
                 part = routing.part(index, index + count)
-                self._run(part, slots[:count], x, out)
+                self._run(kind, part, slots[:count], x, out)
                 index += count
                 slots = slots[count:]
 
@@ -170,28 +128,47 @@ class NativeExpertEngine:
     ) -> None:
         """Computes what is there while the rest is read, and adds all of it in order at the end."""
         first = next(batches)
-        if len(first) == len(routing.experts):
-            self._run(routing, [slot for _, slot in first], x, out)
+        kind, alike = self._alike(routing.experts)
+        if len(first) == alike == len(routing.experts):
+            self._run(kind, routing, [slot for _, slot in first], x, out)
             return
         terms = np.empty((len(routing.tokens), x.shape[1]), np.float32)
         places: list[np.ndarray] = []
         done = 0
         for batch in chain([first], batches):
-            part, rows = routing.pick([expert for expert, _ in batch])
-            self._kernels.expert_terms(
-                self._format, [slot.data for _, slot in batch], part.starts, part.tokens,
-                part.weights, x, terms[done : done + len(rows)],
-            )  # fmt: skip
-            places.append(rows)
-            done += len(rows)
+            for kind, some in self._by_kind(batch):
+                part, rows = routing.pick([expert for expert, _ in some])
+                self._kernels.expert_terms(
+                    self._formats[kind], [slot.data for _, slot in some], part.starts,
+                    part.tokens, part.weights, x, terms[done : done + len(rows)],
+                )  # fmt: skip
+                places.append(rows)
+                done += len(rows)
         order = np.argsort(np.concatenate(places))
         self._kernels.add_terms(routing.tokens, terms[order], out)
 
-    def _run(self, part: Routing, slots: list[Slot], x: np.ndarray, out: np.ndarray) -> None:
+    def _run(
+        self, kind: int, part: Routing, slots: list[Slot], x: np.ndarray, out: np.ndarray
+    ) -> None:
         self._kernels.run_experts(
-            self._format, [slot.data for slot in slots], part.starts, part.tokens, part.weights,
-            x, out,
+            self._formats[kind], [slot.data for slot in slots], part.starts, part.tokens,
+            part.weights, x, out,
         )  # fmt: skip
+
+    def _alike(self, experts: Sequence[int]) -> tuple[int, int]:
+        """The kind of the first, and how many from it on are of that kind."""
+        if not self._kinds:
+            return 0, len(experts)
+        kind = self._kinds[experts[0]]
+        others = (n for n, expert in enumerate(experts) if self._kinds[expert] != kind)
+        return kind, next(others, len(experts))
+
+    def _by_kind(self, batch: list[Loaded]) -> Iterator[tuple[int, list[Loaded]]]:
+        if not self._kinds:
+            yield 0, batch
+            return
+        for kind in sorted({self._kinds[expert] for expert, _ in batch}):
+            yield kind, [item for item in batch if self._kinds[item[0]] == kind]
 
     def _fitting(self, routing: Routing, first: int, most: int) -> int:
         """How many experts from `first` on go into one call, at least one."""
@@ -217,7 +194,7 @@ def choose_kernels(
     kernels = NativeKernels(threads) if available() else None
     reason = "are not built; install pocketmoe again where there is a C++ compiler"
     if kernels is not None:
-        formats = {layer.format for layer in manifest.experts}
+        formats = {item for layer in manifest.experts for item in layer.formats}
         if all(item.precision in PRECISIONS for item in formats) and all(
             kernels.supports(ExpertFormat(item)) for item in formats
         ):
@@ -240,7 +217,7 @@ def most_rows(manifest: Manifest | Footprint, batch: int) -> int:
 def native_bytes(kernels: NativeKernels, manifest: Manifest | Footprint, batch: int) -> int:
     """Memory that the kernels hold once each page format has had a whole batch, and the terms of
     a few tokens."""
-    formats = {layer.format for layer in manifest.experts}
+    formats = {item for layer in manifest.experts for item in layer.formats}
     rows = most_rows(manifest, batch)
     held = sum(kernels.scratch_bytes(ExpertFormat(item), batch, rows) for item in formats)
     return held + 2 * FEW_ROWS * manifest.spec.hidden_size * 4
@@ -249,26 +226,31 @@ def native_bytes(kernels: NativeKernels, manifest: Manifest | Footprint, batch: 
 def load_engines(
     root: Path, manifest: Manifest, batch: int, kernels: NativeKernels | None
 ) -> dict[int, ExpertEngine]:
-    """An engine for each MoE layer, native if there are kernels. In ONNX Runtime, layers with the
-    same graph and page format share one."""
+    """An engine for each MoE layer, native if there are kernels. In ONNX Runtime, experts with the
+    same graph and page format share it."""
     if kernels is not None:
         rows = most_rows(manifest, batch)
         return {
-            layer.layer: NativeExpertEngine(kernels, layer.format, rows)
+            layer.layer: NativeExpertEngine(kernels, layer.formats, rows, layer.kinds)
             for layer in manifest.experts
         }
-    engines: dict[tuple[bytes, PageFormat], ExpertEngine] = {}
+    from .onnx_experts import OnnxExpert, OnnxExpertEngine
+
+    loaded: dict[tuple[bytes, PageFormat], OnnxExpert] = {}
     by_layer: dict[int, ExpertEngine] = {}
     for layer in manifest.experts:
-        where = root / layer.engine
-        try:
-            model = where.read_bytes()
-        except OSError as error:
-            raise BundleError(f"{where} cannot be read ({error.strerror})") from error
-        key = (model, layer.format)
-        if key not in engines:
-            engines[key] = OnnxExpertEngine(model, where, layer.format, batch)
-        by_layer[layer.layer] = engines[key]
+        graphs = []
+        for name, page_format in zip(layer.engines, layer.formats, strict=True):
+            where = root / name
+            try:
+                model = where.read_bytes()
+            except OSError as error:
+                raise BundleError(f"{where} cannot be read ({error.strerror})") from error
+            key = (model, page_format)
+            if key not in loaded:
+                loaded[key] = OnnxExpert(model, where, page_format, batch)
+            graphs.append(loaded[key])
+        by_layer[layer.layer] = OnnxExpertEngine(graphs, layer.kinds)
     return by_layer
 
 

@@ -13,12 +13,27 @@ from .pages import PageFormat
 
 @dataclass(frozen=True)
 class PagedLayer:
-    """num_experts pages of one format, of which a token needs top_k."""
+    """Pages, `counts` of each of `formats`, of which a token needs top_k."""
 
     layer: int
-    format: PageFormat
-    num_experts: int
+    formats: tuple[PageFormat, ...]
+    counts: tuple[int, ...]
     top_k: int
+
+    @property
+    def num_experts(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all pages."""
+        pages = zip(self.formats, self.counts, strict=True)
+        return sum(page_format.nbytes * count for page_format, count in pages)
+
+    @property
+    def page_bytes(self) -> float:
+        """Of a page, on average: tokens are taken to choose evenly."""
+        return self.nbytes / self.num_experts
 
 
 @dataclass(frozen=True)
@@ -40,12 +55,18 @@ class Footprint:
     @property
     def page_bytes(self) -> int:
         """Size of the largest page."""
-        return max((layer.format.nbytes for layer in self.experts), default=0)
+        formats = (page_format for layer in self.experts for page_format in layer.formats)
+        return max((page_format.nbytes for page_format in formats), default=0)
+
+    @property
+    def mean_page_bytes(self) -> int:
+        """Of all pages, rounded up."""
+        return -(-sum(layer.nbytes for layer in self.experts) // max(1, self.num_pages))
 
     @property
     def token_page_bytes(self) -> int:
-        """What the pages of one token take."""
-        return sum(layer.format.nbytes * layer.top_k for layer in self.experts)
+        """What the pages of one token take, on average where a layer's differ."""
+        return round(sum(layer.page_bytes * layer.top_k for layer in self.experts))
 
     @property
     def token_bytes(self) -> int:

@@ -62,7 +62,9 @@ class HostRunner:
             reason=reason,
         )
         self._embedding = Embedding(root, manifest)
-        self.pager = Pager(root, manifest, plan.slots, verify=verify_pages, trace=recording.trace)
+        self.pager = Pager(
+            root, manifest, plan.slots, verify=verify_pages, trace=recording.trace, unit=plan.page
+        )
         self.predictor: Predictor | None = None
         self._least_accuracy = 0.0 if prefetch == "on" else WORTHWHILE
         self._top_k = {layer.layer: layer.top_k for layer in manifest.footprint.experts}
@@ -175,4 +177,5 @@ def check_host_files(root: Path, manifest: Manifest, *, predictor: bool) -> None
     if predictor:
         check_file(root, manifest, PREDICTORS)
     for layer in manifest.experts:
-        check_file(root, manifest, layer.engine)
+        for engine in layer.engines:
+            check_file(root, manifest, engine)

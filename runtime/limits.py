@@ -127,11 +127,11 @@ def estimate_speed(
     segment = (backbone + attention) / max(1, footprint.segments) + speed.layer_seconds
     with_reads = 0.0
     for layer in footprint.experts:
-        read = layer.format.nbytes / storage if storage else 0.0
+        read = layer.page_bytes / storage if storage else 0.0
         with_reads += expected_layer_seconds(
             layer.top_k,
             1 - hit_rate,
-            compute=layer.format.nbytes / speed.expert_bandwidth,
+            compute=layer.page_bytes / speed.expert_bandwidth,
             read=read,
             early=min(segment, RIGHT_GUESSES * EARLY_PAGES * read) if reads_early else 0.0,
         )
@@ -200,11 +200,11 @@ def estimate_prompt(
     seconds = max(tokens * weights / speed.backbone_rate, weights / speed.backbone_bandwidth)
     for layer in footprint.experts:
         pages = touched_pages(layer, tokens)
-        computing = layer.format.nbytes * max(
+        computing = layer.page_bytes * max(
             tokens * layer.top_k / speed.expert_rate, pages / speed.expert_bandwidth
         )
         missed = pages * (1 - hit_rate)
-        reading = missed * layer.format.nbytes / storage if storage else 0.0
+        reading = missed * layer.page_bytes / storage if storage else 0.0
         last = computing / pages if missed else 0.0
         seconds += max(computing, reading + last) + speed.layer_seconds
     return seconds

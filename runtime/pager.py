@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from .bundle import Manifest
@@ -25,7 +26,9 @@ Loaded = tuple[int, Slot]  # an expert and its page
 
 class Pager:
     """A cache of `slots` pages; `policy` says which of them leave, by default NextUse. memory:
-    where slots are made, by default as PrivateMemory does.
+    where slots are made, by default as PrivateMemory does. unit: bytes that a slot counts for, by
+    default those of the largest page; where it is less, slots are as large as their pages, all of
+    them together no more than `slots` units.
 
     The counters are since the pager was made: hits, misses; early, pages read before a visit asked
     for them, and early_used, those of them that it then did ask for; wait_seconds, in which nothing
@@ -42,6 +45,7 @@ class Pager:
         policy: CachePolicy | None = None,
         trace: Recorder | None = None,
         memory: SlotMemory | None = None,
+        unit: int | None = None,
     ):
         self._root = root
         self._memory = memory or PrivateMemory()
@@ -51,6 +55,8 @@ class Pager:
         self._trace = trace
         self._policy = policy or NextUse(max(1, len(manifest.experts)))
         self._slot_bytes = max(PAGE_ALIGNMENT, align(manifest.page_bytes, PAGE_ALIGNMENT))
+        self._unit = unit or self._slot_bytes
+        self._mixed = self._unit < self._slot_bytes
         self._resident: dict[ExpertKey, Slot] = {}
         self._loading: dict[ExpertKey, Load] = {}
         self._running: frozenset[ExpertKey] = frozenset()  # what the last visit asked for
@@ -105,7 +111,7 @@ class Pager:
         present one needs: at most so many, and none that the visit's own pages leave no room for.
         """
         for expert in experts:
-            if most == 0 or len(self._running) + len(self._early) + 1 >= self.slots:
+            if most == 0 or len(self._running) + len(self._early) + 1 >= self._sure:
                 return
             key = ExpertKey(layer, expert)
             if key in self._loading:
@@ -115,7 +121,7 @@ class Pager:
             if key in self._resident:
                 self._early[key] = False
                 continue
-            slot = self._take_slot(self._running)
+            slot = self._take_slot(key, self._running)
             if slot is None:
                 return
             self._submit(key, slot, early=True)
@@ -139,7 +145,8 @@ class Pager:
         in_order: bool,
     ) -> Iterator[list[Loaded]]:
         # Where the layer does not fit, some slots are left to be filled while others are used.
-        most = len(to_come) if len(to_come) <= self.slots else max(1, self.slots // 2)
+        sure = self._sure
+        most = len(to_come) if len(to_come) <= sure else max(1, sure // 2)
         while to_come:
             ready = self._ready(to_come, in_order, most)
             for key in ready:
@@ -181,13 +188,13 @@ class Pager:
 
         The running layer's pages stay while they fit together; else those that are still to come.
         """
-        pinned = self._running if len(self._running) <= self.slots else to_come
+        pinned = self._running if len(self._running) <= self._sure else to_come
         while missing:
             key = missing[0]
             if key in self._loading:
                 self._loading[key].unwanted = False
             elif key not in self._resident:
-                slot = self._take_slot(pinned)
+                slot = self._take_slot(key, pinned)
                 if slot is None:
                     return
                 self._submit(key, slot)
@@ -200,7 +207,19 @@ class Pager:
         self.readers.submit(load)
         self._loading[key] = load
 
-    def _take_slot(self, pinned: Collection[ExpertKey]) -> Slot | None:
+    @property
+    def _capacity(self) -> int:
+        """Bytes of all slots."""
+        return max(self._slot_bytes, self.slots * self._unit)
+
+    @property
+    def _sure(self) -> int:
+        """As many pages fit whatever their sizes."""
+        return self._capacity // self._slot_bytes if self._mixed else self.slots
+
+    def _take_slot(self, key: ExpertKey, pinned: Collection[ExpertKey]) -> Slot | None:
+        if self._mixed:
+            return self._take_room(self._pages[key].nbytes, pinned)
         if self._free:
             return self._free.pop()
         if len(self._resident) + len(self._loading) < self.slots:
@@ -210,6 +229,34 @@ class Pager:
             if slot is not None:  # else an interrupt came before its page was asked for
                 return slot
         return None
+
+    def _take_room(self, nbytes: int, pinned: Collection[ExpertKey]) -> Slot | None:
+        """A slot of that size; those of other sizes are given up for it."""
+        for index, slot in enumerate(self._free):
+            if len(slot.data) == nbytes:
+                return self._free.pop(index)
+        room = self._room()
+        while room < nbytes:
+            if self._free:
+                left = self._free.pop()
+            elif victims := self._policy.evict(_Any(pinned, self._loading, self._early)):
+                gone = self._resident.pop(victims[0], None)
+                if gone is None:
+                    continue
+                left = gone
+            else:
+                return None
+            if len(left.data) == nbytes:
+                return left
+            room += len(left.data)
+            self._memory.free(left)
+        return self._memory.allocate(nbytes)
+
+    def _room(self) -> int:
+        """Bytes that slots of several sizes leave; counted each time, as an interrupt may come
+        between any two steps."""
+        slots = chain(self._resident.values(), self._free, (x.slot for x in self._loading.values()))
+        return self._capacity - sum(len(slot.data) for slot in slots)
 
     def _collect(self, *, wait: bool, needed: Collection[ExpertKey] = ()) -> list[ExpertKey]:
         """Takes in the pages that have come; waits for the first.
@@ -267,15 +314,19 @@ class Pager:
         No visit may be under way.
         """
         slots = max(1, min(slots, len(self._pages)))
-        if slots < self.slots:
+        smaller = slots < self.slots
+        self.slots = slots
+        if smaller:
             while self._loading:
                 self._collect(wait=True)
-            surplus = len(self._resident) - slots
-            for key in self._policy.evict((), surplus) if surplus > 0 else ():
-                if (slot := self._resident.pop(key, None)) is not None:
-                    self._free.append(slot)
             self._give_back(self._free)
-        self.slots = slots
+            surplus = 1 if self._mixed else len(self._resident) - slots
+            while (self._room() < 0 if self._mixed else len(self._resident) > slots) and (
+                victims := self._policy.evict((), surplus)
+            ):
+                for key in victims:
+                    if (slot := self._resident.pop(key, None)) is not None:
+                        self._memory.free(slot)
 
     def _where(self, page: ExpertPage) -> str:
         path, key = self._root / page.file, page.key

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .bundle import Manifest
+from .pages import ExpertKey
 from .routes import RouteRow, RouteWriter
 
 _log = logging.getLogger(__name__)
@@ -35,9 +36,10 @@ class RouteLog:
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        self._page_bytes = {layer.layer: layer.format.nbytes for layer in manifest.experts}
+        self._page_bytes = {page.key: page.nbytes for page in manifest.pages()}
+        averages = {layer.layer: round(layer.page_bytes) for layer in manifest.footprint.experts}
         note = f"model={manifest.spec.family} n_layer={len(manifest.spec.layers)}"
-        self._writer: RouteWriter | None = RouteWriter(path, self._page_bytes, note)
+        self._writer: RouteWriter | None = RouteWriter(path, averages, note)
         self._runs: list[_Run] = []
         self._kept = 0
         self._turn, self._phase, self._step = -1, 0, 0
@@ -100,7 +102,8 @@ class RouteLog:
             expert = int(chosen[place])
             if expert < 0:
                 continue
-            read = 0 if expert in there or expert == last else self._page_bytes[layer]
+            nbytes = self._page_bytes[ExpertKey(layer, expert)]
+            read = 0 if expert in there or expert == last else nbytes
             last = expert
             step, slot = divmod(place, slots)
             yield RouteRow(

@@ -119,7 +119,7 @@ def test_every_expert_file_is_the_expert_of_its_page(
         return tiles(weights[int(name.split(".")[3])], name)
 
     pages = build_pages(2, 3, page_format, read, 2)
-    layer = write_expert_layer(tmp_path, 2, page_format, pages, lambda _: None)
+    layer = write_expert_layer(tmp_path, 2, [page_format] * 3, pages, lambda _: None)
     assert all(offset % PAGE_ALIGNMENT == 0 for offset in layer.offsets)
     x = np.random.default_rng(9).normal(size=(5, page_format.hidden_size)).astype(np.float32)
     for expert in range(3):

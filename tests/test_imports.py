@@ -31,6 +31,7 @@ NOT_IN_THE_BASE_INSTALL = {
     "onnx",
     "onnxscript",
     "safetensors",
+    "scipy",
     "transformers",
     "matplotlib",
 }

@@ -39,7 +39,7 @@ def footprint(layers: int = 6, experts: int = 32, top_k: int = 4) -> Footprint:
         spec=family.read_config({**family.tiny, "sliding_window": None}),
         segments=layers + 1,
         backbone_bytes=100 << 20,
-        experts=tuple(PagedLayer(index, page, experts, top_k) for index in range(layers)),
+        experts=tuple(PagedLayer(index, (page,), (experts,), top_k) for index in range(layers)),
     )
 
 

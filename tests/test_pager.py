@@ -51,7 +51,7 @@ def write_pages(
         offsets = tuple(expert * page_format.nbytes for expert in range(EXPERTS))
         hashes = tuple(hashlib.sha256(page).hexdigest() for page in pages)
         quick = tuple(xxhash.xxh64_hexdigest(page) for page in pages) if checksums else ()
-        layers.append(ExpertLayer(layer, file, page_format, offsets, hashes, quick))
+        layers.append(ExpertLayer(layer, file, (page_format,), offsets, hashes, quick))
     rule = LayerSpec(window=None, intermediate_size=96, router=RouterSpec(EXPERTS, 2, True))
     rope = RopeSpec(1e4, 32)
     spec = ModelSpec("reference", 8, 64, 2, 1, 32, 64, rope, 1e-5, True, (rule,) * len(formats))

@@ -238,6 +238,7 @@ def graphs_of(manifest: Manifest, name: str) -> DeviceGraphs:
     """Raises BundleError where there are none."""
     if manifest.graphs is None:
         raise BundleError(f"{name} has nothing for GPUs; compile it with a GPU as --target")
-    if any(layer.format.alignment < ALIGNMENT for layer in manifest.experts):
+    formats = [page_format for layer in manifest.experts for page_format in layer.formats]
+    if any(page_format.alignment < ALIGNMENT for page_format in formats):
         raise BundleError(f"{name} has pages that no GPU takes; compile the bundle again")
     return manifest.graphs

@@ -1,0 +1,57 @@
+"""Rounding to blocks with one scale each, every column's error weighted by how large its input is.
+
+No more than arithmetic, that both calibrating and compiling need.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMALLEST_SCALE = 1e-5
+# Shares of a block's largest magnitude that its scale may cover.
+CLIPS = {4: tuple(1.0 - 0.04 * step for step in range(13)), 8: (1.0, 0.97, 0.94)}
+
+
+def limits(bits: int) -> tuple[int, int]:
+    """The least and the largest value."""
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+
+def best_scales(
+    weight: Tensor,
+    importance: Tensor,
+    bits: int,
+    block_size: int,
+    clips: tuple[float, ...] | None = None,
+) -> Tensor:
+    """fp16 `[out, in / block]`: of a few clips, those of the least weighted squared error.
+
+    weight: float32 `[out, in]`; importance: `[in]`, the mean square of each column's input.
+    """
+    low, high = limits(bits)
+    blocks = weight.unflatten(1, (-1, block_size))
+    weights = importance.to(torch.float32).unflatten(0, (-1, block_size))
+    weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, torch.ones(()))
+    largest = blocks.abs().amax(dim=2)
+    least = torch.full_like(largest, float("inf"))
+    best = torch.zeros_like(largest, dtype=torch.float16)
+    for clip in clips or CLIPS[bits]:
+        candidate = (largest * (clip / high)).clamp(min=_SMALLEST_SCALE).to(torch.float16)
+        steps = candidate.float().unsqueeze(2)
+        error = torch.round(blocks / steps).clamp_(low, high).mul_(steps).sub_(blocks)
+        squared = torch.einsum("obi,obi,bi->ob", error, error, weights)
+        better = squared < least
+        least, best = torch.where(better, squared, least), torch.where(better, candidate, best)
+    return best
+
+
+def rounded(weight: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """float32 `[out, in]`, whole numbers: weight / scales, rounded to nearest."""
+    low, high = limits(bits)
+    return torch.round(weight / spread(scales, weight)).clamp_(low, high)
+
+
+def spread(scales: Tensor, weight: Tensor) -> Tensor:
+    """A scale for each weight, float32 `[out, in]`."""
+    return scales.float().repeat_interleave(weight.shape[1] // scales.shape[1], dim=1)
