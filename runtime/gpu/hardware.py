@@ -53,7 +53,12 @@ def start_cuda(index: int = 0) -> ModuleType:
         EngineError: see find_gpu.
     """
     cuda = load_cuda_runtime()
-    error, count = cuda.cudaGetDeviceCount()
+    try:
+        error, count = cuda.cudaGetDeviceCount()
+    except RuntimeError as failure:  # how cuda-python 12 says that libcuda is missing
+        raise EngineError(
+            f"this machine has no NVIDIA driver that works ({failure}); see that nvidia-smi runs"
+        ) from failure
     kinds = cuda.cudaError_t
     if error in (kinds.cudaErrorInsufficientDriver, kinds.cudaErrorInitializationError):
         raise EngineError(_driver_problem(cuda))
