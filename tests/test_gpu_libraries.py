@@ -158,17 +158,6 @@ class TestGpu:
         with pytest.raises(EngineError, match=words):
             find_gpu()
 
-    def test_a_driver_that_cuda_python_12_does_not_find(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def missing() -> None:
-            raise RuntimeError("Failed to dlopen libcuda.so.1")
-
-        cuda = fake_cuda(cudaGetDeviceCount=missing)
-        monkeypatch.setattr(hardware, "load_cuda_runtime", lambda: cuda)
-        with pytest.raises(EngineError, match=r"no NVIDIA driver that works \(Failed to dlopen"):
-            find_gpu()
-
     def test_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hardware, "load_cuda_runtime", fake_cuda)
         gpu = find_gpu()
