@@ -85,7 +85,7 @@ class TestChoice:
     def test_without_a_gpu_the_cpu_runs_it_and_says_why(
         self, bundle: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with caplog.at_level(logging.INFO), open_bundle(bundle) as session:
+        with caplog.at_level(logging.INFO, "pocketmoe"), open_bundle(bundle) as session:
             stats = session.stats
         assert stats.backend == "cpu"
         assert stats.backend_reason == "no NVIDIA driver was found"
