@@ -25,6 +25,7 @@ from ..runtime.pages import PageFormat
 from .device_attention import expand_attention
 from .device_experts import combine_graph, expert_graph, token_graph
 from .device_lower import device_lowering
+from .device_plain import split_blocks
 from .external_data import ExternalData
 from .footprint import page_formats
 from .quantize import ReadTiles
@@ -90,6 +91,8 @@ def write_segment(
     for node in model.graph.node:
         node.name = node.output[0]  # what builders name in their errors
     save_segment(model, path, ("",))
+    if split_blocks(model.graph):
+        onnx.save(model, path.with_name(plain_file(path.name)))
 
 
 def write_expert_graphs(

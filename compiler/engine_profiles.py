@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import EngineError
-from ..runtime.device_graphs import POSITION_BLOCK, DeviceGraphs
+from ..runtime.device_graphs import POSITION_BLOCK, DeviceGraphs, plain_file
+from ..runtime.gpu.buffers import FLOAT, row_step
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def profiles_of(graphs: DeviceGraphs, file: str, inputs: Sequence[OpenInput]) ->
     """
     if not any(size < 0 for item in inputs for size in item.shape):
         return []
-    if file in graphs.segments:
+    if file in {*graphs.segments, *map(plain_file, graphs.segments)}:
         one = {"tokens": Span(1, 1, 1), "rows": Span(1, 1, 1)}
         chunk = {
             "tokens": Span(1, graphs.chunk, graphs.chunk),
@@ -103,10 +104,13 @@ def profiles_of(graphs: DeviceGraphs, file: str, inputs: Sequence[OpenInput]) ->
         return [Profile(spans, graphs.context, graphs.chunk) for spans in (one, chunk)]
     batch = graphs.batch
     per_token = max((item.shape[1] for item in inputs if item.name == "places"), default=1)
+    # The terms of an expert begin where a tensor may, so there are rows between them.
+    widths = (item.shape[1] for item in inputs if item.name == "terms")
+    step = max((row_step(width * FLOAT) for width in widths), default=1)
     spans = {
         "batch": Span(1, min(batch, graphs.chunk), batch),
         "tokens": Span(1, max(1, graphs.chunk // 8), batch),  # of a chunk, those of one expert
-        "terms": Span(1, min(batch, graphs.chunk) * per_token, batch * per_token),
+        "terms": Span(1, min(batch, graphs.chunk) * per_token, batch * per_token * step),
     }
     return [Profile(spans)]
 

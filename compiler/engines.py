@@ -80,9 +80,7 @@ def build_engines(
                 plain = plain_file(file)
                 if toolchain != STOCK or stop.is_set() or not (root / plain).is_file():
                     raise
-                _log.warning(
-                    "%s; its bytes are unpacked by plain operators, which is slower", error
-                )
+                _log.warning("%s; it is built of plain operators, which is slower", error)
                 built = builder.build(root, plain, graphs, into / name, watched, stop)
             engines.append(Engine(file, name, built.inputs, built.outputs))
         return tuple(engines)

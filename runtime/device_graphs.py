@@ -116,7 +116,8 @@ def page_inputs(
 
 
 def plain_file(graph: str) -> str:
-    """The file of the same graph with integers as bytes, which a bundle may have."""
+    """The file of the same graph for what takes fewer quantized types, which a bundle may have: an
+    expert's integers are bytes there, a segment's int8 weights rows of one block."""
     return graph.replace(".onnx", ".plain.onnx")
 
 

@@ -15,6 +15,8 @@ from ..errors import InputError
 from ..model.spec import ModelSpec
 
 DROPPED = -1
+# Weights that are equal, or just the share, are not below it because of how a sum is rounded.
+_JUST_BELOW = np.float32(1 - 1e-5)
 
 Routes = tuple[np.ndarray, np.ndarray]  # weights, ids
 
@@ -55,8 +57,7 @@ def drop_cold(
     """
     chosen = ids != DROPPED
     even = weights.sum(axis=1, keepdims=True) / np.maximum(chosen.sum(axis=1, keepdims=True), 1)
-    weak = chosen & (weights < share * even)
-    # Where all are equal, rounding could put all of them below the even split.
+    weak = chosen & (weights < share * even * _JUST_BELOW)
     np.put_along_axis(weak, weights.argmax(axis=1)[:, None], False, axis=1)
     if not weak.any():
         return weights, ids

@@ -26,7 +26,7 @@ from pocketmoe.runtime.gpu.backends import onnx_backend
 from pocketmoe.runtime.gpu.direct import open_device_session
 from pocketmoe.runtime.gpu.host_device import HostDevice
 from pocketmoe.runtime.gpu.host_slots import SharedSlots
-from pocketmoe.runtime.gpu.onnx_executor import OnnxExecutor, OnnxLoader
+from pocketmoe.runtime.gpu.onnx_executor import OnnxLoader
 from pocketmoe.runtime.gpu.opening import TierSizes
 from pocketmoe.runtime.gpu.slots import DeviceSlots
 from pocketmoe.runtime.next_use import NextUse
@@ -154,12 +154,11 @@ def test_graphs_that_take_bytes_serve_the_same_pages(tmp_path: Path) -> None:
     device = HostDevice()
     backend = onnx_backend(root, manifest.graphs, manifest, device)
 
-    class Plain(OnnxLoader):
-        def load(self, graph: str) -> OnnxExecutor:
-            plain = plain_file(graph)
-            return super().load(plain if (root / plain).is_file() else graph)
-
-    plain = replace(backend, loader=lambda stream, threads: Plain(root, device, stream, threads))
+    names = {name for name in manifest.graphs.files() if plain_file(name) in manifest.files}
+    assert manifest.graphs.segments[-1] in names  # the head is int8
+    plain = replace(
+        backend, loader=lambda stream, threads: OnnxLoader(root, device, stream, threads, names)
+    )
     sizes = TierSizes(slots=TOP_K, host_slots=1)
     with open_device_session(root, device, backend=plain, sizes=sizes) as session:
         found = run(session, SOON)

@@ -28,6 +28,7 @@ from pocketmoe.compiler.architectures import (
 from pocketmoe.compiler.device_experts import expert_graph, token_graph
 from pocketmoe.compiler.engine_builder import BuiltEngine, EngineBuilder
 from pocketmoe.compiler.engine_monitor import BuildProgress, stoppable
+from pocketmoe.compiler.engine_profiles import OpenInput, profiles_of
 from pocketmoe.compiler.engines import add_engines, build_engines
 from pocketmoe.errors import BundleError, EngineError, InputError, TargetError
 from pocketmoe.runtime.bundle import (
@@ -64,6 +65,7 @@ from pocketmoe.tests.sample_graphs import (
 
 pytestmark = needs_rtx
 INT4 = Precision("int4", "int8", "int8", 32)
+SEGMENT = "device/segment_000.onnx"
 
 
 class Watched:
@@ -102,6 +104,17 @@ def one_graph(root: Path, *parts: object) -> DeviceGraphs:
     (root / "device").mkdir()
     save(root, "odd", *parts)  # type: ignore[arg-type]
     return DeviceGraphs(("device/odd.onnx",), (), chunk=32, batch=64, context=256)
+
+
+def test_profiles_have_room_for_the_rows_between_terms() -> None:
+    graphs = DeviceGraphs((SEGMENT,), (), chunk=32, batch=64, context=256)
+    for hidden, step in ((64, 1), (96, 2), (33, 64)):
+        places = OpenInput("places", (-1, 2), ("batch", None))
+        terms = OpenInput("terms", (-1, hidden), ("terms", None))
+        (profile,) = profiles_of(graphs, "device/combine_000.onnx", [terms, places])
+        assert profile.span("terms").most == 64 * 2 * step
+    for file in (SEGMENT, plain_file(SEGMENT)):
+        assert len(profiles_of(graphs, file, [OpenInput("hidden", (-1, 8), ("tokens", None))])) == 2
 
 
 class TestBuilding:
@@ -496,6 +509,6 @@ def test_a_device_that_takes_no_int4_gets_bytes(
     assert set(page_inputs(page, plain=True)) < set(expert.inputs)
     assert set(page_inputs(page, ".1", plain=True)) < set(token.inputs)
     assert [r.getMessage() for r in caplog.records].count(
-        f"{expert.graph} cannot be built for this GPU: int4 is no input; its bytes are unpacked by "
+        f"{expert.graph} cannot be built for this GPU: int4 is no input; it is built of "
         "plain operators, which is slower"
     ) == 1

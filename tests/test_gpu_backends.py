@@ -18,9 +18,15 @@ import pocketmoe
 from pocketmoe.cli import main
 from pocketmoe.errors import BudgetError, EngineError, InputError
 from pocketmoe.runtime.bundle import Manifest, read_manifest, write_manifest
-from pocketmoe.runtime.device_graphs import EngineSet
+from pocketmoe.runtime.device_graphs import EngineSet, plain_file
 from pocketmoe.runtime.gpu import backends, choosing, hardware
-from pocketmoe.runtime.gpu.backends import Backend, choose_engines, find_backend, onnx_backend
+from pocketmoe.runtime.gpu.backends import (
+    Backend,
+    choose_engines,
+    find_backend,
+    onnx_backend,
+    plain_for_cuda,
+)
 from pocketmoe.runtime.gpu.cuda_device import CudaDevice
 from pocketmoe.runtime.gpu.direct import open_device_session
 from pocketmoe.runtime.gpu.host_device import HostDevice
@@ -79,7 +85,7 @@ class TestChoice:
     def test_without_a_gpu_the_cpu_runs_it_and_says_why(
         self, bundle: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with caplog.at_level(logging.INFO), open_bundle(bundle) as session:
+        with caplog.at_level(logging.INFO, "pocketmoe"), open_bundle(bundle) as session:
             stats = session.stats
         assert stats.backend == "cpu"
         assert stats.backend_reason == "no NVIDIA driver was found"
@@ -214,6 +220,27 @@ class TestEngines:
             find_backend("cuda", bundle, read_manifest(bundle))
         device = CudaDevice(CudaStandIn())
         assert device.info.name == "Stand-in 4090"
+
+    def test_cuda_takes_plain_graphs_where_blocks_are_int8(self, bundle: Path) -> None:
+        manifest = read_manifest(bundle)
+        graphs = manifest.graphs
+        assert graphs is not None
+        assert plain_for_cuda(graphs, manifest) == set()  # all is fp16
+        last, expert = graphs.segments[-1], graphs.layers[0].expert
+        record = next(iter(manifest.files.values()))
+        files = {**manifest.files, **{plain_file(name): record for name in (last, expert)}}
+
+        def stored(precision: str) -> Manifest:
+            layers = tuple(
+                replace(layer, format=replace(layer.format, precision=precision))
+                for layer in manifest.experts
+            )
+            return replace(manifest, experts=layers, files=files)
+
+        assert plain_for_cuda(graphs, stored("int4")) == {last}
+        assert plain_for_cuda(graphs, stored("int8")) == {last, expert}
+        with pytest.raises(EngineError, match="computes no experts in fp8; use tensorrt-rtx"):
+            plain_for_cuda(graphs, stored("fp8"))
 
 
 class TestMemory:

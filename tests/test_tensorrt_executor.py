@@ -57,6 +57,7 @@ class StandIn:
     TensorIOMode = Mode
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
     CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(NONE="none")
 
     class ILogger:
         class Severity(enum.Enum):
@@ -201,6 +202,8 @@ def test_for_rtx_graphs_are_its_own_and_kernels_are_kept(tmp_path: Path) -> None
     loader = make_loader(tmp_path, trt, "tensorrt-rtx")
     loader.load(SEGMENT)
     assert [config.cuda_graph_strategy for config in trt.configs] == ["whole", None]
+    strategies = [item.dynamic_shapes_kernel_specialization_strategy for item in trt.configs]
+    assert strategies == ["none", "none"]
     loader.close()
     kept = tmp_path / "engines/tensorrt-rtx-10.3-sm87" / kernel_cache.KERNELS
     assert kept.read_bytes() == b"kernels"

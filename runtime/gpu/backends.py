@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import EngineError
 from ..bundle import Manifest
-from ..device_graphs import DeviceGraphs, EngineSet, architecture
+from ..device_graphs import DeviceGraphs, EngineSet, architecture, plain_file
 from .cuda_device import CudaDevice
 from .cuda_graph import GraphCapture
 from .device import Device, Stream
@@ -113,14 +113,39 @@ def onnx_backend(root: Path, graphs: DeviceGraphs, manifest: Manifest, device: D
     from .onnx_executor import OnnxLoader, check_cuda_provider
 
     on_gpu = isinstance(device, CudaDevice)
+    plain: frozenset[str] = frozenset()
     if on_gpu:
         check_cuda_provider()
+        plain = plain_for_cuda(graphs, manifest)
     weights = [f"{name.rpartition('.')[0]}.bin" for name in graphs.segments]
-    files = (*graphs.files(), *(name for name in weights if name in manifest.files))
+    files = (
+        *(plain_file(name) if name in plain else name for name in graphs.files()),
+        *(name for name in weights if name in manifest.files),
+    )
     return Backend(
         "cuda" if on_gpu else "host", f"onnxruntime {version()}, {'CUDA' if on_gpu else 'CPU'}",
-        device, files, lambda stream, threads: OnnxLoader(root, device, stream, threads),
+        device, files, lambda stream, threads: OnnxLoader(root, device, stream, threads, plain),
     )  # fmt: skip
+
+
+def plain_for_cuda(graphs: DeviceGraphs, manifest: Manifest) -> frozenset[str]:
+    """The graphs whose plain files the CUDA provider takes: blocks of int8 it does not dequantize,
+    those of int4 it does.
+
+    Raises:
+        EngineError: nor those of fp8.
+    """
+    precisions = {layer.layer: layer.format.precision for layer in manifest.experts}
+    if "fp8" in precisions.values():
+        raise EngineError(
+            "the CUDA provider of ONNX Runtime computes no experts in fp8; use tensorrt-rtx, or "
+            "compile with other --precision"
+        )
+    names = set(graphs.segments)
+    for item in graphs.layers:
+        if precisions[item.layer] == "int8":
+            names |= {item.expert, item.token}
+    return frozenset(name for name in names if plain_file(name) in manifest.files)
 
 
 def choose_engines(

@@ -51,7 +51,10 @@ class CudaDevice:
         if not self._registers:
             return self._allocate_pinned(nbytes)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        data = np.frombuffer(mmap.mmap(-1, max(1, nbytes), flags=flags), np.uint8)
+        memory = mmap.mmap(-1, max(1, nbytes), flags=flags)
+        # Or writes after a fork would go to another copy of it than the one that the GPU reads.
+        memory.madvise(mmap.MADV_DONTFORK)
+        data = np.frombuffer(memory, np.uint8)
         address = data.ctypes.data
         runtime = self._runtime
         self._pin(runtime.cudaHostRegister, address, nbytes, runtime.cudaHostRegisterMapped)

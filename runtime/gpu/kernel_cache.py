@@ -41,8 +41,9 @@ class KernelCache:
         """Writes it where it has grown; a folder that cannot be written is no error."""
         if self._cache is None:
             return
-        data = bytes(memoryview(self._cache.serialize()))
-        if len(data) == self._size:
+        serialized = self._cache.serialize()
+        data = b"" if serialized is None else bytes(memoryview(serialized))
+        if len(data) in (0, self._size):
             return
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:

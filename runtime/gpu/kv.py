@@ -63,7 +63,7 @@ class Span:
 
 
 class DeviceKv:
-    """keys[l] and values[l]: the addresses of a layer's buffers; with MLA there are keys alone.
+    """Of each layer a buffer of keys and one of values; with MLA there are keys alone.
 
     A batch is `begin`, the segments of its chunks with what `past` says, then `commit`; without the
     commit the next batch overwrites it.
@@ -84,8 +84,6 @@ class DeviceKv:
             length = device_capacity(layer.window, context, batch)
             self.spans.setdefault(kind_of(layer.window), Span(layer.window, length))
             self._buffers.append([device.allocate(length * row) for row in self._rows])
-        self.keys = [buffers[0].address for buffers in self._buffers]
-        self.values = [buffers[-1].address for buffers in self._buffers]
         windows = [layer.window for layer in spec.layers if layer.window is not None]
         self._moving = device.allocate(max(1, max(windows, default=0) * max(self._rows)))
         chunks = -(-batch // chunk)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from ...errors import BundleError, EngineError
-from ..device_graphs import TensorInfo
+from ..device_graphs import TensorInfo, plain_file
 from ..ort import load_session, set_up
 from .device import Device, Stream
 from .errors import DeviceMemoryError
@@ -43,8 +46,15 @@ class OnnxLoader:
 
     grows = True
 
-    def __init__(self, root: Path, device: Device, stream: Stream, threads: int):
-        """threads: of the CPU provider.
+    def __init__(
+        self,
+        root: Path,
+        device: Device,
+        stream: Stream,
+        threads: int,
+        plain: Collection[str] = (),
+    ):
+        """threads: of the CPU provider. plain: graphs in whose place their plain files are loaded.
 
         Raises:
             EngineError: this ONNX Runtime has no CUDA provider.
@@ -54,11 +64,13 @@ class OnnxLoader:
         self._threads = set_up(threads)
         self._device = device
         self._stream = stream
+        self._plain = plain
         if self._cuda:
             check_cuda_provider()
+            _find_libraries()
 
     def load(self, graph: str) -> OnnxExecutor:
-        path = self._root / graph
+        path = self._root / (plain_file(graph) if graph in self._plain else graph)
         if not self._cuda:
             return OnnxExecutor(load_session(path, path), "cpu", path)
         options = onnxruntime.SessionOptions()
@@ -72,8 +84,9 @@ class OnnxLoader:
         }
         try:
             session = onnxruntime.InferenceSession(
-                str(path), options, providers=[(CUDA_PROVIDER, provider), "CPUExecutionProvider"]
-            )
+                str(path), options, providers=[(CUDA_PROVIDER, provider), "CPUExecutionProvider"],
+                enable_fallback=0,  # which prints, and goes on with the CPU's
+            )  # fmt: skip
         except _FAILURES as error:
             self._raise_if_memory(error)
             raise BundleError(
@@ -82,7 +95,8 @@ class OnnxLoader:
         if CUDA_PROVIDER not in session.get_providers():
             raise EngineError(
                 f"ONNX Runtime {onnxruntime.__version__} could not start its CUDA provider; it "
-                "wants the CUDA and cuDNN libraries that its release notes name"
+                "wants the CUDA and cuDNN libraries that its release notes name: pip install "
+                "'onnxruntime-gpu[cuda,cudnn]'"
             )
         return OnnxExecutor(session, "cuda", path, self._raise_if_memory)
 
@@ -110,11 +124,11 @@ class OnnxExecutor:
     ):
         self.inputs = {item.name: _info(item, where) for item in session.get_inputs()}
         self.outputs = {item.name: _info(item, where) for item in session.get_outputs()}
-        self._session = session
+        self._session: Any = session
         self._kind = kind
         self._where = where
         self._examine = examine
-        self._io = session.io_binding()
+        self._io: Any = session.io_binding()
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}
         self._changed: dict[str, tuple[int, tuple[int, ...]]] = {}
         self._options = [onnxruntime.RunOptions() for _ in (DECODE, PROMPT)]
@@ -155,8 +169,8 @@ class OnnxExecutor:
             raise EngineError(f"{self._where} does not run ({_one_line(error)})") from error
 
     def close(self) -> None:
-        self._io.clear_binding_inputs()
-        self._io.clear_binding_outputs()
+        """Gives back the session's memory too, whoever still holds this. May be called twice."""
+        self._io = self._session = None
         self._bound.clear()
 
 
@@ -168,6 +182,19 @@ def check_cuda_provider() -> None:
             "uninstall onnxruntime, then pip install 'pocketmoe[cuda]' (the two are one module, "
             "and cannot be installed side by side)"
         )
+
+
+def _find_libraries() -> None:
+    """Loads CUDA and cuDNN where they were installed as packages. What it cannot load it prints,
+    which is a session's error later."""
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is None:
+        return
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        preload()
+    if said.getvalue():
+        _log.debug("%s", said.getvalue().strip())
 
 
 def _info(item: Any, where: Path) -> TensorInfo:

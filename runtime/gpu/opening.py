@@ -163,7 +163,7 @@ def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
             reason=request.reason,
             device=device.info.name,
         )
-        runner.use(tier, pager, engines, free - device.memory()[0])
+        runner.use(tier, pager, engines, max(0, free - device.memory()[0]))
         undo.pop_all()
         runner.on_close(stream.free)
     _log.info(
@@ -185,7 +185,7 @@ def _plan(
     """Of the host, and how many pages the GPU has slots for: 0 where it reads the host's."""
     manifest, sizes, name = request.manifest, request.sizes, str(request.root)
     free, total = device.memory()
-    taken = free_before - free
+    taken = max(0, free_before - free)  # others may have given memory back meanwhile
     slots = 0
     if not device.info.unified:
         memory = DeviceMemory(

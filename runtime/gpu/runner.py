@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -63,6 +64,7 @@ class DeviceRunner:
         rotated = self._rope.cos.shape[1]
         self._routers = [segment.router_layer for segment in manifest.segments]
         self.engines = Engines("", "", 0)
+        self._process = os.getpid()
         self._taken = 0
         row = spec.hidden_size * FLOAT
         with ExitStack() as undo:
@@ -277,7 +279,9 @@ class DeviceRunner:
 
     def close(self) -> None:
         """May be called twice, and after a failure of the device: each is done, whatever becomes of
-        those before it."""
+        those before it. Nothing is done after a fork, in whose child CUDA does not work."""
+        if os.getpid() != self._process:
+            return
         with ExitStack() as ends:
             ends.push(self._last.pop_all())
             ends.push(self._ends.pop_all())

@@ -30,8 +30,10 @@ class Scope:
         return made
 
     def stream(self) -> Stream:
+        """Its work ends before it is freed, and before what was made earlier."""
         made = self._device.stream()
         self._ends.callback(made.free)
+        self._ends.callback(made.synchronize)
         return made
 
     def event(self) -> Event:

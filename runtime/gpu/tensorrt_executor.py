@@ -91,6 +91,11 @@ class TensorRtLoader:
         if self._set.toolchain == "tensorrt-rtx":
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
+            # Else it compiles kernels for each shape beside the runs, whenever they are ready: a
+            # prompt has hundreds of shapes, and the same prompt would not give the same numbers.
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                trt.DynamicShapesKernelSpecializationStrategy.NONE
+            )
             self._kernels.attach(config)
             if graphs:
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
