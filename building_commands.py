@@ -98,7 +98,7 @@ def compile_command(
 
     calibrated = None
     if calibration is not None and record is not None:
-        calibrated = Calibration(calibration, record, method or "gptq")
+        calibrated = Calibration(calibration, record, method or "gptq", signed=target.kind == "cpu")
     with ProgressDisplay() as progress:
         manifest = compile_bundle(
             checkpoint, output, target=target, precision=chosen,

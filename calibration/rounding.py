@@ -11,6 +11,9 @@ from torch import Tensor
 _SMALLEST_SCALE = 1e-5
 # Shares of a block's largest magnitude that its scale may cover.
 CLIPS = {4: tuple(1.0 - 0.04 * step for step in range(13)), 8: (1.0, 0.97, 0.94)}
+# The same where the scale has the sign that puts the largest on the least value, -8: whose steps are
+# an eighth finer than those that put it on 7.
+_SIGNED_CLIPS = (1.0, 0.97, 0.94, 0.9, 0.86, 0.82, 0.78, 0.7)
 
 
 def limits(bits: int) -> tuple[int, int]:
@@ -24,10 +27,13 @@ def best_scales(
     bits: int,
     block_size: int,
     clips: tuple[float, ...] | None = None,
+    *,
+    signed: bool = False,
 ) -> Tensor:
     """fp16 `[out, in / block]`: of a few clips, those of the least weighted squared error.
 
-    weight: float32 `[out, in]`; importance: `[in]`, the mean square of each column's input.
+    weight: float32 `[out, in]`; importance: `[in]`, the mean square of each column's input. signed:
+    scales may be negative, which int4 gains by.
     """
     low, high = limits(bits)
     blocks = weight.unflatten(1, (-1, block_size))
@@ -36,14 +42,24 @@ def best_scales(
     largest = blocks.abs().amax(dim=2)
     least = torch.full_like(largest, float("inf"))
     best = torch.zeros_like(largest, dtype=torch.float16)
-    for clip in clips or CLIPS[bits]:
-        candidate = (largest * (clip / high)).clamp(min=_SMALLEST_SCALE).to(torch.float16)
+    sizes = [largest * (clip / high) for clip in clips or CLIPS[bits]]
+    if signed and bits == 4:
+        extreme = blocks.gather(2, blocks.abs().argmax(dim=2, keepdim=True)).squeeze(2)
+        sizes += [extreme * (clip / low) for clip in _SIGNED_CLIPS]
+    for size in sizes:
+        candidate = as_scales(size)
         steps = candidate.float().unsqueeze(2)
         error = torch.round(blocks / steps).clamp_(low, high).mul_(steps).sub_(blocks)
         squared = torch.einsum("obi,obi,bi->ob", error, error, weights)
         better = squared < least
         least, best = torch.where(better, squared, least), torch.where(better, candidate, best)
     return best
+
+
+def as_scales(sizes: Tensor) -> Tensor:
+    """fp16, none so small that it has few bits left."""
+    small = sizes.abs() < _SMALLEST_SCALE
+    return torch.where(small, _SMALLEST_SCALE, sizes).to(torch.float16)
 
 
 def rounded(weight: Tensor, scales: Tensor, bits: int) -> Tensor:

@@ -35,11 +35,13 @@ from .quantize import quantize_matrix
 
 @dataclass(frozen=True)
 class Calibration:
-    """A record, where it is from, and the method that is to use it."""
+    """A record, where it is from, and the method that is to use it. signed: int4 may have negative
+    scales, which TensorRT does not promise to take."""
 
     path: Path
     record: CalibrationRecord
     method: Method
+    signed: bool
 
 
 def check_calibration(
@@ -69,7 +71,7 @@ def write_calibrated_experts(
     """As `write_experts`, for int4, int8 and fp16; also writes what errors the experts have.
 
     formats: of each expert of each paged layer."""
-    record, method = calibration.record, calibration.method
+    record = calibration.record
     errors: dict[int, list[float | None]] = {}
     progress.stage("experts", sum(item.nbytes for layer in formats.values() for item in layer))
     written = []
@@ -82,11 +84,11 @@ def write_calibrated_experts(
                 continue
             own = formats[entered.layer]
             errors[entered.layer] = []
-            pages = calibrated_pages(stream, entered, own, method, errors[entered.layer])
+            pages = calibrated_pages(stream, entered, own, calibration, errors[entered.layer])
             written.append(write_expert_layer(root, entered.layer, own, pages, progress.advance))
             stream.leave()
     data = {
-        "method": method, "provenance": asdict(record.provenance),
+        "method": calibration.method, "provenance": asdict(record.provenance),
         "layers": [{"layer": layer, "error": error} for layer, error in errors.items()],
     }  # fmt: skip
     (root / CALIBRATION).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
@@ -97,7 +99,7 @@ def calibrated_pages(
     stream: LayerStream,
     entered: LayerInput,
     formats: Sequence[PageFormat],
-    method: Method,
+    calibration: Calibration,
     errors: list[float | None],
 ) -> Iterator[bytearray]:
     """The pages of a layer's experts in order; what each gives is added to the stream, and its
@@ -106,7 +108,7 @@ def calibrated_pages(
     for expert, page_format in enumerate(formats):
         rows, weights = entered.tokens_of(expert)
         x, shares = torch.from_numpy(entered.x[rows]), torch.from_numpy(weights)
-        page, out, error = _page(stream, expert, x, shares, moments, page_format, method)
+        page, out, error = _page(stream, expert, x, shares, moments, page_format, calibration)
         stream.add(rows, out)
         errors.append(error)
         yield page
@@ -120,14 +122,16 @@ def _page(
     shares: Tensor,
     moments: LayerMoments,
     page_format: PageFormat,
-    method: Method,
+    calibration: Calibration,
 ) -> tuple[bytearray, np.ndarray, float | None]:
     """A page, the weighted output for the expert's tokens, and how far it is from what it was."""
     module = stream.load_expert(expert)
     expected = module(x) * shares[:, None]
     page = bytearray(page_format.nbytes)
     if page_format.quantized:
-        made = quantize_expert(module, x, shares, moments, page_format, method)
+        made = quantize_expert(
+            module, x, shares, moments, page_format, calibration.method, signed=calibration.signed
+        )
         places = {place.name: place for place in page_format.tensors()}
         for name in PROJECTIONS:
             write_matrix(page, places, name, made[name])

@@ -57,16 +57,20 @@ def quantize_expert(
     layer: LayerMoments,
     page_format: PageFormat,
     method: Method,
+    *,
+    signed: bool,
 ) -> dict[str, QuantizedMatrix]:
-    """x: float32 `[T, hidden]`, the expert's tokens; weights: `[T]`, their shares. `module` becomes
-    what the page will hold; gate, up and down are returned."""
+    """x: float32 `[T, hidden]`, the expert's tokens; weights: `[T]`, their shares. signed: scales
+    may be negative. `module` becomes what the page will hold; gate, up and down are returned."""
     bits, size = (4 if page_format.precision == "int4" else 8), page_format.block_size
     share = weights.square()
-    moments = _drawn(_moments(x, share), layer.inputs, len(x))
+    form = _Form(bits, size, method, signed)
+    before = _inner(module, x), _inner(module, layer.sample)
+    moments = _drawn(_moments(x, x, share), layer.inputs, len(x))
     if method == "awq" and module.activation.kind == "silu":
         _scale_inner(module, x, weights, layer, bits, size)
     both = torch.cat([module.gate.weight, module.up.weight])
-    quantized = _round(both, moments, bits, size, method, _DAMPING["gate"])
+    quantized = _round(both, moments, form, _DAMPING["gate"])
     half = len(module.gate.weight)
     made = {
         "gate": QuantizedMatrix(quantized.values[:half], quantized.scales[:half], bits),
@@ -75,21 +79,51 @@ def quantize_expert(
     for name, matrix in made.items():
         getattr(module, name).weight.copy_(torch.from_numpy(matrix.dequantized()))
     # Down sees what the quantized gate and up make.
-    inner = activate(module.activation, module.gate(x), module.up(x))
-    others = activate(module.activation, module.gate(layer.sample), module.up(layer.sample))
-    prior = others.T @ others / len(others)
-    moments = _drawn(_moments(inner, share), prior, len(x))
-    made["down"] = _round(module.down.weight, moments, bits, size, method, _DAMPING["down"])
+    inner, others = _inner(module, x), _inner(module, layer.sample)
+    moments = _drawn(_moments(inner, inner, share), others.T @ others / len(others), len(x))
+    down = module.down.weight
+    if method == "gptq":
+        cross = _drawn(
+            _moments(before[0], inner, share), before[1].T @ others / len(others), len(x)
+        )
+        down = _made_good(down, moments, cross)
+    made["down"] = _round(down, moments, form, _DAMPING["down"])
     module.down.weight.copy_(torch.from_numpy(made["down"].dequantized()))
     return made
 
 
-def _moments(x: Tensor, share: Tensor) -> Tensor:
-    """Σ share · x xᵀ / Σ share: as the router weights the output, an error counts."""
+@dataclass(frozen=True)
+class _Form:
+    """bits and block size of what is made, and how."""
+
+    bits: int
+    size: int
+    method: Method
+    signed: bool
+
+
+def _inner(module: GatedFFN, x: Tensor) -> Tensor:
+    return activate(module.activation, module.gate(x), module.up(x))
+
+
+def _moments(x: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    """Σ share · x yᵀ / Σ share: as the router weights the output, an error counts."""
     total = float(share.sum())
     if not total:
         return torch.zeros(x.shape[1], x.shape[1])
-    return (x * share[:, None]).T @ x / total
+    return (x * share[:, None]).T @ y / total
+
+
+def _made_good(down: Tensor, moments: Tensor, cross: Tensor) -> Tensor:
+    """The weights with which what the quantized gate and up make comes nearest to the output as it
+    was, by least squares. cross: the moments of the inner activations as they were and as they are.
+    """
+    damping = _DAMPING["down"] * float(moments.diagonal().mean()) + 1e-8
+    eye = damping * torch.eye(len(moments))
+    factor, failed = torch.linalg.cholesky_ex(moments + eye)
+    if failed:
+        return down
+    return torch.cholesky_solve((cross + eye).T @ down.T, factor).T
 
 
 def _drawn(own: Tensor, prior: Tensor, tokens: int) -> Tensor:
@@ -102,12 +136,12 @@ def _drawn(own: Tensor, prior: Tensor, tokens: int) -> Tensor:
     return (tokens * own + features * size * prior) / (tokens + features)
 
 
-def _round(
-    weight: Tensor, moments: Tensor, bits: int, size: int, method: Method, damping: float
-) -> QuantizedMatrix:
-    if method == "gptq":
-        return quantize_gptq(weight, moments, bits, size, damping=damping)
-    return quantize_weighted(weight, moments.diagonal(), bits, size)
+def _round(weight: Tensor, moments: Tensor, form: _Form, damping: float) -> QuantizedMatrix:
+    if form.method == "gptq":
+        return quantize_gptq(
+            weight, moments, form.bits, form.size, damping=damping, signed=form.signed
+        )
+    return quantize_weighted(weight, moments.diagonal(), form.bits, form.size)
 
 
 def _scale_inner(

@@ -2,40 +2,71 @@
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
 arXiv:2210.17323. Columns go by falling activation; scales are chosen before, for the blocks as they
-lie in the page.
+lie in the page, and fitted once to what came of them.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..calibration.rounding import best_scales, limits, rounded, spread
+from ..calibration.rounding import as_scales, best_scales, limits, rounded, spread
 from .quantize import QuantizedMatrix
 
 _COLUMNS = 128  # whose errors are carried on together
 
 
 def quantize_gptq(
-    weight: Tensor, hessian: Tensor, bits: int, block_size: int, *, damping: float
+    weight: Tensor,
+    hessian: Tensor,
+    bits: int,
+    block_size: int,
+    *,
+    damping: float,
+    signed: bool = False,
 ) -> QuantizedMatrix:
     """weight: float32 `[out, in]`; hessian: `[in, in]`, the inputs' second moments Σ x xᵀ up to a
-    factor. damping: what is added to its diagonal, as a share of the diagonal's mean.
+    factor. damping: what is added to its diagonal, as a share of the diagonal's mean. signed: see
+    best_scales.
 
     Raises:
         ValueError: the Hessian is not finite, or not even damped positive definite.
     """
     importance = hessian.diagonal().clamp(min=0)
-    scales = best_scales(weight, importance, bits, block_size)
-    steps = spread(scales, weight)
+    scales = best_scales(weight, importance, bits, block_size, signed=signed)
     order = torch.argsort(importance, descending=True)
     inverse = _inverse_factor(hessian[order][:, order], damping)
-    values = torch.empty_like(weight)
+    values = _rounded_in_order(weight, scales, order, inverse, bits)
+    if bits == 4:  # finer steps leave nothing to gain
+        scales = _fitted_scales(weight, values, scales, hessian)
+        values = _rounded_in_order(weight, scales, order, inverse, bits)
+    return QuantizedMatrix(values.to(torch.int8).numpy(), scales.numpy(), bits)
+
+
+def _rounded_in_order(
+    weight: Tensor, scales: Tensor, order: Tensor, inverse: Tensor, bits: int
+) -> Tensor:
+    steps = spread(scales, weight)
+    values, restored = torch.empty_like(weight), torch.empty_like(weight)
     _round_columns(weight[:, order], steps[:, order], inverse, bits, values)
-    restored = torch.empty_like(values)
     restored[:, order] = values
-    return QuantizedMatrix(restored.to(torch.int8).numpy(), scales.numpy().astype(np.float16), bits)
+    return restored
+
+
+def _fitted_scales(weight: Tensor, values: Tensor, scales: Tensor, hessian: Tensor) -> Tensor:
+    """For given values, block after block the scale with which the output's error is least."""
+    size = weight.shape[1] // scales.shape[1]
+    fitted = scales.float()
+    left = weight - values * spread(scales, weight)
+    for block in range(scales.shape[1]):
+        part = slice(block * size, (block + 1) * size)
+        own = values[:, part]
+        slope = (left @ hessian[:, part]).mul_(own).sum(dim=1)
+        curve = (own @ hessian[part, part]).mul_(own).sum(dim=1)
+        step = torch.where(curve > 0, slope / curve.clamp(min=1e-30), 0.0)
+        fitted[:, block] += step
+        left[:, part] -= step[:, None] * own
+    return as_scales(fitted)
 
 
 def quantize_weighted(
