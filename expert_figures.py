@@ -38,7 +38,8 @@ def usage_figure(record: CalibrationRecord) -> Figure:
         "How many tokens were routed to each expert, on a logarithmic scale.",
         heat_map(
             "Tokens of each expert",
-            f"{len(rows)} layers; from {scale.low:,} to {highest:,} tokens; {unused} experts unused",
+            f"{len(rows)} layers; from {scale.low:,} to {highest:,} tokens; "
+            f"{unused} experts unused",
             rows, "expert",
         ),
         keys=(_UNUSED,) if unused else (),
@@ -54,7 +55,8 @@ def weight_figure(record: CalibrationRecord) -> Figure:
     shares = [item.weight_sums / max(item.weight_sums.sum(), 1e-30) for item in record.layers]
     used = np.concatenate([s[i.usage > 0] for s, i in zip(shares, record.layers, strict=True)])
     positive = used[used > 0]
-    low = float(positive.min()) if positive.size else 0.5
+    # A few experts that are next to unused would leave the others no colours.
+    low = float(np.quantile(positive, 0.01)) if positive.size else 0.5
     high = float(positive.max()) if positive.size else 1.0
     scale = Scale(low, high, log=True)
     rows = []
@@ -72,10 +74,10 @@ def weight_figure(record: CalibrationRecord) -> Figure:
         "logarithmic scale.",
         heat_map(
             "Router weight of each expert",
-            f"{len(rows)} layers; from {low:.2%} to {high:.2%} of a layer's weight", rows, "expert",
+            f"{len(rows)} layers; at most {100 * high:.3g}% of a layer's weight", rows, "expert",
         ),
         keys=(_UNUSED,) if any(item.unused for item in record.layers) else (),
-        scale=(f"{low:.2%}", f"{high:.2%} of the layer's"),
+        scale=(f"up to {100 * low:.2g}%", f"{100 * high:.3g}% of the layer's"),
         table=_matrix("share of the router's weight, in %", [
             (item.layer, [f"{100 * mass:.2f}" for mass in share])
             for item, share in zip(record.layers, shares, strict=True)
@@ -233,10 +235,9 @@ def _layer_errors(errors: Sequence[LayerError]) -> Figure:
 
 def _layer_axis(first: float, last: float) -> Axis:
     """Whole layers alone, at most about 8 of them named."""
-    step = max(1, math.ceil((last - first) / 8))
-    ticks = [*range(int(first), int(last), step)] or [int(first)]
-    ticks.append(ticks[-1] + step)
-    return Axis("layer", ticks, lambda v: f"{v:.0f}")
+    step = next(n for n in (1, 2, 5, 10, 20, 50, 100, 1000) if (last - first) / n <= 8)
+    begin, end = math.floor(first / step), max(math.ceil(last / step), math.floor(first / step) + 1)
+    return Axis("layer", [n * step for n in range(begin, end + 1)], lambda v: f"{v:.0f}")
 
 
 def _matrix(title: str, rows: Sequence[tuple[int, Sequence[str]]]) -> Table:

@@ -50,7 +50,7 @@ def report(
     file = WholeFile(output, FIRST_LINE + "\n", force=force)  # before the seconds that it takes
     try:
         measured = predicted_by(ctx, None) if target is None else None
-        with ProgressDisplay() as progress:
+        with ProgressDisplay("tokens") as progress:
             facts = gather_report(
                 path, calibration=calibration, target=target, measured=measured, progress=progress
             )

@@ -147,9 +147,7 @@ def _plan(
     return plan, ""
 
 
-def check_bundle(
-    record: CalibrationRecord, manifest: Manifest, where: Path, bundle: Path
-) -> None:
+def check_bundle(record: CalibrationRecord, manifest: Manifest, where: Path, bundle: Path) -> None:
     """Raises InputError where the record cannot be of the model that the bundle was made of."""
     tokenizer = manifest.files.get(TOKENIZER)
     same = record.provenance.family == manifest.spec.family
@@ -177,7 +175,8 @@ def cache_curve(
     # All slots are of one size, whatever a layer's pages have.
     routes = Routes(source.routes.visits, dict.fromkeys(source.routes.layers, 1))
     sizes = sorted({max(1, round(share * num_pages)) for share in _SHARES})
-    progress.stage("replaying", len(sizes))
+    tokens = sum(visit.layer == routes.layers[0] for visit in routes.visits)
+    progress.stage("replaying", tokens * len(sizes))
     points = []
     for slots in sizes:
         points.append(
@@ -189,7 +188,7 @@ def cache_curve(
                 even=slots / num_pages,
             )
         )
-        progress.advance(1)
+        progress.advance(tokens)
     token = sum(item.experts.shape[1] for item in record.layers)
     return CacheCurve(tuple(points), num_pages, token, page_bytes, assumed, source.note)
 

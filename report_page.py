@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: no script, no font, no picture from elsewhere."""
+"""A report as one HTML file: no script, and no font or picture from elsewhere."""
 
 from __future__ import annotations
 

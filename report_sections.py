@@ -34,14 +34,16 @@ def key_figures(report: Report) -> list[tuple[str, str]]:
     if record is not None and record.layers:
         layers = record.layers
         figures += [
-            (_count([len(item.usage) for item in layers]), f"experts in each of {len(layers)} layers"),
+            (_count([len(i.usage) for i in layers]), f"experts in each of {len(layers)} layers"),
             (_count([item.experts.shape[1] for item in layers]), "of them work on a token"),
             (f"{record.ids.size:,}", "calibration tokens"),
             (f"{sum(len(item.unused) for item in layers):,}", "experts that no token went to"),
         ]  # fmt: skip
     if manifest is not None:
         if record is None:
-            figures.append((f"{manifest.num_pages:,}", f"experts in {len(manifest.experts)} layers"))
+            figures.append(
+                (f"{manifest.num_pages:,}", f"experts in {len(manifest.experts)} layers")
+            )
         figures += [
             (format_size(manifest.total_bytes), "the bundle's files"),
             (f"{average_bits(manifest):.3g}", "bits per weight of the experts"),
@@ -70,7 +72,7 @@ def _usage(record: CalibrationRecord | None) -> Section:
         return Section("usage", heading, missing=f"A calibration record has it: {_HAS_RECORD}")
     figures = [usage_figure(record), weight_figure(record), foreseen_figure(record)]
     unused = [
-        (str(item.layer), f"{len(item.unused):,}", ", ".join(map(str, item.unused)))
+        (str(item.layer), f"{len(item.unused):,}", _ranges(item.unused))
         for item in record.layers
         if item.unused
     ]
@@ -109,7 +111,10 @@ def _cache(cache: CacheCurve | None) -> Section:
     series = [
         Series(
             name,
-            [(p.slots / total, value[place]) for p, value in zip(cache.points, values, strict=True)],
+            [
+                (p.slots / total, value[place])
+                for p, value in zip(cache.points, values, strict=True)
+            ],
             dashed=place > 0,
         )
         for place, name in enumerate(names)
@@ -272,6 +277,17 @@ def _keys(series: Sequence[Series]) -> list[Key]:
         Key(f"s{number}" + (" dashed" if item.dashed else ""), "line", item.name)
         for number, item in enumerate(series)
     ]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers as `1, 4 to 9`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in runs)
 
 
 def _count(numbers: list[int]) -> str:

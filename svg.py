@@ -14,9 +14,7 @@ from markupsafe import Markup, escape
 
 STEPS = 16
 # viridis: equal steps look equal, to the colour-blind and in grey too.
-_VIRIDIS = (
-    "440154 482475 414487 355f8d 2a788e 21918c 22a884 44bf70 7ad151 bddf26 fde725"
-).split()
+_VIRIDIS = ("440154 482475 414487 355f8d 2a788e 21918c 22a884 44bf70 7ad151 bddf26 fde725").split()
 _AXIS = 58  # left of a heat map or chart, for its labels
 _FOOT = 44  # below
 
@@ -142,9 +140,9 @@ def line_chart(
     mark: tuple[float, str] | None = None,
 ) -> Picture:
     """mark: an x that is pointed out, and its name."""
-    width, height, right, top = 600, 340, 22, 16
+    width, height, right, top = 600, 360, 30, 36
     foot = height - _FOOT - 6
-    left = _AXIS + 10
+    left = _AXIS + 12
 
     def across(value: float) -> float:
         low, high = x.ticks[0], x.ticks[-1]
@@ -165,11 +163,12 @@ def line_chart(
     if mark is not None:
         place = across(mark[0])
         parts.append(_line("mark", place, top, place, foot))
-        parts.append(_text(place + 6, foot - 8, mark[1], "start", "note"))
+        parts.append(_text(place + 6, top + 12, mark[1], "start", "note"))
     for number, item in enumerate(series):
         parts += _series(number, item, [(across(a), up(b)) for a, b in item.points], x, y)
     parts.append(_text((left + width - right) / 2, height - 6, x.label, "middle", "axis"))
-    parts.append(_sideways(14, (top + foot) / 2, y.label))
+    # Above the axis: beside it there is no room where small screens have it in larger letters.
+    parts.append(_text(4, 16, y.label, "start", "axis"))
     return Picture(_svg(title, description, width, height, parts), width, False)
 
 
@@ -198,9 +197,7 @@ def nice_ticks(high: float, count: int = 5, low: float = 0.0) -> list[float]:
     return [step * number for number in range(first, last + 1)]
 
 
-def _svg(
-    title: str, description: str, width: int, height: int, parts: Sequence[Markup]
-) -> Markup:
+def _svg(title: str, description: str, width: int, height: int, parts: Sequence[Markup]) -> Markup:
     head = Markup(
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title><desc>{}</desc>'
     ).format(width, height, f"{title}. {description}", title, description)
