@@ -70,6 +70,8 @@ def _usage(record: CalibrationRecord | None) -> Section:
     heading = "How experts are used"
     if record is None:
         return Section("usage", heading, missing=f"A calibration record has it: {_HAS_RECORD}")
+    if not record.layers:
+        return Section("usage", heading, missing="The model has no experts in pages.")
     figures = [usage_figure(record), weight_figure(record), foreseen_figure(record)]
     unused = [
         (str(item.layer), f"{len(item.unused):,}", _ranges(item.unused))
@@ -87,7 +89,7 @@ def _stored(report: Report) -> Section:
     heading = "How experts are stored"
     figure = bits_figure(report.manifest) if report.manifest is not None else None
     if figure is None:
-        missing = "A bundle has it: pocketmoe report BUNDLE --calibration CAL"
+        missing = f"A bundle has it: {_HAS_RECORD}"
         return Section("bits", heading, missing=missing)
     return Section("bits", heading, figures=[figure])
 

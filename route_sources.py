@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .calibration.record import CalibrationRecord, is_record, read_record
+from .errors import InputError
 from .runtime.pages import PageFormat
 from .runtime.routes import Routes, Visit, read_routes
 
@@ -29,7 +30,10 @@ class RouteSource:
 def load_routes(path: Path) -> RouteSource:
     """Raises InputError where the path is neither a route file nor a whole record."""
     if is_record(path) or path.is_dir():
-        return recorded_routes(read_record(path))
+        source = recorded_routes(read_record(path))
+        if not source.routes.visits:
+            raise InputError(f"{path} holds no routes: the model has no experts in pages")
+        return source
     return RouteSource(read_routes(path))
 
 

@@ -342,6 +342,12 @@ def test_routes_of_a_record_are_its_tokens_in_order(record: Path) -> None:
     assert len(many.visits) == facts.ids.size * 3
 
 
+def test_a_model_without_experts(tmp_path: Path) -> None:
+    write_record(tmp_path, make_record(layers=0))
+    assert "has no experts in pages" in make_page(tmp_path, tmp_path / "r.html").text
+    assert "holds no routes" in refused(call(tmp_path, command="replay"))
+
+
 def test_bits_count_scales(tiny_bundle: Path) -> None:
     expected = {
         ("int4", 64): 4.25, ("int4", 128): 4.125, ("int8", 32): 8.5, ("fp16", 0): 16.0,
