@@ -16,6 +16,7 @@ from .console import ProgressDisplay, print_facts, print_json, print_table, star
 from .entry import CommandLine
 from .errors import BundleError
 from .machine_commands import plan, targets
+from .report_command import report
 from .running_commands import bench, eval_command, replay, run
 from .runtime.installed import find_onnxruntime
 from .sizes import format_size
@@ -130,3 +131,4 @@ main.add_command(run)
 main.add_command(replay)
 main.add_command(eval_command)
 main.add_command(bench)
+main.add_command(report)

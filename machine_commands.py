@@ -115,8 +115,8 @@ def predicted_by(ctx: click.Context, target: Target | None) -> Target | None:
 )  # fmt: skip
 @CONTEXT
 @click.option(
-    "--routes", metavar="FILE", type=click.Path(path_type=Path),
-    help="Recorded routes of the model, to replay for the hit rate.",
+    "--routes", metavar="FILE|CAL", type=click.Path(path_type=Path),
+    help="Recorded routes of the model, or its calibration, to replay for the hit rate.",
 )  # fmt: skip
 @PRECISION
 @click.option(

@@ -21,6 +21,7 @@ from .gpu_planning import (
     with_half_cache,
 )
 from .inspection import read_spec
+from .route_sources import load_routes
 from .runtime.budget import CHUNK, MIB, MemoryPlan, plan_memory
 from .runtime.bundle import TOKENIZER, Precision, is_bundle, read_manifest
 from .runtime.context import choose_context
@@ -35,7 +36,6 @@ from .runtime.limits import (
 )
 from .runtime.locality import ASSUMED, no_locality, replayed
 from .runtime.native_backbone import NativeBackbone
-from .runtime.routes import read_routes
 from .runtime.stats import process_memory
 from .runtime.text import load_tokenizer
 
@@ -127,8 +127,11 @@ def plan_model(
     else:
         plan = _plan_cpu(path, footprint, context)
     hit_rate = no_locality(footprint)
+    hits_from = ASSUMED
     if routes is not None:
-        hit_rate = replayed(footprint, read_routes(routes), str(routes))
+        source = load_routes(routes)
+        hit_rate = replayed(footprint, source.routes, str(routes))
+        hits_from = f"replayed: {routes}" + (f", {source.note}" if source.note else "")
     speed = machine_speed(target)
     whole = plan(None)
     rows = []
@@ -152,7 +155,7 @@ def plan_model(
         token_page_bytes=footprint.token_page_bytes,
         smallest_budget=whole.smallest,
         everything=whole,
-        hits_from=ASSUMED if routes is None else f"replayed: {routes}",
+        hits_from=hits_from,
         speed_from=NOT_MEASURED if speed is None else f"target {target.name}",
         rows=tuple(rows),
         budget_of="GPU" if has_own_memory(target) else "process",

@@ -142,21 +142,26 @@ def run(
 )  # fmt: skip
 @JSON
 def replay(routes: Path, budgets: tuple[int, ...], as_json: bool) -> None:
-    """Compare cache policies on recorded routes.
+    """Compare cache policies on recorded routes: of a route file, or of a calibration record.
 
     Hit rates while decoding. The optimum knows what comes; no policy can beat it.
     """
+    from .route_sources import load_routes
     from .runtime.replay import replay_rows, token_bytes, usual_capacities
-    from .runtime.routes import read_routes
     from .tables import replay_columns, replay_table
 
-    recorded = read_routes(routes)
+    source = load_routes(routes)
+    recorded = source.routes
     rows = replay_rows(recorded, list(budgets) or usual_capacities(recorded))
     token = token_bytes(recorded)
     if as_json:
-        print_json({"routes": str(routes), "token_bytes": token, "rows": rows})
+        print_json({
+            "routes": str(routes), "note": source.note, "token_bytes": token, "rows": rows,
+        })  # fmt: skip
         return
     title = f"page hits in {routes}; one token's pages are {format_size(token)}"
+    if source.note:
+        title += f", taken to be int4; {source.note}"
     print_table(title, replay_columns(rows), replay_table(rows))
 
 

@@ -23,14 +23,14 @@ class WholeFile:
         InputError: the file cannot be made, or the path is that of something else than a file.
     """
 
-    def __init__(self, path: Path, beginning: str = "") -> None:
+    def __init__(self, path: Path, beginning: str = "", *, force: bool = False) -> None:
         """beginning: text that is written at once. A file that is there is replaced if its first
-        line is the same; any other is somebody's, and is refused."""
+        line is the same; any other is somebody's, and is refused, unless with `force`."""
         self.path = path
         self._place = Path(os.path.realpath(path))
         opener = gzip.open if path.name.endswith(".gz") else open
         try:
-            _need_replaceable(path, self._place, beginning.partition("\n")[0])
+            _need_replaceable(path, self._place, None if force else beginning.partition("\n")[0])
             self._beside = self._place.with_name(f".{self._place.name}.{os.getpid()}.tmp")
             self._file: TextIO = opener(self._beside, "wt", encoding="ascii")
             try:
@@ -63,8 +63,9 @@ class WholeFile:
             self._beside.unlink()
 
 
-def _need_replaceable(path: Path, place: Path, first_line: str) -> None:
-    """Raises OSError, or InputError for what the file must not take the place of."""
+def _need_replaceable(path: Path, place: Path, first_line: str | None) -> None:
+    """Raises OSError, or InputError for what the file must not take the place of. first_line: of
+    files that it may; None for any."""
     try:
         mode = place.stat().st_mode
     except FileNotFoundError:
@@ -73,6 +74,8 @@ def _need_replaceable(path: Path, place: Path, first_line: str) -> None:
         raise InputError(f"{path} is a folder; give the name of a file")
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is a device or a pipe, not a file; give another name")
+    if first_line is None:
+        return
     with place.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     try:

@@ -51,7 +51,8 @@ class TestStart:
         assert result.output == call("--help").output
         commands = result.output.partition("Commands:")[2].splitlines()
         names = [line.split()[0] for line in commands if line.strip()]
-        assert names == "inspect targets plan compile build verify run replay eval bench".split()
+        order = "inspect targets plan compile build verify run replay eval bench report"
+        assert names == order.split()
 
     def test_version(self) -> None:
         assert call("--version").stdout == f"pocketmoe {__version__}\n"
