@@ -14,7 +14,15 @@ from .model.encodings import find_encoding
 from .model.families import find_family
 from .model.parameters import count_parameters, end_shapes, layer_shapes
 from .model.spec import ModelSpec
-from .runtime.bundle import CHAT_TEMPLATE, MANIFEST, Precision, is_bundle, read_manifest
+from .runtime.bundle import (
+    CHAT_TEMPLATE,
+    MANIFEST,
+    AverageBits,
+    Precision,
+    is_bundle,
+    read_manifest,
+)
+from .runtime.expert_layers import average_bits
 from .runtime.kv_cache import SLACK, capacity
 from .runtime.pages import PageFormat
 
@@ -92,7 +100,9 @@ class CheckpointFacts:
 @dataclass(frozen=True)
 class BundleFacts:
     """total_bytes: all files but the manifest; page_bytes: the largest page. graphs: how many
-    device graphs, which engines are built of. gpu: this machine's, where the bundle has engines."""
+    device graphs, which engines are built of. gpu: this machine's, where the bundle has engines.
+    expert_bits: of each expert weight on average, scales included; bits: what it was asked to be.
+    expert_formats: pages of each format, by layer."""
 
     kind: str
     path: str
@@ -107,6 +117,9 @@ class BundleFacts:
     expert_bytes: int
     pages: int
     page_bytes: int
+    expert_bits: float
+    expert_formats: dict[int, dict[str, int]]
+    bits: AverageBits | None
     segments: int
     active_experts: tuple[int, ...]
     chat_template: bool
@@ -207,6 +220,9 @@ def _inspect_bundle(path: Path) -> BundleFacts:
         expert_bytes=manifest.expert_bytes,
         pages=manifest.num_pages,
         page_bytes=manifest.page_bytes,
+        expert_bits=average_bits(manifest.experts),
+        expert_formats={layer.layer: layer.histogram for layer in manifest.experts},
+        bits=manifest.bits,
         segments=len(manifest.segments),
         active_experts=model.top_k,
         chat_template=CHAT_TEMPLATE in manifest.files,

@@ -57,6 +57,7 @@ def _bundle_rows(facts: BundleFacts) -> list[Row]:
         ("backbone", f"{facts.segments} segments, {format_size(facts.backbone_bytes)} loaded"),
         ("pages", f"{facts.pages} of up to {format_size(facts.page_bytes)}, "
                   f"{format_size(facts.expert_bytes)} in all"),
+        *_bits_rows(facts),
         ("active experts", _several(facts.active_experts) or "none"),
         ("chat template", "yes" if facts.chat_template else "no"),
         ("lossy choices", ", ".join(facts.lossy) or "none"),
@@ -65,6 +66,19 @@ def _bundle_rows(facts: BundleFacts) -> list[Row]:
         ("engines", _engines(facts)),
         ("format version", str(facts.version)),
     ]  # fmt: skip
+
+
+def _bits_rows(facts: BundleFacts) -> list[Row]:
+    """How experts are stored, where each is in a format of its own; of layers, each line one."""
+    if not facts.pages:
+        return []
+    asked = f", asked for {facts.bits.asked:g}" if facts.bits is not None else ""
+    rows: list[Row] = [("bits", f"{facts.expert_bits:.4g} per expert weight{asked}")]
+    if facts.bits is not None:
+        for layer, formats in facts.expert_formats.items():
+            counts = ", ".join(f"{n} in {name}" for name, n in sorted(formats.items()))
+            rows.append((f"layer {layer}", counts))
+    return rows
 
 
 def _engines(facts: BundleFacts) -> str:

@@ -24,7 +24,8 @@ from ..model.checkpoint import Checkpoint
 from ..model.module import GatedFFN
 from ..model.spec import ModelSpec
 from ..progress import Progress
-from ..runtime.bundle import CALIBRATION, ExpertLayer, Precision
+from ..runtime.bundle import CALIBRATION, Precision
+from ..runtime.expert_layers import ExpertLayer
 from ..runtime.pages import PROJECTIONS, PageFormat
 from .expert_methods import LayerMoments, Method, layer_moments, quantize_expert
 from .experts import fill_page, write_bias, write_expert_layer, write_matrix

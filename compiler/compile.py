@@ -25,7 +25,6 @@ from ..progress import Progress, Silent
 from ..runtime.bundle import (
     EMBEDDING,
     TOKENIZER,
-    ExpertLayer,
     FileRecord,
     Manifest,
     Precision,
@@ -35,6 +34,7 @@ from ..runtime.bundle import (
 )  # fmt: skip
 from ..runtime.context import choose_context
 from ..runtime.device_graphs import DeviceGraphs, EngineSet
+from ..runtime.expert_layers import ExpertLayer
 from ..runtime.gpu.libraries import RTX
 from ..runtime.pages import PageFormat
 from ..runtime.text import load_tokenizer

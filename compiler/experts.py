@@ -14,7 +14,7 @@ import onnx
 
 from ..model.parameters import expert_prefix
 from ..model.tensors import TILE_BYTES
-from ..runtime.bundle import ExpertLayer, engine_name
+from ..runtime.expert_layers import ExpertLayer, engine_name
 from ..runtime.native.checksum import find_xxh64
 from ..runtime.pages import PROJECTIONS, PageFormat, TensorPlace
 from .expert_graphs import engine_graph, expert_graph, point_into_page

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ from .device_graphs import (
     graphs_from_json,
     to_json,
 )
+from .expert_layers import ExpertLayer, expert_layer_from_json
 from .footprint import Footprint, PagedLayer, predictor_bytes
-from .pages import ExpertKey, ExpertPage, PageFormat, page_format_from_json
+from .pages import ExpertPage
 
 FORMAT_VERSION = 3
 _READABLE = (2, FORMAT_VERSION)
@@ -44,7 +45,6 @@ CHAT_TEMPLATE = "chat.json"
 EMBEDDING = "backbone/embedding.bin"
 PREDICTORS = "backbone/predictors.bin"
 CALIBRATION = "calibration.json"  # how experts were quantized, and their errors
-ENGINE = "engine.onnx"
 _CHUNK = 1 << 20
 
 
@@ -69,68 +69,6 @@ class Segment:
     file: str
     layers: tuple[int, ...]
     router_layer: int | None
-
-
-@dataclass(frozen=True)
-class ExpertLayer:
-    """The pages of one layer: page e starts at `offsets[e]` of `file`, and is of the format
-    `formats[kinds[e]]`. kinds: empty where all are of the first.
-
-    xxh64: checksums that are quicker to check than sha256; empty where the compiler had none.
-    """
-
-    layer: int
-    file: str
-    formats: tuple[PageFormat, ...]
-    offsets: tuple[int, ...]
-    sha256: tuple[str, ...]
-    xxh64: tuple[str, ...] = ()
-    kinds: tuple[int, ...] = ()
-
-    @property
-    def format(self) -> PageFormat:
-        """That of all pages; for what cannot do with several. Raises BundleError where there are."""
-        if len(self.formats) > 1:
-            raise BundleError(
-                f"the experts of layer {self.layer} are stored in several formats, which this "
-                "cannot use; compile the bundle again without --bits"
-            )
-        return self.formats[0]
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Pages of each format."""
-        if not self.kinds:
-            return (len(self.offsets),)
-        return tuple(self.kinds.count(kind) for kind in range(len(self.formats)))
-
-    @property
-    def engines(self) -> tuple[str, ...]:
-        """The graphs that ONNX Runtime runs the pages of each format with."""
-        folder = self.file.rpartition("/")[0]
-        return tuple(f"{folder}/{engine_name(kind)}" for kind in range(len(self.formats)))
-
-    def format_of(self, expert: int) -> PageFormat:
-        return self.formats[self.kinds[expert] if self.kinds else 0]
-
-    def page(self, expert: int) -> ExpertPage:
-        page_format = self.format_of(expert)
-        return ExpertPage(
-            ExpertKey(self.layer, expert), self.file, self.offsets[expert], page_format.nbytes,
-            self.sha256[expert], page_format, self.xxh64[expert] if self.xxh64 else "",
-        )  # fmt: skip
-
-    def to_json(self) -> dict[str, Any]:
-        data = vars(self).copy()
-        formats, kinds = data.pop("formats"), data.pop("kinds")
-        if len(formats) == 1:
-            return data | {"format": formats[0].to_json()}
-        return data | {"formats": [item.to_json() for item in formats], "kinds": kinds}
-
-
-def engine_name(kind: int) -> str:
-    """Of a layer's graph for pages of its format `kind`."""
-    return f"engine_{kind}.onnx" if kind else ENGINE
 
 
 @dataclass(frozen=True)
@@ -294,7 +232,7 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
             Segment(item["file"], tuple(item["layers"]), item["router_layer"])
             for item in data["segments"]
         ),
-        experts=tuple(map(_layer_from_json, data["experts"])),
+        experts=tuple(map(expert_layer_from_json, data["experts"])),
         backbone_bytes=int(data["backbone_bytes"]),
         toolchain=dict(data["toolchain"]),
         lossy=tuple(data["lossy"]),
@@ -304,25 +242,6 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
         bits=AverageBits(**data["bits"]) if data.get("bits") is not None else None,
         version=data["version"],
     )  # fmt: skip
-
-
-def _layer_from_json(data: dict[str, Any]) -> ExpertLayer:
-    """Raises BundleError where its formats do not go together, or a page has none."""
-    formats = [page_format_from_json(item) for item in data.get("formats", [data.get("format")])]
-    kinds, offsets = tuple(data.get("kinds", ())), tuple(data["offsets"])
-    layer = ExpertLayer(
-        data["layer"], data["file"], tuple(formats), offsets, tuple(data["sha256"]),
-        tuple(data.get("xxh64", ())), kinds,
-    )  # fmt: skip
-    valid = len(kinds) == (len(offsets) if len(formats) > 1 else 0)
-    valid = valid and all(type(kind) is int and 0 <= kind < len(formats) for kind in kinds)
-    # They may differ in how they store the weights alone.
-    same = {replace(item, precision="", block_size=0) for item in formats}
-    if not valid or len(same) != 1 or len(set(formats)) != len(formats):
-        raise BundleError(
-            f"the page formats of layer {layer.layer} are damaged; compile the bundle again"
-        )
-    return layer
 
 
 def _check_files(root: Path, manifest: Manifest) -> None:

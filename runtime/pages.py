@@ -61,6 +61,21 @@ class PageFormat:
     def quantized(self) -> bool:
         return self.precision in QUANTIZED
 
+    @property
+    def name(self) -> str:
+        """The precision, and the block where there is one: "int4/64"."""
+        return f"{self.precision}/{self.block_size}" if self.quantized else self.precision
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, biases left out."""
+        return 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def weight_bits(self) -> float:
+        """Bits of a weight, its share of a scale included."""
+        return _BITS[self.precision] + (16 / self.block_size if self.quantized else 0)
+
     def tensors(self) -> tuple[TensorPlace, ...]:
         """In the order of their offsets: gate, its scales, its bias; up and down likewise."""
         places: list[TensorPlace] = []

@@ -13,8 +13,8 @@ import torch
 from pocketmoe.compiler.segments import plan_segments, window_kind
 from pocketmoe.model.attention import rope_table
 from pocketmoe.model.spec import ModelSpec
-from pocketmoe.runtime.bundle import ExpertLayer
 from pocketmoe.runtime.device_graphs import MASKED, POSITION_BLOCK, DeviceGraphs, page_inputs
+from pocketmoe.runtime.expert_layers import ExpertLayer
 from pocketmoe.runtime.ort import load_session, set_up
 
 ELEMENTS: dict[str, Any] = {

@@ -36,7 +36,7 @@ def test_what_a_token_reads(tiny_bundle: Path) -> None:
     for layer in manifest.experts:
         router = layers[layer.layer].router
         assert router is not None
-        pages += router.top_k * layer.format.nbytes
+        pages += router.top_k * layer.formats[0].nbytes
     found = manifest.footprint
     assert found.token_page_bytes == pages
     assert found.token_bytes == pages + manifest.backbone_bytes

@@ -306,7 +306,7 @@ def test_pages_of_older_bundles_are_refused(bundle: Path, tmp_path: Path) -> Non
     root = shutil.copytree(bundle, tmp_path / "copy")
     manifest = read_manifest(root)
     experts = tuple(
-        replace(layer, format=replace(layer.format, alignment=64)) for layer in manifest.experts
+        replace(layer, formats=(replace(layer.format, alignment=64),)) for layer in manifest.experts
     )
     write_manifest(root, replace(manifest, experts=experts))
     with pytest.raises(pocketmoe.errors.BundleError, match="pages that no GPU takes"):

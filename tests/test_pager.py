@@ -22,7 +22,8 @@ from pocketmoe.errors import BundleError, InputError
 from pocketmoe.model.rope import RopeSpec
 from pocketmoe.model.spec import LayerSpec, ModelSpec, RouterSpec
 from pocketmoe.runtime import page_file, readers
-from pocketmoe.runtime.bundle import ExpertLayer, Manifest, Precision
+from pocketmoe.runtime.bundle import Manifest, Precision
+from pocketmoe.runtime.expert_layers import ExpertLayer
 from pocketmoe.runtime.native.checksum import find_xxh64
 from pocketmoe.runtime.pager import Pager
 from pocketmoe.runtime.pages import ExpertKey, PageFormat

@@ -80,7 +80,9 @@ def random_routes(footprint: Footprint, tokens: int) -> Routes:
         for _ in range(tokens)
         for layer in footprint.experts
     ]
-    return Routes(tuple(visits), {layer.layer: layer.format.nbytes for layer in footprint.experts})
+    return Routes(
+        tuple(visits), {layer.layer: layer.formats[0].nbytes for layer in footprint.experts}
+    )
 
 
 def write_routes(path: Path, routes: Routes) -> Path:
