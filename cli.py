@@ -16,8 +16,9 @@ from .console import ProgressDisplay, print_facts, print_json, print_table, star
 from .entry import CommandLine
 from .errors import BundleError
 from .machine_commands import plan, targets
+from .quality_commands import eval_command
 from .report_command import report
-from .running_commands import bench, eval_command, replay, run
+from .running_commands import bench, replay, run
 from .runtime.installed import find_onnxruntime
 from .sizes import format_size
 

@@ -9,7 +9,6 @@ import click
 
 from .arguments import (
     ACTIVE_EXPERTS,
-    AGAINST,
     BUDGET,
     BUDGETS,
     BUNDLE,
@@ -163,45 +162,6 @@ def replay(routes: Path, budgets: tuple[int, ...], as_json: bool) -> None:
     if source.note:
         title += f", taken to be int4; {source.note}"
     print_table(title, replay_columns(rows), replay_table(rows))
-
-
-@click.command("eval")
-@BUNDLE
-@click.option(
-    "--data", metavar="FILE", type=click.Path(path_type=Path), required=True, help="UTF-8 text."
-)
-@AGAINST
-@BUDGET
-@device_options
-@ACTIVE_EXPERTS
-@SKIP_COLD
-@JSON
-def eval_command(
-    bundle: Path,
-    data: Path,
-    against: Path | None,
-    memory_budget: int | str | None,
-    active_experts: int | None,
-    skip_cold: float,
-    as_json: bool,
-    device: dict[str, Any],
-) -> None:
-    """Measure the quality on a text.
-
-    Perplexity; with --against, the KL divergence and top-1 agreement too.
-    """
-    from .evaluation import run_evaluation
-    from .tables import evaluation_rows
-
-    with ProgressDisplay("tokens") as progress:
-        result = run_evaluation(
-            bundle, data, against, progress, memory_budget=memory_budget,
-            active_experts=active_experts, skip_cold=skip_cold, device=device,
-        )  # fmt: skip
-    if as_json:
-        print_json({"bundle": str(bundle), "data": str(data), **vars(result)})
-        return
-    print_facts(f"{bundle} on {data}", evaluation_rows(result))
 
 
 @click.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from .gpu_tables import device_rows, gpu_hit_rows, gpu_speed_rows
@@ -12,7 +11,6 @@ from .sizes import format_size
 
 if TYPE_CHECKING:
     from .benchmark import Benchmark, Limit
-    from .runtime.evaluate import Evaluation
     from .runtime.replay import ReplayRow
     from .runtime.stats import Stats
 
@@ -229,22 +227,6 @@ def replay_table(rows: list[ReplayRow]) -> list[Row]:
         (format_size(row.capacity_bytes), *(f"{rate:.1%}" for rate in row.hit_rates.values()))
         for row in rows
     ]
-
-
-def evaluation_rows(result: Evaluation) -> list[Row]:
-    """Names and values of what `eval` measured."""
-    return [
-        (name.replace("_", " "), ", ".join(value) if isinstance(value, tuple) else _number(value))
-        for name, value in vars(result).items()
-        if value is not None and value != ()
-    ]
-
-
-def _number(value: float) -> str:
-    """A count with thousands separated, or a fraction with four significant digits."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if math.isfinite(value) else "none"
 
 
 def _limit_rows(stats: Stats, limit: Limit | None) -> list[Row]:

@@ -30,9 +30,9 @@ import numpy as np
 from pocketmoe.bench.make_bundle import make_bundle
 from pocketmoe.bench.quality import read_tokens
 from pocketmoe.bench.shapes import SHAPES, with_layers
+from pocketmoe.calibration.reference import run_reference
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import parse_precision
-from pocketmoe.compiler.verify import reference_logits
 from pocketmoe.console import print_table
 from pocketmoe.errors import EngineError, PocketMoEError
 from pocketmoe.model.checkpoint import Checkpoint
@@ -47,6 +47,7 @@ from pocketmoe.runtime.gpu.host_device import HostDevice
 from pocketmoe.runtime.gpu.opening import TierSizes, graphs_of
 from pocketmoe.runtime.gpu.speed import DeviceSpeed, measure_device
 from pocketmoe.runtime.session import Session
+from pocketmoe.runtime.windows import cut_windows
 from pocketmoe.sizes import format_size
 from pocketmoe.targets import find_target
 
@@ -132,11 +133,12 @@ def check_numbers(check: Check, tokens: int) -> None:
     precision = parse_precision(["fp16"], 64, target)
     compile_bundle(DEMO, bundle, target=target, precision=precision)
     ids = read_tokens(Checkpoint(DEMO), None, tokens)
-    reference = reference_logits(DEMO)
+    windows = cut_windows(ids, 512)
+    reference = run_reference(Checkpoint(DEMO), windows, check.folder)
     for backend in check.backends(bundle):
         try:
             with check.open(bundle, backend) as session:
-                found = evaluate(session, ids, min(512, len(ids)), reference)
+                found = evaluate(session, windows, reference.logits)
                 whole = run(session, ids)
                 top_k = max(layer.top_k for layer in session.manifest.footprint.experts)
             kl, top1 = found.kl_mean or 0.0, found.top1_agreement or 0.0

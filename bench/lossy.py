@@ -25,6 +25,7 @@ from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.runtime.evaluate import evaluate
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.runtime.session import Session
+from pocketmoe.runtime.windows import cut_windows
 from pocketmoe.sizes import format_size
 from pocketmoe.targets import find_target
 
@@ -60,7 +61,7 @@ class Recorded:
     """Logits of the model without options, kept in a file: what others are compared with."""
 
     def __init__(self, session: Session, token_ids: Sequence[int], window: int, folder: Path):
-        self._token_ids, self._window = list(token_ids), window
+        self._window = window
         shape = (len(token_ids), session.manifest.spec.vocab_size)
         self._logits = np.memmap(folder / "logits", np.float32, "w+", shape=shape)
         for index, token in enumerate(token_ids):
@@ -69,23 +70,15 @@ class Recorded:
             self._logits[index] = session.forward([token])[0]
         session.reset()
 
-    def windows(self) -> Callable[[Sequence[int]], np.ndarray]:
-        """A reference for one evaluation, which asks for window after window."""
-        starts = iter(range(0, len(self._token_ids), self._window))
-
-        def logits(ids: Sequence[int]) -> np.ndarray:
-            start = next(starts)
-            if self._token_ids[start : start + len(ids)] != list(ids):
-                raise RuntimeError("windows are not asked for in their order")
-            return self._logits[start : start + len(ids)]
-
-        return logits
+    def logits(self, window: int) -> np.ndarray:
+        """The reference for an evaluation."""
+        return self._logits[window * self._window : (window + 1) * self._window]
 
 
 def row(session: Session, recorded: Recorded, token_ids: list[int], window: int) -> tuple[str, ...]:
     """The figures of a session that was just opened, but for its options."""
     before = session.stats
-    result = evaluate(session, token_ids, window, recorded.windows(), step=1)
+    result = evaluate(session, cut_windows(token_ids, window), recorded.logits, step=1)
     stats = session.stats
     hits = stats.page_hits - before.page_hits
     asked = hits + stats.page_misses - before.page_misses

@@ -1,30 +1,33 @@
-"""What each precision costs: perplexity, KL divergence and top-1 agreement on held-out text.
+"""What each precision costs on held-out text: perplexity, KL divergence, routes, layers' errors.
 
     python bench/quality.py model/demo [--data held_out.txt]
 
 Without --data the text is what the demo model's training held out: every twentieth file of the
 standard library.
 
-Compiles the checkpoint at each precision, runs the text through the bundle and through the
-PyTorch module in float32, and prints a Markdown table.
+Runs the text through the checkpoint in float32, layer by layer, compiles it at each precision, runs
+the text through the bundle, and prints a Markdown table.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 from tokenizers import Tokenizer
 
+from pocketmoe.calibration.reference import run_reference
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import parse_precision
-from pocketmoe.compiler.verify import reference_logits
 from pocketmoe.errors import InputError, PocketMoEError
 from pocketmoe.model import corpus
 from pocketmoe.model.checkpoint import Checkpoint
+from pocketmoe.runtime.deviation import Deviations
 from pocketmoe.runtime.evaluate import Evaluation, evaluate
 from pocketmoe.runtime.opening import open_bundle
+from pocketmoe.runtime.windows import cut_windows
 from pocketmoe.sizes import format_size
 from pocketmoe.targets import find_target
 
@@ -51,16 +54,58 @@ def read_tokens(checkpoint: Checkpoint, data: Path | None, limit: int) -> list[i
     return list(tokenizer.encode(text).ids[:limit])
 
 
-def row(precision: str, nbytes: int, result: Evaluation) -> str:
+HEADINGS = (
+    "Precision", "Bundle", "Perplexity, change", "KL, mean", "KL, 99 %", "Top-1 agreement",
+    "Changed experts", "Error, last layer",
+)  # fmt: skip
+
+
+class Yardstick:
+    """The checkpoint's answers to a text, which any number of its bundles are held against.
+
+    The checkpoint runs once, layer by layer; what does not fit into memory lies in `folder`.
+    """
+
+    def __init__(self, checkpoint: Path, token_ids: Sequence[int], window: int, folder: Path):
+        self.windows = cut_windows(token_ids, window)
+        self._reference = run_reference(Checkpoint(checkpoint), self.windows, folder)
+
+    def measure(self, bundle: Path) -> Evaluation:
+        with open_bundle(bundle, context=self.windows.length) as session:
+            deviations = Deviations(session.manifest, self._reference.layers, self.windows)
+            return evaluate(session, self.windows, self._reference.logits, deviations)
+
+
+def row(name: str, nbytes: int, result: Evaluation) -> str:
+    """Figures, with their 95 % intervals."""
     cells = (
-        precision.replace(",", ", "),
+        name.replace(",", ", "),
         format_size(nbytes),
-        f"{result.perplexity:.3f}",
-        f"{result.kl_mean:.2e}",
-        f"{result.kl_p99:.2e}",
-        f"{result.top1_agreement:.2%}",
+        figure(result, "perplexity_ratio", lambda value: f"{value - 1:+.2%}"),
+        figure(result, "kl_mean", lambda value: f"{value:.2e}"),
+        figure(result, "kl_p99", lambda value: f"{value:.2e}"),
+        figure(result, "top1_agreement", lambda value: f"{value:.2%}"),
+        figure(result, "changed_experts", lambda value: f"{value:.2%}"),
+        f"{result.layers[-1].input_error:.2%}" if result.layers else "",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def figure(result: Evaluation, name: str, write: Callable[[float], str]) -> str:
+    value, interval = getattr(result, name), result.intervals.get(name)
+    if value is None:
+        return ""
+    return write(value) + (f" ({' to '.join(map(write, interval))})" if interval else "")
+
+
+def heading(result: Evaluation, block: int) -> str:
+    rule = result.bootstrap
+    return (
+        f"{result.tokens} tokens in windows of {result.window}, blocks of {block}; the checkpoint "
+        f"in float32 has perplexity {figure(result, 'reference_perplexity', '{:.3f}'.format)}. In "
+        f"brackets: {rule.confidence:.0%} intervals, {rule.resamples} bootstrap samples of "
+        f"{rule.blocks}.\n\n| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}"
+    )
 
 
 def print_table(
@@ -68,24 +113,19 @@ def print_table(
 ) -> None:
     """One row per precision, printed as soon as it is known."""
     token_ids = read_tokens(Checkpoint(path), data, tokens)
-    reference, target = reference_logits(path), find_target("cpu")
+    target = find_target("cpu")
     headed = False
-    for precision in precisions:
-        with tempfile.TemporaryDirectory() as folder:
-            bundle = Path(folder) / "bundle"
+    with tempfile.TemporaryDirectory() as folder:
+        yardstick = Yardstick(path, token_ids, window, Path(folder))
+        bundle = Path(folder) / "bundle"
+        for precision in precisions:
             parsed = parse_precision([precision], block, target)
-            manifest = compile_bundle(path, bundle, target=target, precision=parsed)
-            with open_bundle(bundle, context=window) as session:
-                result = evaluate(session, token_ids, window, reference)
-        if not headed:
-            click.echo(
-                f"{result.tokens} tokens in windows of {window}, blocks of {block}; the PyTorch "
-                f"module in float32 has perplexity {result.reference_perplexity:.3f}.\n\n"
-                "| Precision | Bundle | Perplexity | KL, mean | KL, 99 % | Top-1 agreement |\n"
-                "|---|---|---|---|---|---|"
-            )
-            headed = True
-        click.echo(row(precision, manifest.total_bytes, result))
+            manifest = compile_bundle(path, bundle, target=target, precision=parsed, force=True)
+            result = yardstick.measure(bundle)
+            if not headed:
+                click.echo(heading(result, block))
+                headed = True
+            click.echo(row(precision, manifest.total_bytes, result))
 
 
 @click.command(help="Print what each precision costs, as a Markdown table.")

@@ -1,4 +1,4 @@
-"""Activations of all calibration tokens: in memory, or in files where they are too many."""
+"""Activations of all tokens of a run: in memory, or in files where they are too many."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import InputError
 from ..sizes import format_size
@@ -16,22 +17,24 @@ IN_MEMORY = 1 << 30  # bytes of all of a run's arrays together, beyond which the
 
 
 class ActivationStore:
-    """Makes float32 arrays; those on disk are files of `folder` that are mapped into memory."""
+    """Makes arrays; those on disk are files of `folder` that are mapped into memory."""
 
     def __init__(self, folder: Path, nbytes: int):
         """nbytes: of all arrays that it will be asked for."""
         self._folder = folder
         self._on_disk = nbytes > IN_MEMORY
 
-    def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def array(
+        self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32
+    ) -> np.ndarray:
         """Zeroes at first.
 
         Raises:
             InputError: the disk has no room.
         """
         if not self._on_disk:
-            return np.zeros(shape, np.float32)
-        path, nbytes = self._folder / f"{name}.f32", prod(shape) * 4
+            return np.zeros(shape, dtype)
+        path, nbytes = self._folder / f"{name}.bin", prod(shape) * np.dtype(dtype).itemsize
         try:
             with path.open("wb") as file:
                 _reserve(file.fileno(), nbytes)
@@ -41,9 +44,9 @@ class ActivationStore:
             path.unlink(missing_ok=True)
             raise InputError(
                 f"{self._folder} has no room for activations of {format_size(nbytes)}; free some "
-                "space, or calibrate with fewer --tokens"
+                "space there, or take fewer --tokens"
             ) from error
-        return np.memmap(path, np.float32, "r+", shape=shape)
+        return np.memmap(path, dtype, "r+", shape=shape)
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +15,12 @@ from ..model.attention import KeyValueCache
 from ..model.checkpoint import Checkpoint
 from ..model.module import Decoder, DecoderLayer
 from ..model.spec import ModelSpec
-from ..runtime.bundle import Manifest, read_manifest
+from ..runtime.bundle import TOKENIZER, Manifest, hash_file, read_manifest
+from ..runtime.embedding import Embedding
 from ..runtime.opening import open_bundle
 
 _TOKENS = 48
+_EMBEDDING_BYTES = 1 << 20  # of the embedding, by which a checkpoint is known
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,6 @@ def load_decoder(checkpoint: Path, spec: ModelSpec | None = None) -> Decoder:
         state["head.weight"] = state["embed.weight"]
     model.load_state_dict(state, assign=True)
     return model.eval()
-
-
-def reference_logits(checkpoint: Path) -> Callable[[Sequence[int]], np.ndarray]:
-    """token ids → float32 logits `[T, vocab_size]` of the unquantized model."""
-    model = load_decoder(checkpoint)
-
-    @torch.no_grad()
-    def logits(token_ids: Sequence[int]) -> np.ndarray:
-        return model(torch.tensor([list(token_ids)]))[0].numpy()
-
-    return logits
 
 
 @torch.no_grad()
@@ -93,12 +84,36 @@ def compare_with_checkpoint(
 
 def check_same_model(bundle: Path, manifest: Manifest, checkpoint: Path) -> ModelSpec:
     """The checkpoint's specification; BundleError where the bundle was made of another."""
-    source = Checkpoint(checkpoint).spec
-    if comparable(manifest.spec) != comparable(source):
+    source = Checkpoint(checkpoint)
+    if comparable(manifest.spec) != comparable(source.spec):
         raise BundleError(
             f"{bundle} was not compiled from {checkpoint}: their specifications differ"
         )
-    return source
+    with source.tensors() as reader:
+        rows = next(reader.tiles("embed.weight", _EMBEDDING_BYTES)).numpy()
+    found = np.empty_like(rows)
+    embedding = Embedding(bundle, manifest)
+    try:
+        embedding.read(np.arange(len(rows)), found)
+    finally:
+        embedding.close()
+    with np.errstate(over="ignore"):  # where another checkpoint's are too large for its type
+        same = np.array_equal(rows.astype(manifest.embedding_dtype), found)
+    if not same:
+        raise BundleError(f"{bundle} was not compiled from {checkpoint}: their embeddings differ")
+    return source.spec
+
+
+def check_same_tokenizer(bundle: Path, manifest: Manifest, checkpoint: Path) -> None:
+    """BundleError where the bundle has another tokenizer than the checkpoint."""
+    path, own = Checkpoint(checkpoint).tokenizer_path, manifest.files.get(TOKENIZER)
+    if own is None or not path.is_file():
+        return
+    if hash_file(path) != own.sha256:
+        raise BundleError(
+            f"{bundle} has another {TOKENIZER} than {checkpoint}: the same text would be other "
+            "tokens; compile the checkpoint again"
+        )
 
 
 def expert_input(layer: int) -> str:

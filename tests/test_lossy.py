@@ -20,6 +20,7 @@ from pocketmoe.runtime.bundle import read_manifest
 from pocketmoe.runtime.evaluate import evaluate
 from pocketmoe.runtime.experts import route
 from pocketmoe.runtime.lossy import DROPPED, ExpertChoice, drop_cold, keep_strongest
+from pocketmoe.runtime.windows import cut_windows
 
 TOKENS = np.random.default_rng(0).integers(1, 384, 60).tolist()
 
@@ -243,13 +244,14 @@ class TestSession:
     def test_steps_of_an_evaluation(self, tiny_bundle: Path, tmp_path: Path) -> None:
         with pocketmoe.open(tiny_bundle) as session:
             recorded = Recorded(session, TOKENS, 32, tmp_path)
-            result = evaluate(session, TOKENS, 32, recorded.windows(), step=1)
+            windows = cut_windows(TOKENS, 32)
+            result = evaluate(session, windows, recorded.logits, step=1)
             assert (result.kl_mean, result.top1_agreement, result.lossy) == (0, 1, ())
             assert result.tokens == 58
-            chunked = evaluate(session, TOKENS, 32)
+            chunked = evaluate(session, windows)
             assert result.perplexity == pytest.approx(chunked.perplexity, rel=1e-2)
             with pytest.raises(InputError, match="step"):
-                evaluate(session, TOKENS, 32, step=0)
+                evaluate(session, windows, step=0)
 
 
 def call(*arguments: object) -> Result:
