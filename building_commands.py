@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -15,6 +15,7 @@ from .sizes import format_size
 from .targets import Target, find_target
 
 if TYPE_CHECKING:
+    from .compiler.expert_methods import Method
     from .runtime.bundle import Manifest
 
 
@@ -98,7 +99,8 @@ def compile_command(
 
     calibrated = None
     if calibration is not None and record is not None:
-        calibrated = Calibration(calibration, record, method or "gptq", signed=target.kind == "cpu")
+        chosen_method = cast("Method", method or "gptq")
+        calibrated = Calibration(calibration, record, chosen_method, signed=target.kind == "cpu")
     with ProgressDisplay() as progress:
         manifest = compile_bundle(
             checkpoint, output, target=target, precision=chosen,

@@ -15,7 +15,8 @@ from .errors import BundleError, InputError, TargetError
 from .planning import NOT_MEASURED, ModelPlan, plan_model
 from .progress import Progress, Silent
 from .route_sources import RouteSource, assumed_page, recorded_routes
-from .runtime.bundle import TOKENIZER, ExpertLayer, Manifest, is_bundle, read_manifest
+from .runtime.bundle import TOKENIZER, Manifest, is_bundle, read_manifest
+from .runtime.expert_layers import ExpertLayer
 from .runtime.next_use import NextUse
 from .runtime.pages import PageFormat
 from .runtime.policy import Lru

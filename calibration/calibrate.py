@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -289,8 +290,9 @@ class _Run:
         return records
 
 
-def _save(path: Path, **arrays: np.ndarray | np.generic) -> None:
-    """Written beside and renamed, so that a kill leaves the file whole or as it was."""
+def _save(path: Path, **arrays: Any) -> None:
+    """arrays: numpy arrays and numbers. Written beside and renamed, so that a kill leaves the file
+    whole or as it was."""
     beside = path.with_name(f".{path.name}.tmp")
     with beside.open("wb") as file:
         np.savez(file, **arrays)

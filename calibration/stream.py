@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class LayerStream:
             normed = layer.ffn_norm(state)
             always = layer.always_on(normed)
             if not paged:
-                hidden.copy_(layer.leave_ffn(state, always))
+                hidden.copy_(layer.leave_ffn(state, cast(Tensor, always)))
                 continue
             tokens = normed.flatten(0, 1)
             route = layer.route(tokens)

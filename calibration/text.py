@@ -97,11 +97,15 @@ def read_texts(path: Path) -> Iterator[str]:
         files = [item for item in files if not _hidden(item.relative_to(path))]
         if not files:
             raise InputError(f"{path} has no files in it; give a file or directory with text")
+        skipped = 0
         for file in files:
             try:
                 yield from _read_file(file)
             except NotUtf8Error as error:
-                _log.warning("%s", error)
+                _log.info("%s", error)
+                skipped += 1
+        if skipped:
+            _log.warning("%s: %d files in it are not UTF-8 text and are left out", path, skipped)
         return
     if not path.exists():
         raise InputError(f"{path} does not exist; give a file or directory with text")

@@ -51,7 +51,7 @@ class TestStart:
         assert result.output == call("--help").output
         commands = result.output.partition("Commands:")[2].splitlines()
         names = [line.split()[0] for line in commands if line.strip()]
-        order = "inspect targets plan compile build verify run replay eval bench report"
+        order = "inspect targets plan calibrate compile build verify run replay eval bench report"
         assert names == order.split()
 
     def test_version(self) -> None:
@@ -61,7 +61,7 @@ class TestStart:
         ("arguments", "words"),
         [
             (["complie"], ["'complie'", "did you mean compile?"]),
-            (["xyz"], ["no command 'xyz'", "inspect, targets, plan, compile"]),
+            (["xyz"], ["no command 'xyz'", "inspect, targets, plan, calibrate, compile"]),
             (["run", "x"], ["missing option '--prompt'", "pocketmoe run --help"]),
             (["run", "x", "--promt", "y"], ["--promt", "--prompt"]),
             (["bench"], ["missing argument 'BUNDLE'"]),
