@@ -163,7 +163,8 @@ class _Run:
     def layers(self) -> tuple[LayerRecord, ...]:
         stream, spec = self._stream, self._stream.spec
         saved = self._load()
-        if not saved:
+        if saved is None:
+            saved = []
             stream.embed()
             self._save_state()
         self._progress.advance(stream.layer * stream.ids.size)
@@ -269,11 +270,11 @@ class _Run:
             hidden=self._stream.hidden, foreseen=ahead,
         )  # fmt: skip
 
-    def _load(self) -> list[LayerRecord]:
-        """The layers that are done; the stream is put behind them."""
+    def _load(self) -> list[LayerRecord] | None:
+        """The layers that are done, and the stream is put behind them; None where nothing is."""
         path = self._work / "state.npz"
         if not path.is_file():
-            return []
+            return None
         with np.load(path) as state:
             self._stream.layer = int(state["layer"])
             self._stream.hidden[:] = state["hidden"]
