@@ -11,6 +11,7 @@ from .arguments import read_text
 from .errors import InputError
 from .progress import Progress, Silent
 from .runtime.budget import AUTO, read_budget
+from .runtime.bundle import read_manifest
 from .runtime.evaluate import Evaluation, evaluate
 from .runtime.opening import open_bundle
 from .runtime.session import Session
@@ -52,8 +53,8 @@ def run_evaluation(
     # Opened first, so that what is wrong with it is said before the checkpoint runs for long. Until
     # the bundle runs, it has no pages in memory.
     with open_bundle(
-        bundle, memory_budget=memory_budget, active_experts=active_experts, skip_cold=skip_cold,
-        **(device or {}),
+        bundle, memory_budget=memory_budget, context=_context(bundle),
+        active_experts=active_experts, skip_cold=skip_cold, **(device or {}),
     ) as session:  # fmt: skip
         token_ids = session.encode(text)
         if len(token_ids) < 2:
@@ -99,6 +100,15 @@ def _compare(
         return evaluate(
             session, windows, reference.logits, deviations, progress, step=step, seed=seed
         )
+
+
+def _context(bundle: Path) -> int | None:
+    """A window, so that keys and values take no more memory than they need; None, what the session
+    chooses, where the bundle's graphs for GPUs are made for less."""
+    manifest = read_manifest(bundle)
+    context = min(_WINDOW, manifest.spec.max_context)
+    fits = manifest.graphs is None or context <= manifest.graphs.context
+    return context if fits else None
 
 
 def _check_ids(bundle: Path, session: Session, windows: Windows) -> None:

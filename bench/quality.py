@@ -55,7 +55,7 @@ def read_tokens(checkpoint: Checkpoint, data: Path | None, limit: int) -> list[i
 
 
 HEADINGS = (
-    "Precision", "Bundle", "Perplexity, change", "KL, mean", "KL, 99 %", "Top-1 agreement",
+    "Precision", "Bundle", "Perplexity", "Change", "KL, mean", "KL, 99 %", "Top-1 agreement",
     "Changed experts", "Error, last layer",
 )  # fmt: skip
 
@@ -81,6 +81,7 @@ def row(name: str, nbytes: int, result: Evaluation) -> str:
     cells = (
         name.replace(",", ", "),
         format_size(nbytes),
+        f"{result.perplexity:.3f}",
         figure(result, "perplexity_ratio", lambda value: f"{value - 1:+.2%}"),
         figure(result, "kl_mean", lambda value: f"{value:.2e}"),
         figure(result, "kl_p99", lambda value: f"{value:.2e}"),

@@ -95,7 +95,7 @@ def evaluate(
         for begin in range(0, len(ids), step):
             part, targets = ids[begin : begin + step], ids[begin + 1 : begin + step + 1]
             observe = deviations.observe if deviations is not None else None
-            found = session.forward(part, observe=observe)
+            found = session.forward(part.tolist(), observe=observe)
             wanted = expected[begin : begin + len(targets)] if expected is not None else None
             scores.add(number, targets, found[: len(targets)], wanted)
             progress.advance(len(part))
