@@ -21,7 +21,7 @@ from pocketmoe.compiler.calibrated import Calibration
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import parse_precision
 from pocketmoe.compiler.verify import load_decoder
-from pocketmoe.errors import BundleError, InputError
+from pocketmoe.errors import BundleError
 from pocketmoe.runtime import budget, opening
 from pocketmoe.runtime.bundle import Manifest, find_damage, read_manifest, write_manifest
 from pocketmoe.runtime.expert_layers import average_bits, expert_layer_from_json
@@ -239,9 +239,29 @@ def test_refusals_are_one_line(
     given = [*arguments, str(record)] if arguments[-1] == "--calibration" else arguments
     out = tmp_path / "out"
     command = ["compile", str(tiny_checkpoint), "--target", "cpu", "-o", str(out), *given]
-    result = CliRunner().invoke(main, command, standalone_mode=False)
-    error = result.exception
-    assert isinstance(error, InputError)
-    assert "\n" not in str(error)
-    assert re.search(message, str(error))
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    (line,) = result.output.strip().splitlines()
+    assert re.search(message, line)
     assert not out.exists()
+
+
+def test_for_a_gpu_each_layer_has_one_format_and_its_own_graphs(
+    tiny_checkpoint: Path, record: Path, tmp_path: Path
+) -> None:
+    target = find_target("rtx-4060-8gb")
+    out = tmp_path / "gpu"
+    manifest = compile_bundle(
+        tiny_checkpoint, out, target=target, precision=parse_precision([BACKBONE], 32, target),
+        calibration=Calibration(record, uneven(read_record(record)), "rtn"), bits=9,
+    )  # fmt: skip
+    assert manifest.graphs is not None
+    formats = [layer.format for layer in manifest.experts]
+    assert len(set(formats)) > 1
+    graphs = {item.layer: item.expert for item in manifest.graphs.layers}
+    for layer in manifest.experts:
+        same = {graphs[other.layer] for other in manifest.experts if other.format == layer.format}
+        assert same == {graphs[layer.layer]}
+    assert len(set(graphs.values())) == len(set(formats))
+    assert manifest.bits is not None
+    assert manifest.bits.reached <= 9
