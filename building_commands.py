@@ -53,6 +53,11 @@ if TYPE_CHECKING:
     help="What 'pocketmoe calibrate' made of this checkpoint: experts are quantized on its text.",
 )  # fmt: skip
 @click.option(
+    "--workers", metavar="N|ray://HOST:PORT", default="1",
+    help="With --calibration: processes that quantize experts, or a Ray cluster ('ray' for one on "
+    "this machine).",
+)  # fmt: skip
+@click.option(
     "--method", type=click.Choice(["gptq", "awq", "rtn"]),
     help="With --calibration: how.  [default: gptq]",
 )  # fmt: skip
@@ -73,6 +78,7 @@ def compile_command(
     no_engines: bool,
     portable: bool,
     calibration: Path | None,
+    workers: str,
     method: str | None,
     bits: float | None,
     force: bool,
@@ -80,6 +86,8 @@ def compile_command(
     """Make a bundle of a checkpoint."""
     if method is not None and calibration is None:
         raise InputError(f"--method {method} needs --calibration; 'pocketmoe calibrate' makes one")
+    if workers != "1" and calibration is None:
+        raise InputError(f"--workers {workers} needs --calibration: what is only rounded is quick")
     if bits is not None:
         precision = _precision_beside_bits(precision, bits, calibration, target)
     record = read_record(calibration) if calibration is not None else None
@@ -106,7 +114,7 @@ def compile_command(
             checkpoint, output, target=target, precision=chosen,
             active_experts=active_experts, context=context,
             fp32_products=has_fp32_products(target, capabilities), capabilities=capabilities,
-            calibration=calibrated, bits=bits, force=force, progress=progress,
+            calibration=calibrated, workers=workers, bits=bits, force=force, progress=progress,
         )  # fmt: skip
     lossy = f"; lossy: {', '.join(manifest.lossy)}" if manifest.lossy else ""
     click.echo(

@@ -11,7 +11,7 @@ from torch import Tensor
 _SMALLEST_SCALE = 1e-5
 # Shares of a block's largest magnitude that its scale may cover.
 CLIPS = {4: tuple(1.0 - 0.04 * step for step in range(13)), 8: (1.0, 0.97, 0.94)}
-# The same where the scale has the sign that puts the largest on the least value, -8: whose steps are
+# The same where the scale has the sign that puts the largest on the least value, -8: its steps are
 # an eighth finer than those that put it on 7.
 _SIGNED_CLIPS = (1.0, 0.97, 0.94, 0.9, 0.86, 0.82, 0.78, 0.7)
 

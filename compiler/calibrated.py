@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,17 +20,18 @@ from ..calibration.record import CalibrationRecord, check_model
 from ..calibration.stream import LayerInput, LayerStream
 from ..errors import InputError
 from ..model.checkpoint import Checkpoint
-from ..model.module import GatedFFN
 from ..model.spec import ModelSpec
 from ..progress import Progress
 from ..runtime.bundle import CALIBRATION, Precision
 from ..runtime.expert_layers import ExpertLayer
-from ..runtime.pages import PROJECTIONS, PageFormat
-from .expert_methods import LayerMoments, Method, layer_moments, quantize_expert
-from .experts import fill_page, write_bias, write_expert_layer, write_matrix
+from ..runtime.pages import PageFormat
+from .expert_methods import Method, layer_moments
+from .expert_task import ExpertTask, quantize_task
+from .experts import write_expert_layer
 from .footprint import QUANTIZED_BITS
 from .precision import precision_of
 from .quantize import quantize_matrix
+from .workers import Workers
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,13 @@ def write_calibrated_experts(
     precision: Precision,
     calibration: Calibration,
     formats: Mapping[int, Sequence[PageFormat]],
+    workers: Workers,
     progress: Progress,
 ) -> tuple[ExpertLayer, ...]:
     """As `write_experts`, for int4, int8 and fp16; also writes what errors the experts have.
 
-    formats: of each expert of each paged layer."""
+    formats: of each expert of each paged layer. workers: who does it; the bytes are the same.
+    """
     record = calibration.record
     errors: dict[int, list[float | None]] = {}
     progress.stage("experts", sum(item.nbytes for layer in formats.values() for item in layer))
@@ -85,7 +87,9 @@ def write_calibrated_experts(
                 continue
             own = formats[entered.layer]
             errors[entered.layer] = []
-            pages = calibrated_pages(stream, entered, own, calibration, errors[entered.layer])
+            pages = calibrated_pages(
+                stream, entered, own, calibration, workers, errors[entered.layer]
+            )
             written.append(write_expert_layer(root, entered.layer, own, pages, progress.advance))
             stream.leave()
     data = {
@@ -101,56 +105,27 @@ def calibrated_pages(
     entered: LayerInput,
     formats: Sequence[PageFormat],
     calibration: Calibration,
+    workers: Workers,
     errors: list[float | None],
 ) -> Iterator[bytearray]:
     """The pages of a layer's experts in order; what each gives is added to the stream, and its
     relative error to `errors`: None for one without tokens."""
-    moments = layer_moments(entered.x)
-    for expert, page_format in enumerate(formats):
-        rows, weights = entered.tokens_of(expert)
-        x, shares = torch.from_numpy(entered.x[rows]), torch.from_numpy(weights)
-        page, out, error = _page(stream, expert, x, shares, moments, page_format, calibration)
-        stream.add(rows, out)
-        errors.append(error)
-        yield page
+    layer = workers.share(layer_moments(entered.x).to_arrays())
 
+    def tasks() -> Iterator[ExpertTask]:
+        for expert, page_format in enumerate(formats):
+            rows, weights = entered.tokens_of(expert)
+            parameters = stream.load_expert(expert).state_dict()
+            yield ExpertTask(
+                {name: tensor.numpy() for name, tensor in parameters.items()},
+                entered.x[rows], weights, layer, page_format, calibration.method,
+                calibration.signed,
+            )  # fmt: skip
 
-@torch.no_grad()
-def _page(
-    stream: LayerStream,
-    expert: int,
-    x: Tensor,
-    shares: Tensor,
-    moments: LayerMoments,
-    page_format: PageFormat,
-    calibration: Calibration,
-) -> tuple[bytearray, np.ndarray, float | None]:
-    """A page, the weighted output for the expert's tokens, and how far it is from what it was."""
-    module = stream.load_expert(expert)
-    expected = module(x) * shares[:, None]
-    page = bytearray(page_format.nbytes)
-    if page_format.quantized:
-        made = quantize_expert(
-            module, x, shares, moments, page_format, calibration.method, signed=calibration.signed
-        )
-        places = {place.name: place for place in page_format.tensors()}
-        for name in PROJECTIONS:
-            write_matrix(page, places, name, made[name])
-            if page_format.bias:
-                write_bias(page, places, name, getattr(module, name).bias.numpy())
-    else:
-        for name in PROJECTIONS:
-            weight = getattr(module, name).weight
-            weight.copy_(weight.half())
-            fill_page(page, page_format, name, lambda part: iter([_parameter(module, part)]))
-    out = module(x) * shares[:, None]
-    size = float(expected.norm())
-    error = float((out - expected).norm()) / size if size else None
-    return page, out.numpy(), error
-
-
-def _parameter(module: GatedFFN, name: str) -> np.ndarray:
-    return module.get_parameter(name).numpy()
+    for expert, made in enumerate(workers.map(quantize_task, tasks())):
+        stream.add(entered.tokens_of(expert)[0], made.out)
+        errors.append(made.error)
+        yield made.page
 
 
 def as_stored(name: str, weight: Tensor, precision: Precision) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +52,7 @@ from .quantize import ReadTiles
 from .segments import SegmentPlan, plan_segments, segment_parameters
 from .stamp import stamp_segment
 from .trace import check_attention, trace_segment
+from .workers import open_workers
 
 if TYPE_CHECKING:
     from .bits import BitsPlan
@@ -84,6 +85,7 @@ def compile_bundle(
     fp32_products: bool = True,
     capabilities: Sequence[str] = (),
     calibration: Calibration | None = None,
+    workers: str = "1",
     bits: float | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -93,6 +95,7 @@ def compile_bundle(
     active_experts lowers the number of experts per token; the manifest names it as lossy. context:
     tokens that a GPU's graphs are made for, by default as `choose_context`; fp32_products: see
     device_lower.py; capabilities: the architectures to build its engines for, as "8.9".
+    workers: who quantizes by calibration, see open_workers.
     calibration: on what experts are quantized; without it they are rounded. bits: what each expert
     weight takes on average, each expert stored as the calibration says that it is worth, and not as
     precision.experts says. force replaces a bundle that is there.
@@ -145,9 +148,10 @@ def compile_bundle(
         if calibration is None:
             experts = write_experts(root, source, spec, precision, progress)
         else:
-            experts = write_calibrated_experts(
-                root, source, spec, precision, calibration, formats, progress
-            )
+            with closing(open_workers(workers)) as pool:
+                experts = write_calibrated_experts(
+                    root, source, spec, precision, calibration, formats, pool, progress
+                )
         dtype = write_embedding(root, source, precision)
         if tokenizer is not None:
             shutil.copyfile(tokenizer, root / TOKENIZER)

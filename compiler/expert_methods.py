@@ -38,6 +38,13 @@ class LayerMoments:
     inputs: Tensor
     sample: Tensor
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {"inputs": self.inputs.numpy(), "sample": self.sample.numpy()}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> LayerMoments:
+        return cls(torch.from_numpy(arrays["inputs"]), torch.from_numpy(arrays["sample"]))
+
 
 def layer_moments(x: np.ndarray) -> LayerMoments:
     """x: float32 `[N, hidden]`."""

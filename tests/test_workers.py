@@ -1,0 +1,102 @@
+"""Workers: the same results in the same order whoever works, and whoever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pocketmoe.cli import main
+from pocketmoe.compiler.workers import Processes, RayCluster, Shared, ThisProcess, open_workers
+from pocketmoe.errors import InputError
+from pocketmoe.runtime.bundle import read_manifest
+from pocketmoe.tests.test_calibrate import TEXT
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+
+
+def add(task: tuple[int, Shared]) -> float:
+    number, shared = task
+    return number + float(shared.arrays()["a"].sum())
+
+
+def die_once(task: tuple[int, str]) -> int:
+    """The first to come to task 3 is killed."""
+    number, marker = task
+    if number == 3 and not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def die(task: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_come_in_order(count: int) -> None:
+    with closing(open_workers(str(count))) as workers:
+        assert isinstance(workers, ThisProcess if count == 1 else Processes)
+        for size in (2, 5):  # what is shared is of the latest layer
+            shared = workers.share({"a": np.ones(size, np.float32)})
+            found = list(workers.map(add, ((number, shared) for number in range(9))))
+            assert found == [number + size for number in range(9)]
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    marker = str(tmp_path / "died")
+    with closing(Processes(2)) as workers:
+        found = list(workers.map(die_once, ((number, marker) for number in range(8))))
+    assert found == list(range(8))
+    assert "a worker died" in caplog.text
+
+
+def test_workers_that_die_again_and_again_are_an_error() -> None:
+    with closing(Processes(2)) as workers, pytest.raises(InputError, match="fewer --workers"):
+        list(workers.map(die, range(4)))
+
+
+@pytest.mark.parametrize("choice", ["0", "-1", "many", "1.5", ""])
+def test_what_is_no_number_of_workers(choice: str) -> None:
+    with pytest.raises(InputError, match="--workers is a number of processes"):
+        open_workers(choice)
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray() -> None:
+    with pytest.raises(InputError, match=r"pocketmoe\[ray\]"):
+        open_workers("ray://localhost:10001")
+
+
+@needs_ray
+def test_a_cluster_of_ray_gives_the_same(tmp_path: Path) -> None:
+    with closing(RayCluster("ray")) as workers:
+        shared = workers.share({"a": np.ones(4, np.float32)})
+        found = list(workers.map(add, ((number, shared) for number in range(5))))
+        assert found == [number + 4 for number in range(5)]
+        marker = str(tmp_path / "died")
+        assert list(workers.map(die_once, [(n, marker) for n in range(5)])) == list(range(5))
+
+
+@pytest.mark.parametrize("workers", ["4", pytest.param("ray", marks=needs_ray)])
+def test_the_bundle_does_not_depend_on_how_many_work(
+    workers: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.py").write_text(TEXT)
+    commands = [
+        ["calibrate", "--data", tmp_path / "text.py", "--tokens", "1024", "--seq-len", "64"],
+        ["compile", "--target", "cpu", "--block", "32", "--calibration", tmp_path / "cal"],
+        ["compile", "--target", "cpu", "--block", "32", "--calibration", tmp_path / "cal",
+         "--workers", workers],
+    ]  # fmt: skip
+    for (name, *options), out in zip(commands, ("cal", "one", "many"), strict=True):
+        command = [name, tiny_checkpoint, *options, "-o", tmp_path / out]
+        done = CliRunner().invoke(main, [str(part) for part in command])
+        assert done.exit_code == 0, done.stderr
+    assert read_manifest(tmp_path / "one").files == read_manifest(tmp_path / "many").files
