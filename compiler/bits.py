@@ -91,8 +91,8 @@ def plan_bits(
             _page_format(candidates[n], spec, item.layer)
             for n in np.broadcast_to(own, len(item.errors))
         )
-    error = float(all_errors[np.arange(len(chosen)), chosen].sum())
-    return BitsPlan(formats, AverageBits(asked, reached), error)
+    least = float(all_errors[np.arange(len(chosen)), chosen].sum())
+    return BitsPlan(formats, AverageBits(asked, reached), least)
 
 
 def _page_format(item: Candidate, spec: ModelSpec, layer: int) -> PageFormat:
