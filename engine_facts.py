@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import EngineError
+from .errors import EngineError, TargetError
 from .runtime.bundle import Manifest
 from .runtime.device_graphs import EngineSet, TensorInfo, architecture, page_inputs
 from .runtime.gpu.hardware import Gpu, find_gpu
+from .runtime.gpu.libraries import STOCK
 from .sizes import format_size
+from .targets import find_target
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,15 @@ def gpu_here() -> Gpu | None:
         return find_gpu()
     except EngineError:
         return None
+
+
+def built_on(manifest: Manifest) -> str | None:
+    """The target, where its engines are built on it."""
+    try:
+        target = find_target(manifest.target)
+    except TargetError:  # one that was measured elsewhere
+        return None
+    return target.name if manifest.graphs is not None and target.toolchain == STOCK else None
 
 
 def engine_set_facts(item: EngineSet, manifest: Manifest, gpu: Gpu | None) -> EngineSetFacts:

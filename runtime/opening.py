@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..errors import InputError
 from .budget import AUTO, plan_memory, read_budget
 from .bundle import TOKENIZER, Manifest, read_manifest
 from .context import choose_context
+from .damage import incomplete_engines
 from .experts import choose_kernels
 from .host_runner import HostRunner
 from .installed import find_onnxruntime
@@ -22,6 +24,7 @@ from .session import Session
 from .stats import process_memory
 from .text import load_tokenizer
 
+_log = logging.getLogger(__name__)
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
 
 
@@ -75,6 +78,8 @@ def open_bundle(
     elif threads < 1:
         raise InputError(f"threads must be 1 or more, not {threads}")
     manifest = read_manifest(root)
+    if left_out := incomplete_engines(root, manifest):
+        _log.warning("%s", left_out)
     choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
     seen = choose_context(context, manifest.spec, str(root))
     tokenizer = load_tokenizer(root / TOKENIZER)

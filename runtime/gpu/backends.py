@@ -157,27 +157,23 @@ def choose_engines(
         EngineError: it has none; the message names both sides.
     """
     info = device.info
+    name = architecture(info.compute_capability)
+    how = remedy(toolchain, root, name)
     of_toolchain = [item for item in manifest.engines if item.toolchain == toolchain]
     for item in of_toolchain:
         if (item.version, item.compute_capability) == (version, info.compute_capability):
             if item.device is not None and item.device != info.name:
                 _log.warning(
                     "%s was built on %s, and this is %s: it may be slow; build it again with %s",
-                    root / item.folder, item.device, info.name, remedy(toolchain, root),
+                    root / item.folder, item.device, info.name, how,
                 )  # fmt: skip
             return item
-    here = (
-        f"{_LABELS[toolchain]} {version} on {info.name} ({architecture(info.compute_capability)})"
-    )
+    here = f"{_LABELS[toolchain]} {version} on {info.name} ({name})"
     if not of_toolchain:
-        raise EngineError(
-            f"{root} has no engines for {here}; make them with {remedy(toolchain, root)}"
-        )
+        whole = "" if not manifest.incomplete else " that are whole"
+        raise EngineError(f"{root} has no engines{whole} for {here}; make them with {how}")
     there = ", ".join(
         f"{_LABELS[toolchain]} {item.version} on {item.device or item.architecture}"
         for item in of_toolchain
     )
-    raise EngineError(
-        f"{root} has engines for {there}, and this is {here}; make others with "
-        f"{remedy(toolchain, root)}"
-    )
+    raise EngineError(f"{root} has engines for {there}, and this is {here}; make others with {how}")
