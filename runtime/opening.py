@@ -49,7 +49,7 @@ def open_bundle(
 
     memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
     has free, and None keeps all experts in memory. With a GPU that has its own memory there are two
-    instead: gpu_memory, of which the session may take so much, by default what is free, and
+    instead: gpu_memory, of which the session may take so much, by default "auto", what is free, and
     host_memory, for the process on the host, by default "auto".
     backend: what runs the layers: "tensorrt", "tensorrt-rtx", "cuda" (ONNX Runtime), "cpu", or
     "auto", the best of them that works; which and why is logged, and in the stats.
@@ -71,6 +71,7 @@ def open_bundle(
     find_onnxruntime()
     root = Path(path)
     budget = read_budget(memory_budget)
+    gpu_memory = None if gpu_memory == AUTO else gpu_memory
     gpu_budget = read_budget(gpu_memory, "GPU memory") if gpu_memory is not None else None
     host_budget = host_memory if host_memory == AUTO else read_budget(host_memory, "host memory")
     if threads is None:
@@ -106,11 +107,11 @@ def open_bundle(
                 about["cache_slots"] = opened.plan.slots
                 undo.pop_all()
                 return session
-        for name, size in (("--gpu-memory", gpu_memory), ("--host-memory", host_memory)):
-            if size is not None:
+        for name, size in (("GPU memory", gpu_memory), ("host memory", host_memory)):
+            if size not in (None, AUTO):
                 raise InputError(
-                    f"{name} has no effect with the CPU backend, which runs because {reason}; "
-                    "give a --memory-budget"
+                    f"a size of {name} has no effect with the CPU backend, which runs because "
+                    f"{reason}; give a memory budget instead"
                 )
         native = choose_kernels(kernels, manifest, threads)
         segments = NativeBackbone(root, manifest, native)

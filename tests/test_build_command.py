@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -212,6 +213,9 @@ class TestInspect:
         assert f"{size / 1024:.1f} KiB" in line
         assert "9: 2 float32, 1 int64, 3 int4, 3 float16" in line
         assert line.endswith("int4")
+        (line,) = [line for line in shown.splitlines() if line.startswith("segment_000.engine")]
+        assert line.rstrip().endswith("inside")
+        assert re.search(r"^engine context +256 positions$", shown, re.M)
         facts = self.facts(bundle)
         (item,) = facts["engines"]  # type: ignore[misc]
         assert item["here"] is True
@@ -226,7 +230,7 @@ class TestInspect:
         call("build", bundle, "--arch", "sm86")
         monkeypatch.setattr("pocketmoe.inspection.gpu_here", lambda: ORIN)
         shown = call("inspect", bundle).stdout
-        assert "is another device" in shown
+        assert "is another" in shown
         assert "for sm86, and this machine's GPU is Orin (sm87): 'pocketmoe build'" in shown
         monkeypatch.setattr("pocketmoe.inspection.gpu_here", lambda: None)
         assert "has no GPU" in call("inspect", bundle).stdout
@@ -236,6 +240,8 @@ class TestInspect:
         shown = call("inspect", bundle).stdout
         assert "engines for sm80, sm86, sm89, sm120, sm121" in shown
         assert shown.count("combine_000.engine") == 1
+        (row,) = [line for line in shown.splitlines() if line.startswith("sm80, sm86, sm89")]
+        assert len(row) <= 100
         assert os.listdir(bundle / "engines") == [
             Path(read_manifest(bundle).engines[0].folder).name
         ]

@@ -12,11 +12,12 @@ from typing import Any
 from ...errors import EngineError
 from ..bundle import Manifest
 from ..device_graphs import DeviceGraphs, EngineSet, architecture, plain_file
+from ..installed import find_onnxruntime
 from .cuda_device import CudaDevice
 from .cuda_graph import GraphCapture
 from .device import Device, Stream
 from .executor import Loader
-from .hardware import start_cuda
+from .hardware import CudaPythonError, start_cuda
 from .libraries import load_tensorrt
 from .tensorrt_executor import TensorRtLoader, remedy
 
@@ -48,8 +49,19 @@ def find_backend(name: str, root: Path, manifest: Manifest) -> Backend:
             f"{root} has nothing for GPUs; compile it again with a GPU as --target "
             "(`pocketmoe targets` lists them)"
         )
-    runtime = start_cuda()
+    try:
+        runtime = start_cuda()
+    except CudaPythonError as error:
+        raise EngineError(f"{error.problem}: {_install(name)}") from error
     return _make(name, root, manifest, runtime, CudaDevice(runtime))
+
+
+def _install(name: str) -> str:
+    """What a backend needs of packages, in one command, or two where another is in its way."""
+    command = f"pip install 'pocketmoe[{name}]'"
+    if name == "cuda" and find_onnxruntime() not in (None, "onnxruntime-gpu"):
+        return f"pip uninstall -y {find_onnxruntime()}, then {command}"
+    return command
 
 
 class Candidates:
