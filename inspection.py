@@ -7,14 +7,21 @@ from math import prod
 from pathlib import Path
 
 from .compiler.precision import precision_of
-from .engine_facts import EngineSetFacts, engine_set_facts, gpu_here
+from .engine_facts import EngineSetFacts, built_on, engine_set_facts, gpu_here
 from .errors import ConfigError, InputError
 from .model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, read_json
 from .model.encodings import find_encoding
 from .model.families import find_family
 from .model.parameters import count_parameters, end_shapes, layer_shapes
 from .model.spec import ModelSpec
-from .runtime.bundle import CHAT_TEMPLATE, MANIFEST, Precision, is_bundle, read_manifest
+from .runtime.bundle import (
+    CHAT_TEMPLATE,
+    MANIFEST,
+    Precision,
+    is_bundle,
+    read_manifest,
+)
+from .runtime.damage import incomplete_engines
 from .runtime.kv_cache import SLACK, capacity
 from .runtime.pages import PageFormat
 
@@ -92,7 +99,9 @@ class CheckpointFacts:
 @dataclass(frozen=True)
 class BundleFacts:
     """total_bytes: all files but the manifest; page_bytes: the largest page. graphs: how many
-    device graphs, which engines are built of. gpu: this machine's, where the bundle has engines."""
+    device graphs, which engines are built of; graph_context: positions that those are for. gpu:
+    this machine's, where the bundle has engines. incomplete_engines: about sets that lack a file,
+    in words; engines_on: the device that builds engines itself, where it does."""
 
     kind: str
     path: str
@@ -115,6 +124,9 @@ class BundleFacts:
     graphs: int
     gpu: str | None
     engines: tuple[EngineSetFacts, ...]
+    graph_context: int | None = None
+    incomplete_engines: str = ""
+    engines_on: str | None = None
 
 
 def inspect_path(path: Path) -> CheckpointFacts | BundleFacts:
@@ -215,6 +227,9 @@ def _inspect_bundle(path: Path) -> BundleFacts:
         graphs=len(manifest.graphs.files()) if manifest.graphs is not None else 0,
         gpu=str(gpu) if gpu is not None else None,
         engines=tuple(engine_set_facts(item, manifest, gpu) for item in manifest.engines),
+        graph_context=manifest.graphs.context if manifest.graphs is not None else None,
+        incomplete_engines=incomplete_engines(path, manifest),
+        engines_on=built_on(manifest),
     )
 
 

@@ -82,6 +82,11 @@ def test_without_the_library_onnx_runtime_serves_and_it_is_said_once(
         "the native kernels are not built; install pocketmoe again where there is a C++ compiler; "
         "ONNX Runtime computes the experts, slower"
     ]
+    caplog.clear()
+    monkeypatch.setattr(experts, "_said", set())
+    monkeypatch.setattr(experts, "find_spec", lambda _: None)
+    assert choose_kernels("auto", read_manifest(tiny_bundle), 1) is None
+    assert caplog.messages == []  # its absence is an error, which is enough
     with pytest.raises(InputError, match="not built"):
         pocketmoe.open(tiny_bundle, kernels="native")
     with pytest.raises(InputError, match="one of auto, native, onnxruntime"):
