@@ -107,7 +107,7 @@ def _matches(item: EngineSet, gpu: Gpu | None) -> bool | None:
 
 def engine_set_rows(sets: tuple[EngineSetFacts, ...]) -> list[tuple[str, ...]]:
     """A row for each folder of files, which sets may share."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for item in {item.engines: item for item in sets}.values():
         here = [other.here for other in sets if other.engines == item.engines]
         rows.append((

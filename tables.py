@@ -68,7 +68,7 @@ def _bundle_rows(facts: BundleFacts) -> list[Row]:
 
 
 def _engine_rows(facts: BundleFacts) -> list[Row]:
-    rows = [("engines", _engines(facts))]
+    rows: list[Row] = [("engines", _engines(facts))]
     if facts.graph_context is not None:
         rows.insert(0, ("engine context", f"{facts.graph_context:,} positions"))
     if facts.incomplete_engines:
