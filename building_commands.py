@@ -115,6 +115,10 @@ def _engines(manifest: Manifest, target: Target) -> str:
     help="With tensorrt-rtx: build for every architecture that the bundle's precision allows.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Build again what the bundle has.")
+@click.option(
+    "--remove", metavar="ARCH|all",
+    help="Build nothing: take the engines for an architecture, or all of them, out of the bundle.",
+)  # fmt: skip
 @click.pass_context
 def build(
     ctx: click.Context,
@@ -123,6 +127,7 @@ def build(
     architectures: tuple[str, ...],
     portable: bool,
     force: bool,
+    remove: str | None,
 ) -> None:
     """Build the TensorRT engines of a bundle, and put them into it.
 
@@ -136,6 +141,11 @@ def build(
     from .runtime.gpu.hardware import find_gpu
     from .runtime.gpu.libraries import RTX
 
+    if remove is not None:
+        if architectures or portable or force or toolchain != "auto":
+            raise InputError("--remove builds nothing: leave out the other options")
+        _remove(bundle, remove)
+        return
     manifest = read_manifest(bundle)
     graphs = device_graphs(bundle, manifest)
     target = _target(manifest.target, targets_file(ctx))
@@ -169,6 +179,16 @@ def build(
         f"{bundle}: {len(engines)} engines for {names}, {format_size(size)}, "
         f"{chosen} {sets[0].version}{where}"
     )
+
+
+def _remove(bundle: Path, name: str) -> None:
+    from .compiler.architectures import parse_architecture
+    from .compiler.engines import remove_engines
+
+    gone = remove_engines(bundle, None if name == "all" else parse_architecture(name))
+    if not gone:
+        raise InputError(f"{bundle} has no engines{'' if name == 'all' else f' for {name}'}")
+    click.echo(f"{bundle}: removed engines for {', '.join(i.architecture for i in gone)}")
 
 
 def _target(name: str, measured: Path | None) -> Target | None:

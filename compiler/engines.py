@@ -138,10 +138,32 @@ def add_engines(
                 sets, records = _put(bundle, temporary, sets, progress.advance)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-            manifest = _with_sets(manifest, sets, records)
+            new = {(item.toolchain, item.compute_capability) for item in sets}
+            kept = [i for i in manifest.engines if (i.toolchain, i.compute_capability) not in new]
+            manifest = _with_sets(manifest, (*kept, *sets), records)
             write_manifest(bundle, manifest)
             _remove_leftovers(bundle, manifest)
     return sets
+
+
+def remove_engines(bundle: Path, compute_capability: str | None) -> tuple[EngineSet, ...]:
+    """Takes the sets for an architecture, or all, out of a bundle, and returns them.
+
+    Raises:
+        BundleError, InputError: as add_engines.
+    """
+    read_manifest(bundle)
+    with _alone(bundle):
+        manifest = read_manifest(bundle)
+        sets = (*manifest.engines, *manifest.incomplete)
+        gone = tuple(i for i in sets if compute_capability in (None, i.compute_capability))
+        if gone:
+            with _writing(bundle, device_graphs(bundle, manifest)):
+                kept = tuple(item for item in manifest.engines if item not in gone)
+                manifest = _with_sets(manifest, kept, {})
+                write_manifest(bundle, manifest)
+                _remove_leftovers(bundle, manifest)
+    return gone
 
 
 @contextmanager
@@ -190,13 +212,12 @@ def _put(
 def _with_sets(
     manifest: Manifest, sets: tuple[EngineSet, ...], records: dict[str, FileRecord]
 ) -> Manifest:
-    """The manifest with new sets, without those that they replace and files that nobody needs."""
-    new = {(item.toolchain, item.compute_capability) for item in sets}
-    kept = [i for i in manifest.engines if (i.toolchain, i.compute_capability) not in new]
-    needed = {engine.file for item in kept for engine in item.engines}
-    dropped = {engine.file for item in manifest.engines for engine in item.engines} - needed
+    """The manifest with these sets alone, and without files that nobody needs then; records: of
+    files that are new."""
+    needed = {file for item in sets for file in item.files}
+    dropped = {file for item in manifest.engines for file in item.files} - needed
     files = {name: record for name, record in manifest.files.items() if name not in dropped}
-    return replace(manifest, engines=(*kept, *sets), files={**files, **records})
+    return replace(manifest, engines=sets, incomplete=(), missing=(), files={**files, **records})
 
 
 def device_graphs(bundle: Path, manifest: Manifest) -> DeviceGraphs:

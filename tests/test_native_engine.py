@@ -13,6 +13,8 @@ import pytest
 import pocketmoe
 from pocketmoe.errors import InputError
 from pocketmoe.runtime import budget, experts, opening
+from pocketmoe.runtime.bundle import read_manifest
+from pocketmoe.runtime.experts import choose_kernels
 from pocketmoe.runtime.native import library
 
 needs_library = pytest.mark.skipif(not library.available(), reason="no native library")
