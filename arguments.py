@@ -109,8 +109,8 @@ _DEVICE = (
     click.option(
         "--gpu-memory",
         metavar="SIZE",
-        type=SIZE,
-        help="Memory of a GPU for all that it holds.  [default: what is free]",
+        type=BUDGET_SIZE,
+        help="Memory of a GPU for all that it holds.  [default: auto, what is free]",
     ),
     click.option(
         "--host-memory",
@@ -129,7 +129,7 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def collected(
         *args: Any,
         backend: str,
-        gpu_memory: int | None,
+        gpu_memory: int | str | None,
         host_memory: int | str | None,
         **kwargs: Any,
     ) -> Any:

@@ -159,6 +159,8 @@ def run_benchmark(
     limit = measure_limit(manifest, stats, max(1, steps), decoding, active_experts)
     tokens_per_second = steps / (end - decode)
     speed, speed_from = _speed(target, limit, needs_storage=missed > 0)
+    if target is not None and target.kind == "gpu" and stats.backend == "cpu":
+        speed_from += ", a GPU, and the CPU ran this"
     footprint = manifest.footprint.with_active(active_experts)
     predicted = estimate_speed(
         footprint, speed, hit_rate=share_not_read(footprint, missed),

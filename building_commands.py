@@ -97,6 +97,8 @@ def compile_command(
     chosen = parse_precision(precision, int(block), target)
     if no_engines and portable:
         raise InputError("--no-engines and --portable contradict each other: leave one out")
+    if no_engines and target.kind != "gpu":
+        raise TargetError(f"--no-engines has no effect for target {target.name}: it has none")
     if context is not None and target.kind != "gpu":
         raise TargetError(
             f"--context has no effect for target {target.name}: it is chosen when the bundle runs"
@@ -173,29 +175,44 @@ def _engines(manifest: Manifest, target: Target) -> str:
     "--portable", is_flag=True,
     help="With tensorrt-rtx: build for every architecture that the bundle's precision allows.",
 )  # fmt: skip
+@click.option("--force", is_flag=True, help="Build again what the bundle has.")
+@click.option(
+    "--remove", metavar="ARCH|all",
+    help="Build nothing: take the engines for an architecture, or all of them, out of the bundle.",
+)  # fmt: skip
 @click.pass_context
 def build(
-    ctx: click.Context, bundle: Path, toolchain: str, architectures: tuple[str, ...], portable: bool
+    ctx: click.Context,
+    bundle: Path,
+    toolchain: str,
+    architectures: tuple[str, ...],
+    portable: bool,
+    force: bool,
+    remove: str | None,
 ) -> None:
     """Build the TensorRT engines of a bundle, and put them into it.
 
     On a Jetson this is the step after copying the bundle there: an engine of TensorRT runs on the
     device that built it.
     """
-    from .compiler.architectures import (
-        choose_capabilities,
-        choose_toolchain,
-        parse_architecture,
-    )
+    from .compiler.architectures import choose_capabilities, choose_toolchain
+    from .compiler.engine_sets import whole_sets
     from .compiler.engines import add_engines, device_graphs
     from .runtime.bundle import read_manifest
     from .runtime.gpu.hardware import find_gpu
     from .runtime.gpu.libraries import RTX
 
+    if remove is not None:
+        if architectures or portable or force or toolchain != "auto":
+            raise InputError("--remove builds nothing: leave out the other options")
+        _remove(bundle, remove)
+        return
     manifest = read_manifest(bundle)
     graphs = device_graphs(bundle, manifest)
     target = _target(manifest.target, targets_file(ctx))
-    chosen = choose_toolchain(None if toolchain == "auto" else toolchain, target)
+    chosen = choose_toolchain(
+        None if toolchain == "auto" else toolchain, target, architectures, portable=portable
+    )
     gpu = None
     capabilities: tuple[str, ...] = ()
     if chosen == RTX:
@@ -203,16 +220,14 @@ def build(
             architectures, target, manifest.precision, graphs, portable=portable
         )
     else:
-        if portable:
-            raise InputError("--portable needs --toolchain tensorrt-rtx: tensorrt builds for the "
-                             "GPU that is here alone")  # fmt: skip
         gpu = find_gpu()
-        for name in architectures:
-            if parse_architecture(name) != gpu.compute_capability:
-                raise InputError(
-                    f"tensorrt builds for the GPU that is here alone, {gpu}: leave out --arch "
-                    f"{name}, or build on that device"
-                )
+    if not force and (there := whole_sets(bundle, chosen, capabilities, gpu)):
+        names = ", ".join(item.architecture for item in there)
+        click.echo(
+            f"{bundle} has its engines for {names} of {chosen} {there[0].version}: nothing to do "
+            "(--force builds them again)"
+        )
+        return
     with ProgressDisplay() as progress:
         sets = add_engines(
             bundle, toolchain=chosen, compute_capabilities=capabilities, gpu=gpu, progress=progress
@@ -225,6 +240,16 @@ def build(
         f"{bundle}: {len(engines)} engines for {names}, {format_size(size)}, "
         f"{chosen} {sets[0].version}{where}"
     )
+
+
+def _remove(bundle: Path, name: str) -> None:
+    from .compiler.architectures import parse_architecture
+    from .compiler.engines import remove_engines
+
+    gone = remove_engines(bundle, None if name == "all" else parse_architecture(name))
+    if not gone:
+        raise InputError(f"{bundle} has no engines{'' if name == 'all' else f' for {name}'}")
+    click.echo(f"{bundle}: removed engines for {', '.join(i.architecture for i in gone)}")
 
 
 def _target(name: str, measured: Path | None) -> Target | None:

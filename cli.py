@@ -97,7 +97,8 @@ main.add_command(build)
 @JSON
 def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
     """Check a bundle's hashes, and its numbers."""
-    from .runtime.bundle import find_damage, read_manifest
+    from .runtime.bundle import read_manifest
+    from .runtime.damage import find_damage, remedy_for
 
     manifest = read_manifest(bundle)
     with ProgressDisplay() as progress:
@@ -109,13 +110,15 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
 
             progress.stage(f"compare with {against}", 0)
             differences = compare_with_checkpoint(bundle, against)
+    named = [f"{name} ({part})" if part else name for name, part in damaged.items()]
     if as_json:
         print_json({
             "bundle": str(bundle), "files": len(manifest.files), "bytes": manifest.total_bytes,
-            "damaged": damaged, "differences": differences,
+            "damaged": named, "differences": differences,
         })  # fmt: skip
     if damaged:
-        raise BundleError(f"{bundle} is damaged: {', '.join(damaged)}; compile the bundle again")
+        remedy = remedy_for(bundle, manifest, damaged)
+        raise BundleError(f"{bundle} is damaged: {', '.join(named)}; {remedy}")
     if as_json:
         return
     size = format_size(manifest.total_bytes)

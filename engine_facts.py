@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import EngineError
+from .errors import EngineError, TargetError
 from .runtime.bundle import Manifest
 from .runtime.device_graphs import EngineSet, TensorInfo, architecture, page_inputs
 from .runtime.gpu.hardware import Gpu, find_gpu
+from .runtime.gpu.libraries import STOCK
 from .sizes import format_size
+from .targets import find_target
 
 
 @dataclass(frozen=True)
 class EngineFacts:
     """bytes: of its file. pages: the precision of the experts' pages that it takes as inputs; None
-    where it takes none."""
+    where it takes none. constants: the precisions of weights inside."""
 
     graph: str
     file: str
@@ -22,6 +24,7 @@ class EngineFacts:
     pages: str | None
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,15 @@ def gpu_here() -> Gpu | None:
         return None
 
 
+def built_on(manifest: Manifest) -> str | None:
+    """The target, where its engines are built on it."""
+    try:
+        target = find_target(manifest.target)
+    except TargetError:  # one that was measured elsewhere
+        return None
+    return target.name if manifest.graphs is not None and target.toolchain == STOCK else None
+
+
 def engine_set_facts(item: EngineSet, manifest: Manifest, gpu: Gpu | None) -> EngineSetFacts:
     formats = {page_format for layer in manifest.experts for page_format in layer.formats}
     pages = {tensor.name for page_format in formats for tensor in page_inputs(page_format)}
@@ -60,6 +72,7 @@ def engine_set_facts(item: EngineSet, manifest: Manifest, gpu: Gpu | None) -> En
             else None,
             inputs=engine.inputs,
             outputs=engine.outputs,
+            constants=_constants(engine.graph, manifest),
         )
         for engine in item.engines
     )
@@ -74,6 +87,17 @@ def engine_set_facts(item: EngineSet, manifest: Manifest, gpu: Gpu | None) -> En
     )
 
 
+def _constants(graph: str, manifest: Manifest) -> tuple[str, ...]:
+    """Of a segment's large matrices; the last one has the head."""
+    segments = manifest.graphs.segments if manifest.graphs is not None else ()
+    if graph not in segments:
+        return ()
+    parts = manifest.precision
+    if graph == segments[-1]:
+        return tuple(dict.fromkeys((parts.backbone, parts.head)))
+    return (parts.backbone,)
+
+
 def _matches(item: EngineSet, gpu: Gpu | None) -> bool | None:
     """TensorRT's engines are for the very GPU; those of TensorRT for RTX for its architecture."""
     if gpu is None:
@@ -83,24 +107,27 @@ def _matches(item: EngineSet, gpu: Gpu | None) -> bool | None:
 
 
 def engine_set_rows(sets: tuple[EngineSetFacts, ...]) -> list[tuple[str, ...]]:
-    """A row for each set; those that share their files say so by the same folder."""
-    return [
-        (architecture(item.compute_capability), f"{item.toolchain} {item.version}",
-         item.device or "built without a GPU", _HERE[item.here], str(len(item.engines)),
-         format_size(item.bytes), _folder(item))
-        for item in sets
-    ]  # fmt: skip
+    """A row for each folder of files, which sets may share."""
+    rows: list[tuple[str, ...]] = []
+    for item in {item.engines: item for item in sets}.values():
+        here = [other.here for other in sets if other.engines == item.engines]
+        rows.append((
+            names_of(item, sets), f"{item.toolchain} {item.version}", item.device or "no GPU",
+            _HERE[None if None in here else any(here)], str(len(item.engines)),
+            format_size(item.bytes),
+        ))  # fmt: skip
+    return rows
 
 
-SET_COLUMNS = ["for", "made by", "on", "this machine", "engines", "size", "folder"]
-_HERE = {True: "runs them", False: "is another device", None: "has no GPU"}
+SET_COLUMNS = ["for", "made by", "built on", "this machine", "engines", "size"]
+_HERE = {True: "runs them", False: "is another", None: "has no GPU"}
 
 
 def engine_rows(item: EngineSetFacts) -> list[tuple[str, ...]]:
     """A row for each engine of a set."""
     return [
         (engine.file.rpartition("/")[2], format_size(engine.bytes), _tensors(engine.inputs),
-         _tensors(engine.outputs), engine.pages or "constants inside")
+         _tensors(engine.outputs), _weights(engine))
         for engine in item.engines
     ]  # fmt: skip
 
@@ -115,8 +142,10 @@ def names_of(item: EngineSetFacts, sets: tuple[EngineSetFacts, ...]) -> str:
 ENGINE_COLUMNS = ["engine", "size", "inputs", "outputs", "weights"]
 
 
-def _folder(item: EngineSetFacts) -> str:
-    return item.engines[0].file.rpartition("/")[0] if item.engines else ""
+def _weights(engine: EngineFacts) -> str:
+    if engine.pages is not None:
+        return engine.pages
+    return f"{', '.join(engine.constants)} inside" if engine.constants else "none"
 
 
 def _tensors(tensors: tuple[TensorInfo, ...]) -> str:

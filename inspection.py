@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from .compiler.precision import precision_of
-from .engine_facts import EngineSetFacts, engine_set_facts, gpu_here
+from .engine_facts import EngineSetFacts, built_on, engine_set_facts, gpu_here
 from .errors import ConfigError, InputError
 from .model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, read_json
 from .model.encodings import find_encoding
@@ -22,6 +22,7 @@ from .runtime.bundle import (
     is_bundle,
     read_manifest,
 )
+from .runtime.damage import incomplete_engines
 from .runtime.expert_layers import average_bits
 from .runtime.kv_cache import SLACK, capacity
 from .runtime.pages import PageFormat
@@ -100,7 +101,9 @@ class CheckpointFacts:
 @dataclass(frozen=True)
 class BundleFacts:
     """total_bytes: all files but the manifest; page_bytes: the largest page. graphs: how many
-    device graphs, which engines are built of. gpu: this machine's, where the bundle has engines.
+    device graphs, which engines are built of; graph_context: positions that those are for. gpu:
+    this machine's, where the bundle has engines. incomplete_engines: about sets that lack a file,
+    in words; engines_on: the device that builds engines itself, where it does.
     expert_bits: of each expert weight on average, scales included; bits: what it was asked to be.
     expert_formats: pages of each format, by layer."""
 
@@ -128,6 +131,9 @@ class BundleFacts:
     graphs: int
     gpu: str | None
     engines: tuple[EngineSetFacts, ...]
+    graph_context: int | None = None
+    incomplete_engines: str = ""
+    engines_on: str | None = None
 
 
 def inspect_path(path: Path) -> CheckpointFacts | BundleFacts:
@@ -231,6 +237,9 @@ def _inspect_bundle(path: Path) -> BundleFacts:
         graphs=len(manifest.graphs.files()) if manifest.graphs is not None else 0,
         gpu=str(gpu) if gpu is not None else None,
         engines=tuple(engine_set_facts(item, manifest, gpu) for item in manifest.engines),
+        graph_context=manifest.graphs.context if manifest.graphs is not None else None,
+        incomplete_engines=incomplete_engines(path, manifest),
+        engines_on=built_on(manifest),
     )
 
 

@@ -17,8 +17,9 @@ from .arguments import (
     targets_file,
 )
 from .console import ProgressDisplay, print_facts, print_json, print_table
-from .errors import TargetError
-from .targets import LOCAL, Target, all_targets, check_name, find_target
+from .errors import InputError, TargetError
+from .targets import LOCAL, TARGETS, Target, all_targets, check_name, find_target
+from .targets.devices import CPU
 
 _log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ def plan(
 ) -> None:
     """Foretell what fits, and how fast it will be."""
     from .compiler.precision import parse_precision
+    from .gpu_planning import has_own_memory
     from .plan_tables import plan_columns, plan_facts, plan_table
     from .planning import plan_model
     from .runtime.budget import read_budget
@@ -143,6 +145,11 @@ def plan(
     chosen = None
     if precision or block is not None:
         chosen = parse_precision(precision, int(block or 64), target)
+    if "auto" in budgets and target in TARGETS and target != CPU and not has_own_memory(target):
+        raise InputError(
+            "--memory-budget auto is what this machine has free, and the plan is for "
+            f"{target.name}: give a size"
+        )
     sizes = [size for size in map(read_budget, budgets) if size is not None]
     result = plan_model(
         path, target, budgets=sizes, gpu_budgets=gpu_budgets, context=context, routes=routes,

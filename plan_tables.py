@@ -77,11 +77,17 @@ def _plan_row(row: PlanRow, plan: ModelPlan, columns: int) -> Row:
             seconds = [speed.limit_memory_seconds, speed.limit_storage_seconds]
             seconds += [float(getattr(speed, f"{name}_seconds")) for name in _TERMS]
             cells += [_speed(row.tokens_per_second), _speed(row.limit_tokens_per_second)]
-            cells += [f"{1000 * value:.1f}" for value in seconds]
+            cells += [_milliseconds(value) for value in seconds]
             cells.append(_speed(row.full_context_tokens_per_second))
             if row.prompt_tokens_per_second is not None:
                 cells.append(_speed(row.prompt_tokens_per_second))
     return (*cells, *[""] * (columns - len(cells)))
+
+
+def _milliseconds(seconds: float) -> str:
+    """With a digit behind the point, or with two that count where it is less than one."""
+    value = 1000 * seconds
+    return f"{value:.1f}" if value >= 1 or not value else f"{value:.2g}"
 
 
 def _speed(tokens: float | None) -> str:
@@ -95,5 +101,7 @@ def prediction_rows(stats: Stats, footprint: Footprint, target: Target | None) -
     estimate = predict_run(stats, footprint, target) if target is not None else None
     if target is None or estimate is None:
         return [("predicted", NOT_MEASURED)]
+    if target.kind == "gpu" and stats.backend == "cpu":
+        return [("predicted", f"nothing: {target.name} is a GPU, and the CPU ran this")]
     speed = f"{estimate.tokens_per_second:.1f} tok/s at these page hits"
     return [("predicted", f"{speed}, by target {target.name}")]

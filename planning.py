@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .compiler.footprint import expected_footprint
 from .compiler.precision import DEFAULT, check_blocks, lacking_precision
-from .errors import BudgetError, ConfigError, InputError, TargetError
+from .errors import BudgetError, ConfigError, ContextError, InputError, TargetError
 from .gpu_planning import (
     Plans,
     assumptions,
@@ -25,6 +25,7 @@ from .route_sources import load_routes
 from .runtime.budget import CHUNK, MIB, MemoryPlan, plan_memory
 from .runtime.bundle import TOKENIZER, Precision, is_bundle, read_manifest
 from .runtime.context import choose_context
+from .runtime.device_graphs import DeviceGraphs
 from .runtime.experts import choose_kernels
 from .runtime.footprint import Footprint
 from .runtime.limits import (
@@ -120,7 +121,8 @@ def plan_model(
     budgets = choose_budgets(target, budgets, gpu_budgets)
     kind, footprint, precision = _read_model(path, precision)
     _check_precision(path, kind, precision, target)
-    context = choose_context(context, footprint.spec, str(path))
+    graphs = read_manifest(path).graphs if kind == "bundle" and target.kind == "gpu" else None
+    context = _context(context, footprint, graphs, str(path))
     if target.kind == "gpu":
         process = 0 if has_own_memory(target) else _process_bytes(path, onnxruntime=False)
         plan = plan_gpu(footprint, target, context=context, process=process, name=str(path))
@@ -160,7 +162,36 @@ def plan_model(
         rows=tuple(rows),
         budget_of="GPU" if has_own_memory(target) else "process",
         missing_from="link" if has_own_memory(target) else "storage",
-        assumptions=assumptions(target, footprint) if target.kind == "gpu" else (),
+        assumptions=(*_recompiling(kind, graphs, target), *assumptions(target, footprint))
+        if target.kind == "gpu"
+        else (),
+    )
+
+
+def _context(
+    wanted: int | None, footprint: Footprint, graphs: DeviceGraphs | None, name: str
+) -> int:
+    """As choose_context, within what the graphs for GPUs are made for, which count on one alone.
+
+    Raises:
+        ContextError: the model or they see less.
+    """
+    context = choose_context(wanted, footprint.spec, name)
+    if graphs is None:
+        return context
+    if wanted is not None and wanted > graphs.context:
+        raise ContextError(
+            f"context {wanted} is more than the {graphs.context} tokens that the device graphs of "
+            f"{name} are made for; compile it with a longer --context"
+        )
+    return min(context, graphs.context)
+
+
+def _recompiling(kind: str, graphs: DeviceGraphs | None, target: Target) -> tuple[str, ...]:
+    if kind != "bundle" or graphs is not None:
+        return ()
+    return (
+        f"the bundle has nothing for GPUs: it runs there once it is compiled for {target.name}",
     )
 
 

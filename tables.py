@@ -61,7 +61,7 @@ def _bundle_rows(facts: BundleFacts) -> list[Row]:
         ("lossy choices", ", ".join(facts.lossy) or "none"),
         ("toolchain", ", ".join(f"{name} {value}" for name, value in facts.toolchain.items())),
         ("device graphs", str(facts.graphs) if facts.graphs else "none: for CPUs alone"),
-        ("engines", _engines(facts)),
+        *_engine_rows(facts),
         ("format version", str(facts.version)),
     ]  # fmt: skip
 
@@ -79,9 +79,19 @@ def _bits_rows(facts: BundleFacts) -> list[Row]:
     return rows
 
 
+def _engine_rows(facts: BundleFacts) -> list[Row]:
+    rows: list[Row] = [("engines", _engines(facts))]
+    if facts.graph_context is not None:
+        rows.insert(0, ("engine context", f"{facts.graph_context:,} positions"))
+    if facts.incomplete_engines:
+        rows.append(("incomplete", facts.incomplete_engines))
+    return rows
+
+
 def _engines(facts: BundleFacts) -> str:
     if not facts.engines:
-        return "none; 'pocketmoe build' makes them" if facts.graphs else "none"
+        where = f" on {facts.engines_on}" if facts.engines_on else ""
+        return f"none; 'pocketmoe build' makes them{where}" if facts.graphs else "none"
     names = ", ".join(architecture(item.compute_capability) for item in facts.engines)
     if facts.gpu is None or any(item.here for item in facts.engines):
         return f"for {names}"

@@ -32,7 +32,7 @@ from pocketmoe.compiler.precision import parse_precision
 from pocketmoe.compiler.verify import compare_with_checkpoint, load_decoder
 from pocketmoe.model.attention import KeyValueCache
 from pocketmoe.model.families import FAMILIES, Family
-from pocketmoe.runtime.bundle import find_damage
+from pocketmoe.runtime.damage import find_damage
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.targets import find_target
 

@@ -118,16 +118,40 @@ def parse_architecture(text: str) -> str:
     return f"{int(found.group(1))}.{found.group(2)}"
 
 
-def choose_toolchain(wanted: str | None, target: Target | None) -> str:
-    """The toolchain for a bundle's engines: the one asked for, else its target's where that is
-    installed, else whichever is. target: None where the bundle's is not known here."""
-    if wanted is not None:
-        return wanted
+def choose_toolchain(
+    wanted: str | None, target: Target | None, architectures: Sequence[str], *, portable: bool
+) -> str:
+    """The toolchain for a bundle's engines: the one asked for, that of architectures that were
+    named, else the target's where it is installed, else whichever is. target: None where the
+    bundle's is not known here.
+
+    Raises:
+        InputError: architectures for TensorRT, which builds for the GPU that is here.
+        EngineError: the target's engines are built on it alone, and this machine has no TensorRT.
+    """
+    named = [parse_architecture(name) for name in architectures]
+    if named and portable:
+        raise InputError("--arch and --portable contradict each other: leave one out")
     own = target.toolchain if target is not None and target.toolchain in (RTX, STOCK) else RTX
-    other = STOCK if own == RTX else RTX
-    if not is_installed(own) and is_installed(other):
-        _log.warning("%s is not installed here: engines are built with %s", own, other)
-        return other
+    itself = own == STOCK and target is not None and target.compute_capability in named
+    if wanted == STOCK or (wanted is None and itself):
+        if named or portable:
+            option = "--portable" if portable else "--arch"
+            raise InputError(
+                f"{option} is for tensorrt-rtx, and tensorrt builds for the GPU that is here "
+                f"alone: leave out {option}"
+            )
+        return STOCK
+    if wanted is not None or named or portable:
+        return RTX
+    if own == STOCK and target is not None and not is_installed(STOCK):
+        raise EngineError(
+            f"engines for {target.name} are built on the device, with TensorRT: copy the bundle "
+            "there and run 'pocketmoe build' there"
+        )
+    if own == RTX and not is_installed(RTX) and is_installed(STOCK):
+        _log.warning("%s is not installed here: engines are built with %s", RTX, STOCK)
+        return STOCK
     return own
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -9,7 +10,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,12 +33,16 @@ from ..runtime.device_graphs import (
     plain_file,
 )
 from ..runtime.gpu.hardware import Gpu
+from ..runtime.gpu.kernel_cache import KERNELS
 from ..runtime.gpu.libraries import STOCK, load_tensorrt
+from ..sizes import format_size
 from .engine_builder import EngineBuilder
 from .engine_monitor import BuildProgress, stoppable
 from .output import unwinding_when_terminated
 
 _TEMPORARY = ".engines."
+_TOO_LARGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +115,7 @@ def add_engines(
     bundle is what it was.
 
     Raises:
-        BundleError: it cannot be opened, has no device graphs, or they are damaged.
+        BundleError: it cannot be opened or written, has no device graphs, or they are damaged.
         EngineError: the toolchain does not load, or an engine cannot be built.
         InputError: another build is at work on it.
     """
@@ -120,22 +125,68 @@ def add_engines(
     with _alone(bundle), unwinding_when_terminated():
         manifest = read_manifest(bundle)
         graphs = device_graphs(bundle, manifest)
-        _remove_leftovers(bundle, manifest)
         _check_graphs(bundle, manifest, progress)
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, suffix=".tmp", dir=bundle))
-        try:
-            sets = build_engines(
-                bundle, graphs, temporary,
-                toolchain=toolchain, compute_capabilities=compute_capabilities, gpu=gpu,
-                progress=progress,
-            )  # fmt: skip
-            sets, records = _put(bundle, temporary, sets, progress.advance)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        manifest = _with_sets(manifest, sets, records)
-        write_manifest(bundle, manifest)
-        _remove_leftovers(bundle, manifest)
+        with _writing(bundle, graphs):
+            _remove_leftovers(bundle, manifest)
+            temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, suffix=".tmp", dir=bundle))
+            try:
+                sets = build_engines(
+                    bundle, graphs, temporary,
+                    toolchain=toolchain, compute_capabilities=compute_capabilities, gpu=gpu,
+                    progress=progress,
+                )  # fmt: skip
+                sets, records = _put(bundle, temporary, sets, progress.advance)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            new = {(item.toolchain, item.compute_capability) for item in sets}
+            kept = [i for i in manifest.engines if (i.toolchain, i.compute_capability) not in new]
+            manifest = _with_sets(manifest, (*kept, *sets), records)
+            write_manifest(bundle, manifest)
+            _remove_leftovers(bundle, manifest)
     return sets
+
+
+def remove_engines(bundle: Path, compute_capability: str | None) -> tuple[EngineSet, ...]:
+    """Takes the sets for an architecture, or all, out of a bundle, and returns them.
+
+    Raises:
+        BundleError, InputError: as add_engines.
+    """
+    read_manifest(bundle)
+    with _alone(bundle):
+        manifest = read_manifest(bundle)
+        sets = (*manifest.engines, *manifest.incomplete)
+        gone = tuple(i for i in sets if compute_capability in (None, i.compute_capability))
+        if gone:
+            with _writing(bundle, device_graphs(bundle, manifest)):
+                kept = tuple(item for item in manifest.engines if item not in gone)
+                manifest = _with_sets(manifest, kept, {})
+                write_manifest(bundle, manifest)
+                _remove_leftovers(bundle, manifest)
+    return gone
+
+
+@contextmanager
+def _writing(bundle: Path, graphs: DeviceGraphs) -> Iterator[None]:
+    """What the system refuses becomes a BundleError about the bundle and its size."""
+    folder = bundle / ENGINE_FOLDER
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise BundleError(f"{folder} is no folder, and engines go into one; move it away")
+    try:
+        yield
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        if error.errno in _TOO_LARGE:
+            size = format_size(sum(_graph_bytes(bundle / file) for file in graphs.files()))
+            raise BundleError(
+                f"{bundle} has no room for engines ({why}): they take about {size} beside those "
+                "that are there; free some space, or copy the bundle to where there is some"
+            ) from error
+        if error.errno in _READ_ONLY:
+            raise BundleError(
+                f"{bundle} cannot be written ({why}); copy it to where it can be"
+            ) from error
+        raise
 
 
 def _put(
@@ -161,13 +212,12 @@ def _put(
 def _with_sets(
     manifest: Manifest, sets: tuple[EngineSet, ...], records: dict[str, FileRecord]
 ) -> Manifest:
-    """The manifest with new sets, without those that they replace and files that nobody needs."""
-    new = {(item.toolchain, item.compute_capability) for item in sets}
-    kept = [i for i in manifest.engines if (i.toolchain, i.compute_capability) not in new]
-    needed = {engine.file for item in kept for engine in item.engines}
-    dropped = {engine.file for item in manifest.engines for engine in item.engines} - needed
+    """The manifest with these sets alone, and without files that nobody needs then; records: of
+    files that are new."""
+    needed = {file for item in sets for file in item.files}
+    dropped = {file for item in manifest.engines for file in item.files} - needed
     files = {name: record for name, record in manifest.files.items() if name not in dropped}
-    return replace(manifest, engines=(*kept, *sets), files={**files, **records})
+    return replace(manifest, engines=sets, incomplete=(), missing=(), files={**files, **records})
 
 
 def device_graphs(bundle: Path, manifest: Manifest) -> DeviceGraphs:
@@ -191,14 +241,22 @@ def _check_graphs(bundle: Path, manifest: Manifest, progress: Progress) -> None:
 
 
 def _remove_leftovers(bundle: Path, manifest: Manifest) -> None:
-    """Removes what a killed build has left, and engines that no set names any more."""
+    """Removes what a killed build has left, and engines that no set names any more; a folder stays
+    with what else somebody has put there."""
     for path in bundle.glob(f"{_TEMPORARY}*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
     folders = {os.path.dirname(e.file) for item in manifest.engines for e in item.engines}
     if (bundle / ENGINE_FOLDER).is_dir():
         for path in (bundle / ENGINE_FOLDER).iterdir():
             if path.is_dir() and f"{ENGINE_FOLDER}/{path.name}" not in folders:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove_engines(path)
+
+
+def _remove_engines(folder: Path) -> None:
+    for path in [*folder.glob("*.engine"), *folder.glob(f"*{KERNELS}*")]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # it is not empty
+        folder.rmdir()
 
 
 @contextmanager

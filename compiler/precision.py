@@ -22,19 +22,23 @@ def parse_precision(texts: Sequence[str], block_size: int, target: Target) -> Pr
     """Reads `int4`, or `experts=int4,backbone=int8,head=int8`; later texts win over earlier ones.
 
     Raises:
-        InputError: an unknown part, precision or block size.
+        InputError: an unknown part, precision or block size, or one text that names a part twice.
         TargetError: the target cannot run a precision, or the one that a part has by default; the
             message lists those it can.
     """
     if block_size not in BLOCK_SIZES:
         raise InputError(f"block size {block_size} does not exist: choose from 32, 64, 128")
     precision = replace(DEFAULT, block_size=block_size)
-    for item in (item.strip() for text in texts for item in text.split(",")):
+    for item, text in ((item.strip(), one) for one in texts for item in one.split(",")):
         part, equals, name = item.rpartition("=")
         part, name = part.strip(), name.strip().lower()
         if equals and part not in PARTS:
             raise InputError(
                 f"there is no part {part!r} to set a precision for: {', '.join(PARTS)}"
+            )
+        if [i.rpartition("=")[0].strip() for i in text.split(",")].count(part) > 1:
+            raise InputError(
+                f"--precision {text} names {part or 'all parts'} twice: choose one precision"
             )
         if name not in PRECISIONS:
             near = difflib.get_close_matches(name, PRECISIONS, n=1, cutoff=0.4)

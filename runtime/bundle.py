@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .device_graphs import (
     EngineSet,
     engine_set_from_json,
     graphs_from_json,
+    rebuilding,
     to_json,
 )
 from .expert_layers import ExpertLayer, expert_layer_from_json
@@ -93,8 +94,9 @@ class Manifest:
 
     backbone_bytes: what the backbone's weights take in memory once loaded, in bytes.
     toolchain: versions of what made it. lossy: named choices that changed the model's output.
-    graphs, engines: what GPUs run; None and empty in a bundle for CPUs alone. bits: where experts
-    are stored in formats of their own, chosen for an average.
+    graphs, engines: what GPUs run; None and empty in a bundle for CPUs alone. incomplete: sets of
+    engines with files that are not there, or not whole, which `missing` names: a bundle serves
+    without them. bits: where experts are stored in formats of their own, chosen for an average.
     """
 
     spec: ModelSpec
@@ -110,6 +112,8 @@ class Manifest:
     graphs: DeviceGraphs | None = None
     engines: tuple[EngineSet, ...] = ()
     bits: AverageBits | None = None
+    incomplete: tuple[EngineSet, ...] = ()
+    missing: tuple[str, ...] = ()
     version: int = FORMAT_VERSION
 
     @property
@@ -189,7 +193,8 @@ def is_bundle(path: Path) -> bool:
 
 
 def read_manifest(root: Path) -> Manifest:
-    """Reads manifest.json and checks that every file is there, with its size.
+    """Reads manifest.json and checks that every file is there, with its size. Engines that are not
+    are left out, with their sets.
 
     Raises:
         BundleError: no bundle, another version, a damaged manifest, or a missing or cut file.
@@ -218,6 +223,8 @@ def read_manifest(root: Path) -> Manifest:
         manifest = _manifest_from_json(data)
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise BundleError(f"{path} is damaged ({error!r}); compile the bundle again") from error
+    _check_paths(root, manifest)
+    manifest = _without_incomplete(root, manifest)
     _check_files(root, manifest)
     return manifest
 
@@ -244,10 +251,39 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
     )  # fmt: skip
 
 
-def _check_files(root: Path, manifest: Manifest) -> None:
-    for name, record in manifest.files.items():
+def _check_paths(root: Path, manifest: Manifest) -> None:
+    for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{root / MANIFEST} names a file outside the bundle: {name}")
+    needed = [EMBEDDING, *(segment.file for segment in manifest.segments)]
+    needed += manifest.graphs.files() if manifest.graphs is not None else ()
+    needed += [file for item in manifest.engines for file in item.files]
+    for name in needed:
+        if name not in manifest.files:
+            raise BundleError(f"{root / MANIFEST} does not list {name}; compile the bundle again")
+
+
+def _without_incomplete(root: Path, manifest: Manifest) -> Manifest:
+    """The manifest without the sets that lack an engine: others run the bundle meanwhile."""
+    files = dict.fromkeys(file for item in manifest.engines for file in item.files)
+    missing = tuple(f for f in files if not _has_size(root / f, manifest.files[f].size))
+    if not missing:
+        return manifest
+    incomplete = tuple(i for i in manifest.engines if not i.files.isdisjoint(missing))
+    whole = tuple(item for item in manifest.engines if item not in incomplete)
+    dropped = files.keys() - {file for item in whole for file in item.files}
+    return replace(
+        manifest, engines=whole, incomplete=incomplete, missing=missing,
+        files={name: item for name, item in manifest.files.items() if name not in dropped},
+    )  # fmt: skip
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _check_files(root: Path, manifest: Manifest) -> None:
+    for name, record in manifest.files.items():
         try:
             size = (root / name).stat().st_size
         except OSError:
@@ -262,12 +298,6 @@ def _check_files(root: Path, manifest: Manifest) -> None:
         pages = map(layer.page, range(len(layer.offsets)))
         if any(page.offset + page.nbytes > size for page in pages):
             raise BundleError(f"{root / layer.file} is too short for its pages")
-    needed = [EMBEDDING, *(segment.file for segment in manifest.segments)]
-    needed += manifest.graphs.files() if manifest.graphs is not None else ()
-    needed += [engine.file for item in manifest.engines for engine in item.engines]
-    for name in needed:
-        if name not in manifest.files:
-            raise BundleError(f"{root / MANIFEST} does not list {name}; compile the bundle again")
 
 
 def hash_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
@@ -283,33 +313,6 @@ def hash_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> s
 def check_file(root: Path, manifest: Manifest, name: str) -> None:
     """Raises BundleError where a file is not what the compiler wrote."""
     if hash_file(root / name) != manifest.files[name].sha256:
-        raise BundleError(
-            f"{root / name} is damaged: its hash is not the manifest's; compile the bundle again"
-        )
-
-
-def find_damage(
-    root: Path, manifest: Manifest, progress: Callable[[int], None] = lambda _: None
-) -> list[str]:
-    """Files whose hash is not the manifest's; for page files, the pages too."""
-    damaged = []
-    pages = {layer.file: layer for layer in manifest.experts}
-    for name, record in manifest.files.items():
-        if hash_file(root / name, progress) == record.sha256:
-            continue
-        layer = pages.get(name)
-        bad = _damaged_pages(root, layer) if layer is not None else []
-        where = f" (layer {layer.layer}, expert {', '.join(bad)})" if layer and bad else ""
-        damaged.append(f"{name}{where}")
-    return damaged
-
-
-def _damaged_pages(root: Path, layer: ExpertLayer) -> list[str]:
-    bad = []
-    with (root / layer.file).open("rb") as file:
-        for expert, (offset, expected) in enumerate(zip(layer.offsets, layer.sha256, strict=True)):
-            file.seek(offset)
-            nbytes = layer.format_of(expert).nbytes
-            if hashlib.sha256(file.read(nbytes)).hexdigest() != expected:
-                bad.append(str(expert))
-    return bad
+        built = [item for item in manifest.engines if name in item.files]
+        remedy = rebuilding(str(root), built) if built else "compile the bundle again"
+        raise BundleError(f"{root / name} is damaged: its hash is not the manifest's; {remedy}")

@@ -6,7 +6,7 @@ Device graphs are standard ONNX whose expert weights are inputs: see docs/design
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,6 +92,10 @@ class EngineSet:
         return self.engines[0].file.rpartition("/")[0] if self.engines else ENGINE_FOLDER
 
     @property
+    def files(self) -> frozenset[str]:
+        return frozenset(engine.file for engine in self.engines)
+
+    @property
     def architecture(self) -> str:
         return architecture(self.compute_capability)
 
@@ -99,6 +103,20 @@ class EngineSet:
 def architecture(compute_capability: str) -> str:
     """ "8.9" as "sm89"."""
     return f"sm{compute_capability.replace('.', '')}"
+
+
+def rebuilding(bundle: str, sets: Iterable[EngineSet]) -> str:
+    """How sets of engines are made anew, in words."""
+    commands: dict[str, None] = {}
+    options = ""
+    for item in sets:
+        if item.device is None:
+            options += f" --arch {item.architecture}"
+        else:
+            commands[f"'pocketmoe build {bundle}' on {item.device}"] = None
+    if options:
+        commands[f"'pocketmoe build {bundle}{options}'"] = None
+    return f"{' and '.join(commands)} makes them anew"
 
 
 def page_inputs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -202,7 +203,7 @@ def choose_kernels(
         reason = "do not know this bundle's page format"
     if choice == "native":
         raise InputError(f"the native kernels {reason}, or use kernels='onnxruntime'")
-    if reason not in _said:
+    if reason not in _said and find_spec("onnxruntime") is not None:  # else an error follows
         _said.add(reason)
         _log.warning("the native kernels %s; ONNX Runtime computes the experts, slower", reason)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..errors import InputError
 from .budget import AUTO, plan_memory, read_budget
 from .bundle import TOKENIZER, Manifest, read_manifest
 from .context import choose_context
+from .damage import incomplete_engines
 from .experts import choose_kernels
 from .host_runner import HostRunner
 from .installed import find_onnxruntime
@@ -22,6 +24,7 @@ from .session import Session
 from .stats import process_memory
 from .text import load_tokenizer
 
+_log = logging.getLogger(__name__)
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
 
 
@@ -46,7 +49,7 @@ def open_bundle(
 
     memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
     has free, and None keeps all experts in memory. With a GPU that has its own memory there are two
-    instead: gpu_memory, of which the session may take so much, by default what is free, and
+    instead: gpu_memory, of which the session may take so much, by default "auto", what is free, and
     host_memory, for the process on the host, by default "auto".
     backend: what runs the layers: "tensorrt", "tensorrt-rtx", "cuda" (ONNX Runtime), "cpu", or
     "auto", the best of them that works; which and why is logged, and in the stats.
@@ -68,6 +71,7 @@ def open_bundle(
     find_onnxruntime()
     root = Path(path)
     budget = read_budget(memory_budget)
+    gpu_memory = None if gpu_memory == AUTO else gpu_memory
     gpu_budget = read_budget(gpu_memory, "GPU memory") if gpu_memory is not None else None
     host_budget = host_memory if host_memory == AUTO else read_budget(host_memory, "host memory")
     if threads is None:
@@ -75,6 +79,8 @@ def open_bundle(
     elif threads < 1:
         raise InputError(f"threads must be 1 or more, not {threads}")
     manifest = read_manifest(root)
+    if left_out := incomplete_engines(root, manifest):
+        _log.warning("%s", left_out)
     choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
     seen = choose_context(context, manifest.spec, str(root))
     tokenizer = load_tokenizer(root / TOKENIZER)
@@ -101,11 +107,11 @@ def open_bundle(
                 about["cache_slots"] = opened.plan.slots
                 undo.pop_all()
                 return session
-        for name, size in (("--gpu-memory", gpu_memory), ("--host-memory", host_memory)):
-            if size is not None:
+        for name, size in (("GPU memory", gpu_memory), ("host memory", host_memory)):
+            if size not in (None, AUTO):
                 raise InputError(
-                    f"{name} has no effect with the CPU backend, which runs because {reason}; "
-                    "give a --memory-budget"
+                    f"a size of {name} has no effect with the CPU backend, which runs because "
+                    f"{reason}; give a memory budget instead"
                 )
         native = choose_kernels(kernels, manifest, threads)
         segments = NativeBackbone(root, manifest, native)

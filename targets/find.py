@@ -51,7 +51,10 @@ def find_target(name: str, measured: Path | None = None) -> Target:
     *first, last = nearest or [""]
     meant = f"{', '.join(first)} or {last}" if first else last
     hint = f"did you mean {meant}? " if nearest else ""
-    raise TargetError(f"no target is called {name!r}; {hint}'pocketmoe targets' lists them")
+    raise TargetError(
+        f"no target is called {name!r}; {hint}'pocketmoe targets' lists them: for a GPU that is "
+        "not there, choose one of the same compute capability"
+    )
 
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:

@@ -1,7 +1,9 @@
 """`build`, and what `inspect` shows of engines."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +18,14 @@ from click.testing import CliRunner, Result
 from pocketmoe import engine_facts
 from pocketmoe.cli import main
 from pocketmoe.compiler import architectures
-from pocketmoe.errors import EngineError
-from pocketmoe.runtime.bundle import read_manifest, write_manifest
+from pocketmoe.errors import BundleError, EngineError
+from pocketmoe.runtime.bundle import check_file, read_manifest, write_manifest
 from pocketmoe.runtime.gpu import hardware
+from pocketmoe.runtime.gpu.backends import choose_engines
 from pocketmoe.runtime.gpu.hardware import Gpu
+from pocketmoe.runtime.gpu.host_device import HostDevice
+from pocketmoe.runtime.gpu.libraries import RTX
+from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.tests.rtx_library import needs_rtx
 from pocketmoe.tests.sample_graphs import add_sample_graphs
 
@@ -74,6 +80,60 @@ class TestBuild:
         assert "sm75 has no int4" in refused("build", bundle, "--arch", "sm75")
         assert "there is no architecture 'ada'" in refused("build", bundle, "--arch", "ada")
         assert "compile it with --target of a GPU" in refused("build", tiny_bundle)
+        portable = ["build", bundle, "--portable", "--arch"]
+        assert "--arch and --portable contradict each other" in refused(*portable, "sm86")
+        assert "there is no architecture 'ada'" in refused(*portable, "ada")
+
+    def test_what_is_there_is_not_built_again(self, bundle: Path) -> None:
+        call("build", bundle, "--portable")
+        before = read_manifest(bundle)
+        assert (
+            "has its engines for sm86 of tensorrt-rtx"
+            in call("build", bundle, "--arch", "86").stdout
+        )
+        assert read_manifest(bundle) == before
+        assert "5 engines for sm86" in call("build", bundle, "--arch", "86", "--force").stdout
+        assert read_manifest(bundle) != before
+
+    def test_removing(self, bundle: Path) -> None:
+        call("build", bundle, "--arch", "sm86")
+        call("build", bundle, "--arch", "sm89")
+        assert f"{bundle} has no engines for sm80" in refused("build", bundle, "--remove", "sm80")
+        assert "leave out the other" in refused("build", bundle, "--remove", "all", "--portable")
+        assert "removed engines for sm86" in call("build", bundle, "--remove", "sm86").stdout
+        assert [item.architecture for item in read_manifest(bundle).engines] == ["sm89"]
+        assert len(os.listdir(bundle / "engines")) == 1
+        assert "removed engines for sm89" in call("build", bundle, "--remove", "all").stdout
+        assert os.listdir(bundle / "engines") == []
+        assert call("verify", bundle).exit_code == 0
+
+    def test_a_file_in_the_way_and_files_of_others(self, bundle: Path) -> None:
+        (bundle / "engines").touch()
+        assert f"{bundle}/engines is no folder" in call("build", bundle).stderr
+        (bundle / "engines").unlink()
+        call("build", bundle)
+        note = bundle / read_manifest(bundle).engines[0].folder / "note.txt"
+        note.touch()
+        call("build", bundle, "--force")
+        assert os.listdir(note.parent) == ["note.txt"]
+        assert call("verify", bundle).exit_code == 0
+
+    @pytest.mark.parametrize(
+        ("number", "told"),
+        [
+            (errno.EROFS, "cannot be written (read-only file system); copy it to where it can be"),
+            (errno.ENOSPC, "has no room for engines (no space left on device): they take about"),
+            (errno.EFBIG, "has no room for engines (file too large): they take about"),
+        ],
+    )
+    def test_what_the_system_refuses(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: str
+    ) -> None:
+        def fails(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number), "somewhere")
+
+        monkeypatch.setattr("pocketmoe.compiler.engines.tempfile.mkdtemp", fails)
+        assert f"{bundle} {told}" in call("build", bundle).stderr.splitlines()[-1]
 
     @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
     def test_stopped_by_a_signal(self, bundle: Path, sent: signal.Signals) -> None:
@@ -102,6 +162,7 @@ class TestWithoutALibrary:
 
         monkeypatch.setattr(architectures, "load_tensorrt", missing)
         monkeypatch.setattr("pocketmoe.compiler.engines.load_tensorrt", missing)
+        monkeypatch.setattr("pocketmoe.compiler.engine_sets.load_tensorrt", missing)
 
     def test_build(self, bundle: Path) -> None:
         assert refused("build", bundle).endswith("is not installed: pip install it")
@@ -116,10 +177,22 @@ class TestWithoutALibrary:
 class TestOnADevice:
     def test_the_gpu_that_is_here(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hardware, "find_gpu", lambda: ORIN)
-        line = refused("build", bundle, "--toolchain", "tensorrt", "--arch", "sm89")
-        assert "builds for the GPU that is here alone, Orin (sm87): leave out --arch sm89" in line
-        line = refused("build", bundle, "--toolchain", "tensorrt", "--portable")
-        assert "--portable needs --toolchain tensorrt-rtx" in line
+        for option in (["--arch", "sm89"], ["--portable"]):
+            line = refused("build", bundle, "--toolchain", "tensorrt", *option)
+            assert (
+                f"{option[0]} is for tensorrt-rtx, and tensorrt builds for the GPU that is" in line
+            )
+
+    def test_engines_that_are_built_on_the_device(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_manifest(bundle, replace(read_manifest(bundle), target="jetson-orin-nano-8gb"))
+        shown = call("inspect", bundle).stdout
+        assert "none; 'pocketmoe build' makes them on jetson-orin-nano-8gb" in shown
+        monkeypatch.setattr(architectures, "is_installed", lambda toolchain: toolchain == RTX)
+        line = refused("build", bundle)
+        assert "engines for jetson-orin-nano-8gb are built on the device, with TensorRT" in line
+        assert "--arch is for tensorrt-rtx" in refused("build", bundle, "--arch", "sm87")
 
     def test_no_gpu(self, bundle: Path) -> None:
         if engine_facts.gpu_here() is not None:
@@ -152,6 +225,9 @@ class TestInspect:
         assert f"{size / 1024:.1f} KiB" in line
         assert "9: 2 float32, 1 int64, 3 int4, 3 float16" in line
         assert line.endswith("int4")
+        (line,) = [line for line in shown.splitlines() if line.startswith("segment_000.engine")]
+        assert line.rstrip().endswith("inside")
+        assert re.search(r"^engine context +256 positions$", shown, re.M)
         facts = self.facts(bundle)
         (item,) = facts["engines"]  # type: ignore[misc]
         assert item["here"] is True
@@ -166,7 +242,7 @@ class TestInspect:
         call("build", bundle, "--arch", "sm86")
         monkeypatch.setattr("pocketmoe.inspection.gpu_here", lambda: ORIN)
         shown = call("inspect", bundle).stdout
-        assert "is another device" in shown
+        assert "is another" in shown
         assert "for sm86, and this machine's GPU is Orin (sm87): 'pocketmoe build'" in shown
         monkeypatch.setattr("pocketmoe.inspection.gpu_here", lambda: None)
         assert "has no GPU" in call("inspect", bundle).stdout
@@ -176,9 +252,60 @@ class TestInspect:
         shown = call("inspect", bundle).stdout
         assert "engines for sm80, sm86, sm89, sm120, sm121" in shown
         assert shown.count("combine_000.engine") == 1
+        facts = self.facts(bundle)
+        assert len(facts["engines"]) == 5  # type: ignore[arg-type]
+        sets = shown[shown.index("engine sets") : shown.index("engines for sm80")]
+        assert sets.count("tensorrt-rtx") == 1  # a row for the one folder
         assert os.listdir(bundle / "engines") == [
             Path(read_manifest(bundle).engines[0].folder).name
         ]
+
+
+@needs_rtx
+class TestMissingEngines:
+    """A bundle serves without its engines, and `build` makes them anew."""
+
+    def test_a_missing_file(self, bundle: Path) -> None:
+        assert call("build", bundle, "--arch", "sm86", "--arch", "sm89").exit_code == 0
+        folder = bundle / read_manifest(bundle).engines[0].folder
+        (folder / "token_000.engine").unlink()
+        (folder / "expert_000.engine").write_bytes(b"cut")
+        remedy = f"'pocketmoe build {bundle} --arch sm86 --arch sm89' makes them anew"
+        line = call("verify", bundle).stderr.splitlines()[-1]
+        assert "token_000.engine (missing, or not whole)" in line
+        assert line.endswith(remedy)
+        told = json.loads(call("inspect", bundle, "--json").stdout)["incomplete_engines"]
+        assert ".engine and 1 more missing, or not whole" in told
+        assert told.endswith(remedy)
+        assert "none; 'pocketmoe build' makes them" in call("inspect", bundle).stdout
+        with pytest.raises(EngineError, match="has no engines that are whole for"):
+            choose_engines(RTX, "1.0", bundle, read_manifest(bundle), HostDevice())
+        assert call("build", bundle, "--arch", "sm86", "--arch", "sm89").exit_code == 0
+        assert len(read_manifest(bundle).engines) == 2
+        assert call("verify", bundle).exit_code == 0
+
+    def test_all_are_gone(self, bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+        assert call("build", bundle).exit_code == 0
+        shutil.rmtree(bundle / "engines")
+        with open_bundle(bundle, backend="cpu") as session:
+            assert list(session.generate("def", max_new_tokens=1))
+        (message,) = caplog.messages
+        assert message.endswith(f"'pocketmoe build {bundle} --arch sm89' makes them anew")
+        assert call("build", bundle).exit_code == 0
+        assert call("verify", bundle).exit_code == 0
+
+    def test_a_damaged_file(self, bundle: Path) -> None:
+        assert call("build", bundle).exit_code == 0
+        path = bundle / read_manifest(bundle).engines[0].folder / "token_000.engine"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+        line = call("verify", bundle).stderr.splitlines()[-1]
+        assert line.endswith(f"'pocketmoe build {bundle} --arch sm89' makes them anew")
+        with pytest.raises(
+            BundleError, match=r"token_000\.engine is damaged.*build .* --arch sm89"
+        ):
+            check_file(bundle, read_manifest(bundle), path.relative_to(bundle).as_posix())
+        assert call("build", bundle).exit_code == 0
+        assert call("verify", bundle).exit_code == 0
 
 
 @needs_rtx
@@ -218,6 +345,9 @@ class TestCompile:
     def test_what_contradicts(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         arguments = ["compile", tiny_checkpoint, "-o", tmp_path / "out", "--target"]
         assert "contradict" in refused(*arguments, "rtx-4090", "--portable", "--no-engines")
+        assert "--no-engines has no effect for target cpu" in refused(
+            *arguments, "cpu", "--no-engines"
+        )
         assert "--context has no effect for target cpu" in refused(
             *arguments, "cpu", "--context", "64"
         )

@@ -26,7 +26,8 @@ from pocketmoe.compiler.verify import compare_with_checkpoint
 from pocketmoe.errors import BundleError, ConfigError, InputError, TargetError
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.model.spec import RouterSpec
-from pocketmoe.runtime.bundle import EMBEDDING, find_damage, read_manifest
+from pocketmoe.runtime.bundle import EMBEDDING, read_manifest
+from pocketmoe.runtime.damage import find_damage
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.targets import find_target
 
@@ -87,7 +88,7 @@ def test_the_manifest_covers_every_file(tiny_bundle: Path) -> None:
     manifest = read_manifest(tiny_bundle)
     files = {p.relative_to(tiny_bundle).as_posix() for p in tiny_bundle.rglob("*") if p.is_file()}
     assert files == {"manifest.json", *manifest.files}
-    assert find_damage(tiny_bundle, manifest) == []
+    assert find_damage(tiny_bundle, manifest) == {}
 
 
 def test_existing_output_is_refused_and_replaced_only_by_force(
@@ -155,6 +156,9 @@ def test_precision_texts() -> None:
     )
     with pytest.raises(InputError, match="int4"):
         parse_precision(["int3"], 64, CPU)
+    for text in ("int4,int8", "experts=int4, experts=int8"):
+        with pytest.raises(InputError, match="twice: choose one precision"):
+            parse_precision([text], 64, CPU)
     with pytest.raises(InputError, match="experts, backbone, head"):
         parse_precision(["router=int4"], 64, CPU)
     with pytest.raises(InputError, match="32, 64, 128"):

@@ -35,11 +35,11 @@ from pocketmoe.runtime.bundle import (
     FileRecord,
     Manifest,
     Precision,
-    find_damage,
     hash_file,
     read_manifest,
     write_manifest,
 )
+from pocketmoe.runtime.damage import find_damage
 from pocketmoe.runtime.device_graphs import DeviceGraphs, page_inputs, plain_file
 from pocketmoe.runtime.gpu.hardware import Gpu
 from pocketmoe.runtime.gpu.libraries import RTX, STOCK
@@ -336,7 +336,7 @@ class TestIntoABundle:
         assert sorted(path.name for path in (bundle / "engines").iterdir()) == [
             f"tensorrt-rtx-{manifest.engines[0].version}-{name}" for name in ("sm86", "sm89")
         ]
-        assert find_damage(bundle, manifest) == []
+        assert find_damage(bundle, manifest) == {}
 
     def test_one_that_fails_leaves_nothing(self, bundle: Path) -> None:
         add_engines(bundle, toolchain=RTX, compute_capabilities=["8.9"])
@@ -395,7 +395,7 @@ class TestIntoABundle:
             child.stdout.close()
             manifest = read_manifest(bundle)
             assert len(manifest.engines) == 1
-            assert find_damage(bundle, manifest) == []
+            assert find_damage(bundle, manifest) == {}
             seen |= {path.name[:9] for path in bundle.iterdir() if path.name.startswith(".")}
         assert seen, "no kill came while engines were built"
         add_engines(bundle, toolchain=RTX, compute_capabilities=["8.9"])
@@ -423,7 +423,7 @@ class TestIntoABundle:
         run = subprocess.run([sys.executable, "-c", code, str(bundle), place], timeout=60)
         assert run.returncode == -signal.SIGKILL
         manifest = read_manifest(bundle)
-        assert find_damage(bundle, manifest) == []
+        assert find_damage(bundle, manifest) == {}
         assert leftovers(bundle, manifest) != []
         add_engines(bundle, toolchain=RTX, compute_capabilities=["8.9"])
         assert leftovers(bundle, read_manifest(bundle)) == []

@@ -29,6 +29,7 @@ from pocketmoe.runtime.gpu.backends import (
 )
 from pocketmoe.runtime.gpu.cuda_device import CudaDevice
 from pocketmoe.runtime.gpu.direct import open_device_session
+from pocketmoe.runtime.gpu.hardware import CudaPythonError
 from pocketmoe.runtime.gpu.host_device import HostDevice
 from pocketmoe.runtime.gpu.opening import TierSizes
 from pocketmoe.runtime.opening import open_bundle
@@ -94,6 +95,22 @@ class TestChoice:
         with pytest.raises(EngineError, match="no NVIDIA driver"):
             open_bundle(bundle, backend="tensorrt-rtx")
 
+    @pytest.mark.parametrize("name", ["cuda", "tensorrt", "tensorrt-rtx"])
+    def test_what_to_install_is_that_of_the_backend(
+        self, bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def missing() -> None:
+            raise CudaPythonError("cuda-python is not installed")
+
+        monkeypatch.setattr(backends, "start_cuda", missing)
+        monkeypatch.setattr(backends, "find_onnxruntime", lambda: "onnxruntime")
+        first = "pip uninstall -y onnxruntime, then " if name == "cuda" else ""
+        with pytest.raises(EngineError) as error:
+            open_bundle(bundle, backend=name)
+        assert str(error.value) == (
+            f"cuda-python is not installed: {first}pip install 'pocketmoe[{name}]'"
+        )
+
     def test_the_best_that_works_is_taken(self, bundle: Path, device: HostDevice) -> None:
         with open_bundle(bundle) as session:
             stats = session.stats
@@ -126,7 +143,7 @@ class TestChoice:
     def test_sizes_and_kernels_of_the_other_side_are_refused(
         self, bundle: Path, tiny_bundle: Path, device: HostDevice
     ) -> None:
-        with pytest.raises(InputError, match=r"--memory-budget is of one memory.*--gpu-memory"):
+        with pytest.raises(InputError, match=r"a memory budget is of one memory.*GPU memory"):
             open_bundle(bundle, memory_budget="1GiB")
         for size in ("gpu_memory", "host_memory"):
             with pytest.raises(InputError, match=r"memory has no effect with the CPU backend"):
@@ -172,7 +189,11 @@ class TestChoice:
             main, ["bench", str(bundle), "--backend", "cpu", "--gpu-memory", "1GiB"]
         )
         assert result.exit_code == 2
-        assert "--gpu-memory has no effect with the CPU backend" in result.stderr
+        assert "a size of GPU memory has no effect with the CPU backend" in result.stderr
+        for option in ("--gpu-memory", "--host-memory"):
+            arguments = ["--prompt", "def", "--max-tokens", "1", "--backend", "cpu", option, "auto"]
+            result = CliRunner().invoke(main, ["run", str(bundle), *arguments])
+            assert "has no effect" not in result.stderr
         result = CliRunner().invoke(main, ["bench", str(bundle), "--backend", "tensorrt"])
         assert result.exit_code == 2
         assert "tensorrt is not installed" in result.stderr

@@ -14,7 +14,8 @@ from pocketmoe.bench.shapes import SHAPES, with_layers
 from pocketmoe.compiler.precision import DEFAULT, parse_precision
 from pocketmoe.errors import ConfigError, InputError
 from pocketmoe.model.families import find_family
-from pocketmoe.runtime.bundle import Precision, find_damage, read_manifest
+from pocketmoe.runtime.bundle import Precision, read_manifest
+from pocketmoe.runtime.damage import find_damage
 from pocketmoe.runtime.ort import load_session
 from pocketmoe.runtime.pages import PROJECTIONS, PageFormat
 from pocketmoe.targets import find_target
@@ -57,7 +58,7 @@ def test_a_bundle_that_is_whole_and_runs(
     assert list(tmp_path.iterdir()) == [out]
     manifest = read_manifest(out)
     assert manifest == made
-    assert find_damage(out, manifest) == []
+    assert find_damage(out, manifest) == {}
     tokens = np.random.default_rng(0).integers(300, size=40).tolist()
     with pocketmoe.open(out) as session:
         logits = session.forward(tokens)

@@ -13,6 +13,8 @@ import pytest
 import pocketmoe
 from pocketmoe.errors import InputError
 from pocketmoe.runtime import budget, experts, opening
+from pocketmoe.runtime.bundle import read_manifest
+from pocketmoe.runtime.experts import choose_kernels
 from pocketmoe.runtime.native import library
 
 needs_library = pytest.mark.skipif(not library.available(), reason="no native library")
@@ -82,6 +84,11 @@ def test_without_the_library_onnx_runtime_serves_and_it_is_said_once(
         "the native kernels are not built; install pocketmoe again where there is a C++ compiler; "
         "ONNX Runtime computes the experts, slower"
     ]
+    caplog.clear()
+    monkeypatch.setattr(experts, "_said", set())
+    monkeypatch.setattr(experts, "find_spec", lambda _: None)
+    assert choose_kernels("auto", read_manifest(tiny_bundle), 1) is None
+    assert caplog.messages == []  # its absence is an error, which is enough
     with pytest.raises(InputError, match="not built"):
         pocketmoe.open(tiny_bundle, kernels="native")
     with pytest.raises(InputError, match="one of auto, native, onnxruntime"):

@@ -305,6 +305,8 @@ class TestCommand:
         assert re.search(r"^page hits +.*while decoding [\d.]+%$", result.stderr, re.M)
         result = call(*arguments, "--target", "cpu")
         assert re.search(rf"^predicted +{NOT_MEASURED}$", result.stderr, re.M)
+        result = call(*arguments, "--target", "rtx-4090")
+        assert re.search(r"^predicted +nothing: rtx-4090 is a GPU", result.stderr, re.M)
         refused(call(*arguments[:-1], "--target", "cpu"), "--stats")
 
     def test_a_damaged_file_of_targets_is_said_and_does_not_stop_a_run(

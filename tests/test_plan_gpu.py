@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from pocketmoe.runtime.bundle import read_manifest
 from pocketmoe.runtime.kv_cache import kv_bytes
 from pocketmoe.runtime.limits import estimate_speed
 from pocketmoe.targets import find_target
+from pocketmoe.tests.sample_graphs import add_sample_graphs
 
 CARD, JETSON = find_target("rtx-4090"), find_target("jetson-orin-nano-8gb")
 
@@ -146,6 +149,30 @@ class TestCommand:
         assert "never been compared with a GPU" in result.stdout
         assert "missing pages come from storage, NVMe, PCIe 3.0 x4" in result.stdout
         assert "storage ms" in result.stdout
+
+    def test_a_bundle_for_cpus(self, tiny_bundle: Path) -> None:
+        assert (
+            "the bundle has nothing for GPUs"
+            in call("plan", tiny_bundle, "--target", "rtx-4090").stdout
+        )
+
+    def test_the_context_is_that_of_the_graphs(self, tiny_bundle: Path, tmp_path: Path) -> None:
+        bundle = tmp_path / "bundle"
+        shutil.copytree(tiny_bundle, bundle)
+        add_sample_graphs(bundle)
+        shown = call("plan", bundle, "--target", "rtx-4090").stdout
+        assert re.search(r"^context +256 tokens$", shown, re.M)
+        assert "nothing for GPUs" not in shown
+        assert not re.search(r" 0\.0 .* 0\.0 ", shown.splitlines()[-2])
+        result = call("plan", bundle, "--target", "rtx-4090", "--context", "300")
+        assert "context 300 is more than the 256 tokens" in result.stderr
+        assert call("plan", bundle, "--target", "cpu", "--context", "300").exit_code == 0
+
+    def test_auto_is_of_this_machine(self, tiny_bundle: Path) -> None:
+        for name in ("jetson-orin-nano-8gb", "cpu-x86"):
+            result = call("plan", tiny_bundle, "--target", name, "--memory-budget", "auto")
+            assert f"and the plan is for {name}: give a size" in result.stderr
+        assert not call("plan", tiny_bundle, "--target", "cpu", "--memory-budget", "auto").stderr
 
     def test_json(self, tiny_bundle: Path) -> None:
         plan = json.loads(call("plan", tiny_bundle, "--target", "rtx-4090", "--json").stdout)

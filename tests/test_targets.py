@@ -167,6 +167,7 @@ def test_whatever_case_spaces_and_punctuation(name: str, meant: str) -> None:
     with pytest.raises(TargetError) as refusal:
         find_target(name)
     assert f"did you mean {meant}?" in str(refusal.value)
+    assert "not there, choose one of the same compute capability" in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["", "quantum-toaster", "c\np\nu", "nvidia", "-"])

@@ -12,11 +12,12 @@ from typing import Any
 from ...errors import EngineError
 from ..bundle import Manifest
 from ..device_graphs import DeviceGraphs, EngineSet, architecture, plain_file
+from ..installed import find_onnxruntime
 from .cuda_device import CudaDevice
 from .cuda_graph import GraphCapture
 from .device import Device, Stream
 from .executor import Loader
-from .hardware import start_cuda
+from .hardware import CudaPythonError, start_cuda
 from .libraries import load_tensorrt
 from .tensorrt_executor import TensorRtLoader, remedy
 
@@ -48,8 +49,19 @@ def find_backend(name: str, root: Path, manifest: Manifest) -> Backend:
             f"{root} has nothing for GPUs; compile it again with a GPU as --target "
             "(`pocketmoe targets` lists them)"
         )
-    runtime = start_cuda()
+    try:
+        runtime = start_cuda()
+    except CudaPythonError as error:
+        raise EngineError(f"{error.problem}: {_install(name)}") from error
     return _make(name, root, manifest, runtime, CudaDevice(runtime))
+
+
+def _install(name: str) -> str:
+    """What a backend needs of packages, in one command, or two where another is in its way."""
+    command = f"pip install 'pocketmoe[{name}]'"
+    if name == "cuda" and find_onnxruntime() not in (None, "onnxruntime-gpu"):
+        return f"pip uninstall -y {find_onnxruntime()}, then {command}"
+    return command
 
 
 class Candidates:
@@ -157,27 +169,23 @@ def choose_engines(
         EngineError: it has none; the message names both sides.
     """
     info = device.info
+    name = architecture(info.compute_capability)
+    how = remedy(toolchain, root, name)
     of_toolchain = [item for item in manifest.engines if item.toolchain == toolchain]
     for item in of_toolchain:
         if (item.version, item.compute_capability) == (version, info.compute_capability):
             if item.device is not None and item.device != info.name:
                 _log.warning(
                     "%s was built on %s, and this is %s: it may be slow; build it again with %s",
-                    root / item.folder, item.device, info.name, remedy(toolchain, root),
+                    root / item.folder, item.device, info.name, how,
                 )  # fmt: skip
             return item
-    here = (
-        f"{_LABELS[toolchain]} {version} on {info.name} ({architecture(info.compute_capability)})"
-    )
+    here = f"{_LABELS[toolchain]} {version} on {info.name} ({name})"
     if not of_toolchain:
-        raise EngineError(
-            f"{root} has no engines for {here}; make them with {remedy(toolchain, root)}"
-        )
+        whole = "" if not manifest.incomplete else " that are whole"
+        raise EngineError(f"{root} has no engines{whole} for {here}; make them with {how}")
     there = ", ".join(
         f"{_LABELS[toolchain]} {item.version} on {item.device or item.architecture}"
         for item in of_toolchain
     )
-    raise EngineError(
-        f"{root} has engines for {there}, and this is {here}; make others with "
-        f"{remedy(toolchain, root)}"
-    )
+    raise EngineError(f"{root} has engines for {there}, and this is {here}; make others with {how}")

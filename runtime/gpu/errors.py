@@ -14,5 +14,5 @@ class DeviceMemoryError(EngineError):
         what = f"{format_size(wanted)} more" if wanted else "more memory"
         super().__init__(
             f"the GPU is out of memory: {what} was asked for, and {format_size(free)} is free; "
-            "give a smaller --gpu-memory or a shorter --context"
+            "give it less GPU memory or a shorter context"
         )

@@ -14,6 +14,15 @@ _INSTALL = (
     "'pocketmoe[cuda]')"
 )
 
+
+class CudaPythonError(EngineError):
+    """cuda-python is missing or does not load. problem: without what to install."""
+
+    def __init__(self, problem: str):
+        self.problem = problem
+        super().__init__(f"{problem}: {_INSTALL}")
+
+
 _NO_DRIVER = "this machine has no NVIDIA driver, or no GPU for it; see that nvidia-smi runs"
 
 
@@ -74,9 +83,9 @@ def load_cuda_runtime() -> ModuleType:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ModuleNotFoundError as error:
-        raise EngineError(f"cuda-python is not installed: {_INSTALL}") from error
+        raise CudaPythonError("cuda-python is not installed") from error
     except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(f"cuda-python does not load ({error}); {_INSTALL}") from error
+        raise CudaPythonError(f"cuda-python does not load ({error})") from error
 
 
 def _driver_problem(cuda: ModuleType) -> str:

@@ -100,13 +100,13 @@ def check_sizes(sizes: TierSizes, device: Device) -> None:
     """Raises InputError where a size is of memory that the device does not have."""
     if device.info.unified and (sizes.gpu is not None or sizes.host is not None):
         raise InputError(
-            f"{device.info.name} shares the host's memory: give one --memory-budget for both, in "
-            "place of --gpu-memory and --host-memory"
+            f"{device.info.name} shares the host's memory: give one memory budget for both, in "
+            "place of GPU memory and host memory"
         )
     if not device.info.unified and sizes.whole is not None:
         raise InputError(
-            f"--memory-budget is of one memory, and {device.info.name} has its own: give "
-            "--gpu-memory and --host-memory, or --backend cpu"
+            f"a memory budget is of one memory, and {device.info.name} has its own: give sizes of "
+            "GPU memory and host memory, or choose the backend cpu"
         )
 
 

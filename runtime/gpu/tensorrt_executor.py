@@ -62,7 +62,7 @@ class TensorRtLoader:
         if declared is None:
             raise BundleError(
                 f"{self._root / self._set.folder} has no engine for {graph}; build the engines "
-                f"again: {remedy(self._set.toolchain, self._root)}"
+                f"again: {remedy(self._set.toolchain, self._root, self._set.architecture)}"
             )
         path = self._root / declared.file
         try:
@@ -119,7 +119,7 @@ class TensorRtLoader:
             raise DeviceMemoryError(0, self._device.memory()[0])
         raise EngineError(
             f"{what} ({reason or 'TensorRT says no more'}); build the engines again: "
-            f"{remedy(self._set.toolchain, self._root)}"
+            f"{remedy(self._set.toolchain, self._root, self._set.architecture)}"
         )
 
     def ready(self) -> None:
@@ -252,8 +252,8 @@ def check_tensors(trt: Any, engine: Any, declared: Engine, where: Path) -> None:
             )
 
 
-def remedy(toolchain: str, root: Path) -> str:
-    """The command that makes a set of engines."""
+def remedy(toolchain: str, root: Path, name: str) -> str:
+    """The command that makes a set of engines; name: of the architecture, as "sm89"."""
     if toolchain == "tensorrt":
         return f"`pocketmoe build {root}` on this device"
-    return "`pocketmoe compile` with this GPU as its --target"
+    return f"`pocketmoe build {root} --arch {name}`"
