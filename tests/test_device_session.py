@@ -347,7 +347,7 @@ def test_a_size_of_memory_that_the_device_does_not_have_is_refused(mixed: Path) 
         (True, TierSizes(host=1 << 30)),
         (False, TierSizes(whole=1 << 30)),
     ):
-        with pytest.raises(InputError, match="--memory-budget"):
+        with pytest.raises(InputError, match="memory budget"):
             open_device_session(mixed, HostDevice(unified=unified), sizes=sizes)
 
 
