@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from .arguments import BUNDLE, POSITIVE, PRECISION, TARGET, targets_file
-from .calibration.record import read_record
 from .console import ProgressDisplay
 from .errors import InputError, TargetError
 from .sizes import format_size
@@ -90,7 +89,11 @@ def compile_command(
         raise InputError(f"--workers {workers} needs --calibration: what is only rounded is quick")
     if bits is not None:
         precision = _precision_beside_bits(precision, bits, calibration, target)
-    record = read_record(calibration) if calibration is not None else None
+    record = None
+    if calibration is not None:
+        from .calibration.record import read_record
+
+        record = read_record(calibration)
     from .compiler.architectures import has_fp32_products, plan_engines
     from .compiler.precision import parse_precision
 

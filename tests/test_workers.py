@@ -74,6 +74,7 @@ def test_without_ray() -> None:
         open_workers("ray://localhost:10001")
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_cluster_of_ray_gives_the_same(tmp_path: Path) -> None:
     with closing(RayCluster("ray")) as workers:
@@ -84,6 +85,7 @@ def test_a_cluster_of_ray_gives_the_same(tmp_path: Path) -> None:
         assert list(workers.map(die_once, [(n, marker) for n in range(5)])) == list(range(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["4", pytest.param("ray", marks=needs_ray)])
 def test_the_bundle_does_not_depend_on_how_many_work(
     workers: str, tiny_checkpoint: Path, tmp_path: Path
