@@ -23,7 +23,8 @@ from pocketmoe.compiler.precision import parse_precision
 from pocketmoe.compiler.verify import load_decoder
 from pocketmoe.errors import BundleError
 from pocketmoe.runtime import budget, opening
-from pocketmoe.runtime.bundle import Manifest, find_damage, read_manifest, write_manifest
+from pocketmoe.runtime.bundle import Manifest, read_manifest, write_manifest
+from pocketmoe.runtime.damage import find_damage
 from pocketmoe.runtime.expert_layers import average_bits, expert_layer_from_json
 from pocketmoe.runtime.native import library
 from pocketmoe.runtime.pages import PROJECTIONS, ExpertPage
@@ -60,7 +61,7 @@ def mixed(tiny_checkpoint: Path, record: Path, tmp_path_factory: pytest.TempPath
     target = find_target("cpu")
     compile_bundle(
         tiny_checkpoint, out, target=target, precision=parse_precision([BACKBONE], 32, target),
-        calibration=Calibration(record, uneven(read_record(record)), "rtn"), bits=BITS,
+        calibration=Calibration(record, uneven(read_record(record)), "rtn", signed=True), bits=BITS,
     )  # fmt: skip
     return out
 
@@ -107,7 +108,7 @@ def test_the_bundle_says_how_each_expert_is_stored(mixed: Path) -> None:
     assert manifest.bits.asked == BITS
     assert manifest.bits.reached == pytest.approx(average_bits(manifest.experts))
     assert BITS - 1 < manifest.bits.reached <= BITS
-    assert find_damage(mixed, manifest) == []
+    assert find_damage(mixed, manifest) == {}
     shown = CliRunner().invoke(main, ["inspect", str(mixed), "--json"])
     facts = json.loads(shown.output)
     assert facts["bits"] == {"asked": BITS, "reached": manifest.bits.reached}
@@ -253,7 +254,7 @@ def test_for_a_gpu_each_layer_has_one_format_and_its_own_graphs(
     out = tmp_path / "gpu"
     manifest = compile_bundle(
         tiny_checkpoint, out, target=target, precision=parse_precision([BACKBONE], 32, target),
-        calibration=Calibration(record, uneven(read_record(record)), "rtn"), bits=9,
+        calibration=Calibration(record, uneven(read_record(record)), "rtn", signed=True), bits=9,
     )  # fmt: skip
     assert manifest.graphs is not None
     formats = [layer.format for layer in manifest.experts]
