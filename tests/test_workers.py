@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,30 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from pocketmoe.cli import main
-from pocketmoe.compiler.workers import Processes, RayCluster, Shared, ThisProcess, open_workers
+from pocketmoe.compiler.workers import Processes, RayCluster, ThisProcess, open_workers
 from pocketmoe.errors import InputError
 from pocketmoe.runtime.bundle import read_manifest
 from pocketmoe.tests.test_calibrate import TEXT
+from pocketmoe.tests.worker_tasks import add, die, die_once
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
-
-
-def add(task: tuple[int, Shared]) -> float:
-    number, shared = task
-    return number + float(shared.arrays()["a"].sum())
-
-
-def die_once(task: tuple[int, str]) -> int:
-    """The first to come to task 3 is killed."""
-    number, marker = task
-    if number == 3 and not Path(marker).exists():
-        Path(marker).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def die(task: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("count", [1, 3])
