@@ -253,7 +253,7 @@ class TestEngines:
 
         def stored(precision: str) -> Manifest:
             layers = tuple(
-                replace(layer, format=replace(layer.format, precision=precision))
+                replace(layer, formats=(replace(layer.format, precision=precision),))
                 for layer in manifest.experts
             )
             return replace(manifest, experts=layers, files=files)
