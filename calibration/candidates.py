@@ -18,7 +18,7 @@ from ..model.spec import ModelSpec
 from .rounding import best_scales, rounded, spread
 
 _SCALE_BITS = 16
-_TOKENS = 512  # of an expert, at most, that its errors are measured on
+_TOKENS = 256  # of an expert, at most, that its errors are measured on
 _CLIPS = {4: (1.0, 0.92, 0.84, 0.76), 8: (1.0,)}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..calibration.rounding import as_scales, best_scales, limits, rounded, spread
 from .quantize import QuantizedMatrix
 
-_COLUMNS = 128  # whose errors are carried on together
+_COLUMNS, _FEW_COLUMNS = 128, 16  # whose errors are carried on together: to all, to the 128
 
 
 def quantize_gptq(
@@ -46,11 +46,12 @@ def quantize_gptq(
 def _rounded_in_order(
     weight: Tensor, scales: Tensor, order: Tensor, inverse: Tensor, bits: int
 ) -> Tensor:
-    steps = spread(scales, weight)
-    values, restored = torch.empty_like(weight), torch.empty_like(weight)
-    _round_columns(weight[:, order], steps[:, order], inverse, bits, values)
-    restored[:, order] = values
-    return restored
+    # Transposed: what is done to a column then goes through memory in order.
+    columns = weight.T.contiguous()[order]
+    steps = spread(scales, weight).T.contiguous()[order]
+    values = torch.empty_like(columns)
+    values[order] = _round_columns(columns, steps, inverse, bits)
+    return values.T.contiguous()
 
 
 def _fitted_scales(weight: Tensor, values: Tensor, scales: Tensor, hessian: Tensor) -> Tensor:
@@ -92,25 +93,26 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     return torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
 
 
-def _round_columns(
-    weight: Tensor, steps: Tensor, inverse: Tensor, bits: int, values: Tensor
-) -> None:
-    """Fills `values`; weight is changed."""
+def _round_columns(columns: Tensor, steps: Tensor, inverse: Tensor, bits: int) -> Tensor:
+    """float32 `[in, out]`, as `columns`, which is changed, and `steps`.
+
+    Errors are carried to the columns after in two strides, so that nearly all of the work is in
+    products of matrices.
+    """
     low, high = limits(bits)
-    columns = weight.shape[1]
-    weight = weight.clone()
-    for start in range(0, columns, _COLUMNS):
-        stop = min(start + _COLUMNS, columns)
-        part, factor = weight[:, start:stop], inverse[start:stop, start:stop]
-        errors = torch.empty_like(part)
-        for index in range(stop - start):
-            step = steps[:, start + index]
-            column = part[:, index]
-            rounded = torch.round(column / step).clamp_(low, high)
-            values[:, start + index] = rounded
-            error = (column - rounded * step) / factor[index, index]
-            errors[:, index] = error
-            if index + 1 < stop - start:
-                part[:, index + 1 :].addr_(error, factor[index, index + 1 :], alpha=-1)
-        if stop < columns:
-            weight[:, stop:].addmm_(errors, inverse[start:stop, stop:], alpha=-1)
+    values, errors = torch.empty_like(columns), torch.empty_like(columns)
+    carried = inverse.T.contiguous()  # [j, i]: what an error in column i does to column j
+    factors = inverse.diagonal().reciprocal().tolist()
+    for start in range(0, len(columns), _COLUMNS):
+        stop = min(start + _COLUMNS, len(columns))
+        for first in range(start, stop, _FEW_COLUMNS):
+            last = min(first + _FEW_COLUMNS, stop)
+            for index in range(first, last):
+                column, step, error = columns[index], steps[index], errors[index]
+                value = torch.div(column, step, out=values[index]).round_().clamp_(low, high)
+                torch.addcmul(column, value, step, value=-1, out=error).mul_(factors[index])
+                after = slice(index + 1, last)
+                columns[after].addr_(carried[after, index], error, alpha=-1)
+            columns[last:stop].addmm_(carried[last:stop, first:last], errors[first:last], alpha=-1)
+        columns[stop:].addmm_(carried[stop:, start:stop], errors[start:stop], alpha=-1)
+    return values
