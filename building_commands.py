@@ -65,6 +65,10 @@ if TYPE_CHECKING:
     help="With --calibration: bits of each expert weight on average, scales included; experts get "
     "int4 in blocks of 128, 64 or 32, int8 or fp16, by what it is worth.",
 )  # fmt: skip
+@click.option(
+    "--resume", is_flag=True,
+    help="With --calibration: go on with the layers that a compile that was stopped has done.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
 def compile_command(
     checkpoint: Path,
@@ -80,6 +84,7 @@ def compile_command(
     workers: str,
     method: str | None,
     bits: float | None,
+    resume: bool,
     force: bool,
 ) -> None:
     """Make a bundle of a checkpoint."""
@@ -119,7 +124,8 @@ def compile_command(
             checkpoint, output, target=target, precision=chosen,
             active_experts=active_experts, context=context,
             fp32_products=has_fp32_products(target, capabilities), capabilities=capabilities,
-            calibration=calibrated, workers=workers, bits=bits, force=force, progress=progress,
+            calibration=calibrated, workers=workers, bits=bits, resume=resume, force=force,
+            progress=progress,
         )  # fmt: skip
     lossy = f"; lossy: {', '.join(manifest.lossy)}" if manifest.lossy else ""
     click.echo(
