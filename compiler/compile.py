@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -165,7 +166,7 @@ def compile_bundle(
         if calibration is None or work is None:
             experts = write_experts(root, source, spec, precision, progress)
         else:
-            with closing(open_workers(workers)) as pool:
+            with closing(open_workers(workers, chain(*formats.values()))) as pool:
                 experts = write_calibrated_experts(
                     root, source, spec, precision, calibration, formats, pool, progress, work
                 )
