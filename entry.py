@@ -24,6 +24,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors"), "compile"),
     "matplotlib": "plot",
     **dict.fromkeys(("zstandard", "packaging"), "export"),
+    **dict.fromkeys(("starlette", "uvicorn", "prometheus_client", "h11"), "serve"),
 }
 
 
