@@ -249,11 +249,13 @@ class TestInstalled:
 
 class TestUpdates:
     def test_a_runtime_then_a_bundle_then_back(
-        self, build: Build, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, build: Build, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
+        root = tmp_path / "app"
         runtime = build(tmp_path / "runtime.tar.gz", "1.5", None, name=None)
         bundle = build(tmp_path / "bundle.tar", None, "three")
         at = ["--to", str(root)]
+        assert main(["install", str(first), *at], root) == 0
         assert main(["install", str(runtime), *at], root) == 0
         assert says(root) == "1.5 run one"
         assert main(["install", str(bundle), *at], root) == 0
@@ -267,10 +269,6 @@ class TestUpdates:
         assert main(["status", *at], root) == 0
         assert [line[:4] for line in capsys.readouterr().out.splitlines()[1:]] == ["  2 ", "* 3 "]
         refused(["rollback", "1"], capsys, "no such version", "installed: 2, 3", to=root)
-        # the folder is used by other tests: back to where it was
-        shutil.rmtree(root)
-        first = build(tmp_path / "first.tar.zst", "1.0", "one")
-        assert main(["install", str(first), *at], root) == 0
 
     def test_the_manager_of_the_app_installs(self, root: Path, second: Path) -> None:
         subprocess.run([root / "manage", "install", second], check=True, timeout=120)
