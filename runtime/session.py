@@ -32,8 +32,8 @@ class Session:
     """Runs a bundle; `open_bundle` makes it. Not for use by several threads at once.
 
     position: tokens seen so far, of at most `context`; seen: their ids. turn: the number of calls
-    that have changed what it has seen. tokenizer: a tokenizers.Tokenizer, or None. chat_template: a ChatTemplate, or
-    None where the bundle has none.
+    that have changed what it has seen. tokenizer: a tokenizers.Tokenizer, or None. chat_template: a
+    ChatTemplate, or None where the bundle has none.
     """
 
     def __init__(
