@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from .runtime.pieces import Piece
+
 Unit = Literal["bytes", "tokens"]
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -42,13 +44,13 @@ def print_interrupted() -> None:
     print("interrupted", file=sys.stderr)
 
 
-def print_pieces(pieces: Iterable[str]) -> None:
+def print_pieces(pieces: Iterable[Piece]) -> None:
     """Prints text as it is made, and ends its line."""
     begun = False
     try:
         for piece in pieces:
-            begun = True
-            sys.stdout.write(piece)
+            begun = begun or bool(piece.text)
+            sys.stdout.write(piece.text)
             sys.stdout.flush()
     finally:
         if begun:
