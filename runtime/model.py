@@ -83,14 +83,15 @@ class Model:
         """Experts whose pages are in memory just now."""
         return self.runner.resident()
 
-    def open_seat(self, context: int) -> Seat | None:
-        """A place for another session; None where the last one has been closed meanwhile.
+    def open_seat(self, context: int, asked: tuple[int | str | None] | None = None) -> Seat | None:
+        """A place for another session; None where the last one has been closed meanwhile, or the
+        budget that was asked for is not `asked`, where that is given.
 
         Raises:
             BudgetError: its keys and values do not fit into the budget beside the others.
         """
         with self._planning:
-            if self._closed:
+            if self._closed or (asked is not None and asked != (self.asked,)):
                 return None
             if self._contexts:
                 plan = self._plan_for([*self._contexts.values(), context], self.plan.budget)
