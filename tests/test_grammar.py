@@ -119,7 +119,7 @@ class TestGenerated:
 
     def test_no_bias_lets_another_token_through(self, session: Session) -> None:
         spec = session.manifest.spec
-        bias = {token: 100.0 for token in range(spec.vocab_size)}
+        bias = dict.fromkeys(range(spec.vocab_size), 100.0)
         bias |= {session.tokenizer.token_to_id(digit): -100.0 for digit in "123"}
         for how in HOT:
             made = session.generate(
@@ -188,7 +188,7 @@ class TestMatcher:
 
     def test_a_token_that_was_not_allowed(self, session: Session) -> None:
         matcher = Matcher(Grammar.regex("[0-9]"), session.tokenizer, 384, (0,))
-        with pytest.raises(InputError, match="no text fits|cannot be followed"):
+        with pytest.raises(InputError, match=r"no text fits|cannot be followed"):
             matcher.add(session.tokenizer.token_to_id("a"))
 
     def test_a_tokenizer_that_pads_and_cuts(self, session: Session) -> None:
