@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from .runtime.pieces import Piece
+
 Unit = Literal["bytes", "tokens"]
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -38,17 +40,22 @@ def print_error(message: str) -> None:
     print(f"error: {one_line(message)}", file=sys.stderr)
 
 
+def print_note(message: str) -> None:
+    """Says what is going on, on stderr."""
+    print(one_line(message), file=sys.stderr, flush=True)
+
+
 def print_interrupted() -> None:
     print("interrupted", file=sys.stderr)
 
 
-def print_pieces(pieces: Iterable[str]) -> None:
+def print_pieces(pieces: Iterable[Piece]) -> None:
     """Prints text as it is made, and ends its line."""
     begun = False
     try:
         for piece in pieces:
-            begun = True
-            sys.stdout.write(piece)
+            begun = begun or bool(piece.text)
+            sys.stdout.write(piece.text)
             sys.stdout.flush()
     finally:
         if begun:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from .errors import BundleError
 from .machine_commands import predicted_by
 from .sizes import format_size
 from .targets import Target
+
+_log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -97,6 +101,7 @@ def run(
     from .benchmark import generation_limit
     from .chat import converse, prepare_chat
     from .plan_tables import prediction_rows
+    from .runtime.context import longer_context
     from .runtime.conversation import Conversation
     from .runtime.opening import open_bundle
     from .tables import stat_rows
@@ -119,10 +124,14 @@ def run(
         try:
             if text is None:
                 converse(conversation)
-            elif chat:
-                print_pieces(conversation.answer(text))
             else:
-                print_pieces(session.generate(text, **sampling))
+                answer = conversation.answer if chat else partial(session.generate, **sampling)
+                print_pieces(answer(text))
+                if session.position == session.context:
+                    _log.warning(
+                        "the context of %d tokens is full%s", session.context,
+                        longer_context(session.manifest.spec, session.context),
+                    )  # fmt: skip
         finally:
             if stats and (done := session.stats).prompt_tokens:
                 session.close()  # measuring wants its memory

@@ -32,11 +32,11 @@ from pocketmoe.runtime.gpu.opening import TierSizes
 bundle, prompt = Path(sys.argv[1]), sys.argv[2]
 found = {"python": sys.version.split()[0], "onnxruntime": onnxruntime.__version__}
 with pocketmoe.open(bundle, backend="cpu") as session:
-    found["cpu"] = "".join(session.generate(prompt, max_new_tokens=16))
+    found["cpu"] = session.generate(prompt, max_new_tokens=16).text()
 if read_manifest(bundle).graphs is not None:
     sizes = TierSizes(slots=12, host_slots=9)
     with open_device_session(bundle, HostDevice(), sizes=sizes) as session:
-        found["graphs for GPUs"] = "".join(session.generate(prompt, max_new_tokens=16))
+        found["graphs for GPUs"] = session.generate(prompt, max_new_tokens=16).text()
 print(json.dumps(found))
 """
 

@@ -12,8 +12,8 @@ import pocketmoe
 
 def main(bundle: str, prompt: str, memory_budget: str) -> None:
     with pocketmoe.open(bundle, memory_budget=memory_budget) as session:
-        for text in session.generate(prompt, max_new_tokens=64, temperature=0.8, seed=0):
-            print(text, end="", flush=True)
+        for piece in session.generate(prompt, max_new_tokens=64, temperature=0.8, seed=0):
+            print(piece.text, end="", flush=True)
         stats = session.stats
     print(
         f"\n{stats.new_tokens_per_second:.1f} tokens per second, {stats.hit_rate:.0%} page hits, "

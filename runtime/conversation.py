@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ContextError
 from .chat import Message
+from .pieces import Piece
 
 if TYPE_CHECKING:
     from .session import Session
 
 
 class Conversation:
-    """The messages of one conversation. The whole of it is read again for each answer.
+    """The messages of one conversation.
 
     system: what the system message says; None for no such message. sampling: arguments of
     `Session.generate`.
@@ -26,11 +27,11 @@ class Conversation:
         if system is not None:
             self.messages.append({"role": "system", "content": system})
 
-    def answer(self, text: str) -> Generator[str, None, None]:
+    def answer(self, text: str) -> Generator[Piece, None, None]:
         """Says `text` as the user; yields the answer as it is made.
 
         An answer that is broken off is kept as far as it came. Where nothing came, the text is
-        forgotten with it.
+        forgotten with it. What the session has seen of the conversation is not run again.
 
         Raises:
             ContextError: the conversation does not fit into the context.
@@ -39,14 +40,17 @@ class Conversation:
         asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
         said, whole = "", False
         try:
-            for piece in self._session.generate(asked, **self._sampling):
-                said += piece
-                yield piece
-            whole = True
+            generation = self._session.generate(asked, **self._sampling)
         except ContextError as error:
             if len(self.messages) < 2:  # the first text alone does not fit
                 raise
             raise ContextError(self._full()) from error
+        try:
+            with generation:
+                for piece in generation:
+                    said += piece.text
+                    yield piece
+            whole = True
         finally:
             if said or whole:
                 self.messages = [*asked, {"role": "assistant", "content": said}]

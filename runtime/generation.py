@@ -2,146 +2,224 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-from ..errors import ContextError, InputError
+import numpy as np
+
+from ..errors import InputError
 from .chat import Message
-from .context import check_tokens, longer_context
-from .sampling import Sampler
-from .text import TextStream, encode
+from .clock import Clock
+from .context import check_tokens
+from .grammar import Grammar, Matcher
+from .pieces import Piece, PieceMaker
+from .prompts import encode_prompt, need_tokenizer
+from .reuse import rewind_to_shared
+from .runner import Cancelled
+from .sampling import Sampler, Sampling, check_whole
+from .stops import check_stops
 
 if TYPE_CHECKING:
     from .session import Session
-    from .stats import Counters
 
 
-@dataclass
-class Clock:
-    """What a session's generations have taken so far; see Stats."""
+@dataclass(frozen=True, kw_only=True)
+class Request(Sampling):
+    """What is asked of a generation but the prompt; see Session.generate."""
 
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
-    new_tokens: int = 0
-    decode_steps: int = 0
-    decode_seconds: float = 0.0
-    time_to_first_token: float | None = None
-    decode_page_hits: int = 0
-    decode_page_misses: int = 0
-    decode_bytes_read: int = 0
-    decode_read_seconds: float = 0.0
-    decode_wait_seconds: float = 0.0
-    decode_skipped_experts: int = 0
-    decode_gpu_page_hits: int = 0
-    decode_link_bytes: int = 0
+    max_new_tokens: int = 256
+    stop: str | Sequence[str] = ()
+    logprobs: int | None = None
+    grammar: Grammar | None = None
+    cancel: threading.Event | None = None
 
-    def count_step(self, seconds: float, done: Counters) -> None:
-        """Adds a new token that was run through the model."""
-        self.new_tokens += 1
-        self.decode_steps += 1
-        self.decode_seconds += seconds
-        self.decode_page_hits += done.page_hits
-        self.decode_page_misses += done.page_misses
-        self.decode_bytes_read += done.bytes_read
-        self.decode_read_seconds += done.read_seconds
-        self.decode_wait_seconds += done.wait_seconds
-        self.decode_skipped_experts += done.skipped_experts
-        self.decode_gpu_page_hits += done.gpu_page_hits
-        self.decode_link_bytes += done.link_bytes
-
-
-def encode_text(session: Session, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of `text`; InputError where the bundle has no tokenizer, or `text` is not valid."""
-    return encode(_tokenizer(session), text, add_special_tokens=add_special_tokens)
-
-
-def encode_chat(
-    session: Session, messages: Sequence[Message], variables: Mapping[str, Any]
-) -> list[int]:
-    """Token ids of a conversation and of the start of an answer, by the chat template.
-
-    Raises:
-        InputError: the bundle has no chat template, or it refuses the conversation.
-    """
-    if session.chat_template is None:
-        raise InputError("the bundle has no chat template; give text instead of messages")
-    text = session.chat_template.render(messages, **variables)
-    return encode_text(session, text, add_special_tokens=False)
-
-
-def encode_prompt(
-    session: Session, prompt: str | Sequence[int] | Sequence[Message]
-) -> Sequence[int]:
-    if isinstance(prompt, str):
-        return encode_text(session, prompt)
-    if len(prompt) and isinstance(prompt[0], Mapping):
-        return encode_chat(session, cast("Sequence[Message]", prompt), {})
-    return cast("Sequence[int]", prompt)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("number of new tokens", self.max_new_tokens, 1, "1 or more")
+        if self.logprobs is not None:
+            check_whole("logprobs", self.logprobs, 0, "0 or more")
+        check_stops(self.stop)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise InputError("grammar must be a Grammar, such as Grammar.regex('[0-9]+')")
+        if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
+            raise InputError("cancel must be a threading.Event")
 
 
 def start_generation(
     session: Session,
     prompt: str | Sequence[int] | Sequence[Message],
-    sampler: Sampler,
-    max_new_tokens: int,
+    request: Request,
     clock: Clock,
-) -> Iterator[str]:
+) -> Generation:
     """Checks the arguments now, and generates as the iterator is asked; see Session.generate."""
-    if max_new_tokens < 1:
-        raise InputError(f"number of new tokens must be 1 or more, not {max_new_tokens}")
-    stream = TextStream(_tokenizer(session))
+    tokenizer, spec = need_tokenizer(session), session.manifest.spec
     ids = encode_prompt(session, prompt)
-    ids = check_tokens(ids, session.manifest.spec, position=0, context=session.context).tolist()
-    return _generate(session, ids, sampler, stream, max_new_tokens, clock)
+    ids = check_tokens(ids, spec, position=0, context=session.context).tolist()
+    sampler = Sampler(request, spec.vocab_size, ids)
+    matcher = None
+    if request.grammar is not None:
+        ends = tuple(spec.eos_token_ids)
+        matcher = Matcher(request.grammar, tokenizer, spec.vocab_size, ends)
+    maker = PieceMaker(tokenizer, check_stops(request.stop), request.logprobs)
+    return Generation(session, ids, request, sampler, matcher, maker, clock)
 
 
-def _generate(
-    session: Session,
-    ids: Sequence[int],
-    sampler: Sampler,
-    stream: TextStream,
-    max_new_tokens: int,
-    clock: Clock,
-) -> Iterator[str]:
-    spec, context = session.manifest.spec, session.context
-    started = time.perf_counter()
-    session.reset()
-    turn = session.turn + 1
-    logits = session.forward(ids, last_only=True)
-    clock.prompt_tokens += len(ids)
-    clock.prompt_seconds += time.perf_counter() - started
-    token = sampler.sample(logits[0])
-    clock.time_to_first_token = time.perf_counter() - started
-    clock.new_tokens += 1
-    for left in reversed(range(max_new_tokens)):
-        if token in spec.eos_token_ids:
-            break
-        if piece := stream.push(token):
-            yield piece
-        if left:
-            begun = time.perf_counter()
-            if session.turn != turn:
-                raise InputError(
-                    "the session was used for something else during this generation; "
-                    "finish one before the next, or open two sessions"
-                )
-            if session.position == context:
-                raise ContextError(
-                    f"the context of {context} tokens is full; ask for fewer new tokens"
-                    + longer_context(spec, context)
-                )
-            turn += 1
-            before = session.counters
-            logits = session.forward([token], last_only=True)
-            token = sampler.sample(logits[0])
-            clock.count_step(time.perf_counter() - begun, session.counters - before)
-    if piece := stream.finish():
-        yield piece
+class Generation:
+    """An iterator of Pieces. Use one before the next of its session, from one thread at a time;
+    `close` may be called from any.
 
+    prompt_tokens: of the prompt; reused_tokens: how many of them were not run again, known with
+    the first piece. new_tokens: made so far, one that ends the text included. finish_reason:
+    "stop" (a token or a string that ends the text, or a complete grammar), "length"
+    (max_new_tokens, or the end of the context) or "cancelled"; None before the end.
 
-def _tokenizer(session: Session) -> Any:
-    if session.tokenizer is None:
-        raise InputError("the bundle has no tokenizer; give token ids to forward() instead")
-    return session.tokenizer
+    Raises, while it is iterated:
+        InputError: the session was used for something else meanwhile.
+        BundleError: a page cannot be read.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        prompt: list[int],
+        request: Request,
+        sampler: Sampler,
+        matcher: Matcher | None,
+        maker: PieceMaker,
+        clock: Clock,
+    ):
+        self.prompt_tokens = len(prompt)
+        self.reused_tokens = 0
+        self.new_tokens = 0
+        self.finish_reason: str | None = None
+        self._session = session
+        self._prompt = prompt
+        self._most = int(request.max_new_tokens)
+        self._cancel = request.cancel
+        self._sampler, self._matcher, self._maker = sampler, matcher, maker
+        self._clock = clock
+        self._closed = False
+        self._running = threading.Lock()  # held while a piece is made
+        self._text: list[str] = []
+        self._pieces = self._run()
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> Piece:
+        if self._closed:
+            raise StopIteration
+        if not self._running.acquire(blocking=False):
+            raise InputError("the generation is in use by another thread; give each its own")
+        try:
+            piece = next(self._pieces)
+        finally:
+            self._running.release()
+        if self._closed:  # while the piece was made
+            raise StopIteration
+        self._text.append(piece.text)
+        self.finish_reason = piece.finish_reason
+        return piece
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends it; no more pieces come. What runs in another thread ends within a token, or within
+        a batch of the prompt."""
+        self._closed = True
+        if self.finish_reason is None:
+            self.finish_reason = "cancelled"
+
+    def text(self) -> str:
+        """Runs to the end; all of the text, from its beginning."""
+        for _ in self:
+            pass
+        return "".join(self._text)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for, such as an alternative in TokenLogprob.top."""
+        return self._maker.bytes.of(token_id)
+
+    def _cancelled(self) -> bool:
+        return self._closed or (self._cancel is not None and self._cancel.is_set())
+
+    def _run(self) -> Iterator[Piece]:
+        maker, matcher, session = self._maker, self._matcher, self._session
+        ends = {*session.manifest.spec.eos_token_ids, *(matcher.ends if matcher else ())}
+        try:
+            logits = self._read_prompt()
+            while (token := self._pick(logits)) not in ends:
+                piece = maker.push(token, logits)
+                if maker.stopped or (matcher is not None and matcher.complete):
+                    yield maker.finish("stop", piece)
+                    return
+                if self.new_tokens == self._most or session.position == session.context:
+                    yield maker.finish("length", piece)
+                    return
+                if piece is not None:
+                    yield piece
+                logits = self._step(token)
+            yield maker.finish("stop")
+        except Cancelled:
+            yield maker.finish("cancelled")
+
+    def _read_prompt(self) -> np.ndarray:
+        """Logits after the prompt."""
+        self._started = time.perf_counter()
+        if self._cancelled():
+            raise Cancelled
+        session, clock = self._session, self._clock
+        self.reused_tokens = rewind_to_shared(session, self._prompt)
+        self._turn = session.turn
+        logits = self._forward(self._prompt[self.reused_tokens :])
+        clock.prompt_tokens += self.prompt_tokens - self.reused_tokens
+        clock.prompt_seconds += time.perf_counter() - self._started
+        return logits
+
+    def _step(self, token: int) -> np.ndarray:
+        """Logits after one more token."""
+        self._begun, self._before = time.perf_counter(), self._session.counters
+        return self._forward([token])
+
+    def _forward(self, tokens: Sequence[int]) -> np.ndarray:
+        self._need_turn()
+        logits = self._session.forward(tokens, last_only=True, cancelled=self._cancelled)
+        self._turn += 1
+        self._need_turn()
+        return logits[0]
+
+    def _need_turn(self) -> None:
+        if self._session.turn != self._turn:
+            raise InputError(
+                "the session was used for something else during this generation; "
+                "finish one before the next, or open two sessions"
+            )
+
+    def _pick(self, logits: np.ndarray) -> int:
+        """The next token. It ends a step, whose time is counted."""
+        matcher, clock = self._matcher, self._clock
+        token = self._sampler.sample(logits, matcher.allowed() if matcher is not None else None)
+        self._sampler.add(token)
+        if matcher is not None:
+            matcher.add(token)
+        self.new_tokens += 1
+        now = time.perf_counter()
+        if self.new_tokens == 1:
+            clock.time_to_first_token = now - self._started
+            clock.new_tokens += 1
+        else:
+            clock.count_step(now - self._begun, self._session.counters - self._before)
+        return token

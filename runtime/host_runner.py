@@ -93,6 +93,9 @@ class HostRunner:
     def reset(self) -> None:
         self._cache.reset()
 
+    def rewind(self, position: int) -> bool:
+        return self._cache.rewind(position)
+
     def follow(self, plan: MemoryPlan) -> None:
         if not plan.predicts:
             self.predictor = None

@@ -94,6 +94,17 @@ class KvCache:
         for span in self.spans.values():
             span.past = 0
 
+    def rewind(self, position: int) -> bool:
+        """Forgets what came after `position` tokens; False, and nothing is done, where a window has
+        been moved on too far for that."""
+        by = self.position - position
+        for span in self.spans.values():
+            needed = position if span.window is None else min(span.window - 1, position)
+            if span.past - by < needed:
+                return False
+        self.commit(-by)
+        return True
+
     def _slide(self, kind: str, span: Span) -> None:
         if span.window is None:
             raise ValueError(f"{span.capacity} positions are full")

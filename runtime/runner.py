@@ -42,6 +42,10 @@ class DeviceFigures:
     memory: int = 0
 
 
+class Cancelled(Exception):
+    """A call was given up between two batches, as its caller wished; what they saw stays seen."""
+
+
 class Runner(Protocol):
     """Runs tokens through all layers, batch by batch.
 
@@ -72,6 +76,11 @@ class Runner(Protocol):
 
     def reset(self) -> None:
         """Forgets what it has seen."""
+        ...
+
+    def rewind(self, position: int) -> bool:
+        """Forgets what came after `position` tokens; False, and nothing is done, where that is not
+        possible any more."""
         ...
 
     def follow(self, plan: MemoryPlan) -> None:

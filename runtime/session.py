@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,23 +13,26 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .async_generation import AsyncGeneration
 from .budget import AUTO, MemoryPlan, fit_budget, read_budget
 from .bundle import Manifest
 from .chat import Message, load_chat_template
+from .clock import Clock
 from .context import check_tokens
-from .generation import Clock, encode_chat, encode_text, start_generation
+from .generation import Generation, Request, start_generation
+from .grammar import Grammar
 from .lossy import ExpertChoice
+from .prompts import encode_chat, encode_text
 from .recording import Recording, is_prompt
-from .runner import Observer, Runner
-from .sampling import Sampler
+from .runner import Cancelled, Observer, Runner
 from .stats import Counters, Stats, process_memory
 
 
 class Session:
     """Runs a bundle; `open_bundle` makes it. Not for use by several threads at once.
 
-    position: tokens seen so far, of at most `context`. turn: the number of calls that have changed
-    what it has seen. tokenizer: a tokenizers.Tokenizer, or None. chat_template: a ChatTemplate, or
+    position: tokens seen so far, of at most `context`; seen: their ids. turn: the number of calls
+    that have changed what it has seen. tokenizer: a tokenizers.Tokenizer, or None. chat_template: a ChatTemplate, or
     None where the bundle has none.
     """
 
@@ -51,6 +54,8 @@ class Session:
         self.chat_template = load_chat_template(root, manifest)
         self.plan = plan
         self.turn = 0
+        self.seen: list[int] = []
+        self._whole = 0  # of those seen, the first that came in whole batches
         self._threads = threads
         self._clock = Clock()
         self._choice = choice
@@ -87,8 +92,38 @@ class Session:
         self._need_open()
         self._take_busy()
         try:
+            self._reset()
+        finally:
+            self._busy.release()
+
+    def _reset(self) -> None:
+        self.turn += 1
+        self._runner.reset()
+        self.seen, self._whole = [], 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether numbers do not depend on how tokens are split into calls: where the native
+        kernels compute all. Other engines round otherwise for other numbers of tokens."""
+        engines = self._runner.engines
+        return "native" in engines.experts and "onnxruntime" not in engines.backbone
+
+    def rewind(self, position: int) -> int:
+        """Goes back to where `position` tokens had been seen, or further: to where the numbers of
+        what follows are those of a session that sees it all at once. Returns where that is."""
+        self._need_open()
+        self._take_busy()
+        try:
             self.turn += 1
-            self._runner.reset()
+            if not self.exact:
+                batch = self.plan.batch
+                position = min(position, self._whole) // batch * batch
+            if position and self._runner.rewind(position):
+                del self.seen[position:]
+                self._whole = min(self._whole, position)
+            else:
+                self._reset()
+            return self.position
         finally:
             self._busy.release()
 
@@ -117,11 +152,12 @@ class Session:
         *,
         last_only: bool = False,
         observe: Observer | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> np.ndarray:
         """Logits float32 `[T, V]` of `token_ids`, which follow what was seen; last_only: `[1, V]`.
 
         observe: told each segment's index and outputs, batch by batch; the arrays are valid only
-        until it returns.
+        until it returns. cancelled: asked before each batch; True raises Cancelled.
 
         Raises:
             InputError: no tokens, or ids that the vocabulary does not have.
@@ -132,14 +168,18 @@ class Session:
         self._take_busy()
         try:
             self.turn += 1
-            return self._forward(token_ids, last_only, observe)
+            return self._forward(token_ids, last_only, observe, cancelled)
         finally:
             self._busy.release()
             if self._wanted is not None:
                 self._follow_plan_if_idle()
 
     def _forward(
-        self, token_ids: Sequence[int], last_only: bool, observe: Observer | None
+        self,
+        token_ids: Sequence[int],
+        last_only: bool,
+        observe: Observer | None,
+        cancelled: Callable[[], bool] | None,
     ) -> np.ndarray:
         """`_busy` is held."""
         spec, batch, first = self.manifest.spec, self.plan.batch, self.position
@@ -150,11 +190,16 @@ class Session:
             for start in range(0, len(ids), batch):
                 part = ids[start : start + batch]
                 wanted = logits if last_only else logits[start : start + batch]
+                if cancelled is not None and cancelled():
+                    raise Cancelled
                 if routes is not None:
                     routes.begin(first + start, prompt=prompt)
                 with self._computing:
                     self._runner.run_batch(part, wanted, first + len(ids), observe)
                     self._follow_plan()
+                self.seen.extend(part.tolist())
+                if first + start == self._whole and len(part) == batch:
+                    self._whole += batch
         return logits
 
     def set_memory_budget(self, budget: int | str | None) -> None:
@@ -202,7 +247,7 @@ class Session:
         """Token ids of a conversation and of the start of an answer, by the chat template.
 
         messages: `{"role": ..., "content": ...}` each. variables: what the template knows besides,
-        such as `enable_thinking`.
+        such as `tools` or `enable_thinking`.
 
         Raises:
             InputError: the bundle has no chat template, or it refuses the conversation.
@@ -217,21 +262,56 @@ class Session:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
-    ) -> Iterator[str]:
-        """Continues `prompt` from an empty context; yields text as it is made.
+        stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
+        grammar: Grammar | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Generation:
+        """Continues `prompt`; an iterator of Pieces, which are made as it is asked for them.
 
-        prompt: text, token ids, or the messages of a conversation, which is answered.
-        It ends at an end-of-sequence token, or after max_new_tokens.
+        prompt: text, token ids, or the messages of a conversation, which is answered. Where it
+        begins as what the session has seen, that is not run again: see Generation.reused_tokens.
+        It ends at an end-of-sequence token, at one of the strings in `stop`, which are no part of
+        the text, where the grammar is complete, after max_new_tokens, or where the context ends.
+        Sampling: see Sampling. logprobs: how many alternatives to tell with each token's log
+        probability; None for no log probabilities. grammar: what the text must fit. cancel: once
+        it is set, the generation ends within a token, or within a batch of the prompt.
 
         Raises:
-            InputError: an empty prompt, or a sampling argument out of range.
-            ContextError: at once for a prompt longer than the context; at the end of the context,
-                after the text that fitted.
+            InputError: at once: an empty prompt, an argument out of range, a grammar that cannot
+                be compiled. Later: the session was used for something else meanwhile.
+            ContextError: at once: the prompt is longer than the context.
         """
         self._need_open()
-        sampler = Sampler(temperature, top_k, top_p, seed)
-        return start_generation(self, prompt, sampler, max_new_tokens, self._clock)
+        request = Request(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty, logit_bias=logit_bias, seed=seed, stop=stop,
+            logprobs=logprobs, grammar=grammar, cancel=cancel,
+        )  # fmt: skip
+        return start_generation(self, prompt, request, self._clock)
+
+    def agenerate(
+        self, prompt: str | Sequence[int] | Sequence[Message], **arguments: Any
+    ) -> AsyncGeneration:
+        """`generate` for asyncio: an asynchronous iterator of Pieces, with the same arguments.
+
+        A thread of its own does the work, so the event loop goes on. Cancelling the task that
+        waits for a piece, or `aclose`, ends it within a token.
+
+        Raises:
+            TypeError, InputError: at once: there is no such argument, or one is out of range. What
+                is wrong with the prompt or the grammar is raised with the first piece.
+        """
+        self._need_open()
+        request = Request(**arguments)
+        return AsyncGeneration(lambda: start_generation(self, prompt, request, self._clock))
 
     @property
     def counters(self) -> Counters:

@@ -88,9 +88,9 @@ class TestRun:
         from pocketmoe.runtime.opening import open_bundle
 
         with open_bundle(tiny_bundle) as session:
-            expected = "".join(
-                session.generate("def main(", max_new_tokens=12, temperature=0.8, top_k=20, seed=3)
-            )
+            expected = session.generate(
+                "def main(", max_new_tokens=12, temperature=0.8, top_k=20, seed=3
+            ).text()
         arguments = ["run", tiny_bundle, "--max-tokens", "12", "--temperature", "0.8"]
         arguments += ["--top-k", "20", "--seed", "3"]
         result = call(*arguments, "--prompt", "def main(")

@@ -135,7 +135,9 @@ class TestSession:
         assert ids[0] == session.tokenizer.token_to_id("<|im_start|>")
         assert session.encode("x")[0] == 0  # a plain prompt begins as the tokenizer says
         told = list(session.generate(messages, max_new_tokens=8))
-        assert told == list(session.generate(ids, max_new_tokens=8))
+        again = session.generate(ids, max_new_tokens=8)
+        assert told == list(again)
+        assert again.reused_tokens == len(ids) - 1
 
     def test_it_stops_where_generation_config_says(
         self,
@@ -157,7 +159,7 @@ class TestSession:
         (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 0]}))
         expected = session.tokenizer.decode(told[: told.index(end)])
         with open_bundle(compile_chat(checkpoint)) as stopping:
-            assert "".join(stopping.generate([USER])) == expected
+            assert stopping.generate([USER]).text() == expected
 
     def test_a_bundle_without_a_template(self, tiny_bundle_fp32: Path) -> None:
         with open_bundle(tiny_bundle_fp32) as session:
@@ -181,7 +183,7 @@ class TestConversation:
     def test_an_answer_that_is_broken_off_is_kept(self, session: Session) -> None:
         conversation = Conversation(session, system="x")
         pieces = conversation.answer("def main(")
-        said = next(pieces) + next(pieces)
+        said = next(pieces).text + next(pieces).text
         pieces.close()
         assert conversation.messages == [
             {"role": "system", "content": "x"},
@@ -212,7 +214,7 @@ class TestRun:
         expected = session.generate([SYSTEM, USER], max_new_tokens=12, temperature=0.9, seed=3)
         done = run(*arguments, USER["content"])
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == "".join(expected) + "\n"
+        assert done.stdout == expected.text() + "\n"
         assert run(*arguments, "-", stdin=USER["content"].encode()).stdout == done.stdout
 
     def test_a_conversation_from_a_pipe(
@@ -224,7 +226,7 @@ class TestRun:
         messages, expected = [SYSTEM], ""
         for text in ("def main(", " naïve 🙂", "return"):
             messages.append({"role": "user", "content": text})
-            answer = "".join(session.generate(encode(messages), max_new_tokens=6))
+            answer = session.generate(encode(messages), max_new_tokens=6).text()
             messages.append({"role": "assistant", "content": answer})
             expected += answer + "\n"
         done = run(

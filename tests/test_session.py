@@ -45,7 +45,7 @@ def test_paged_logits_are_those_of_the_resident_model(
 ) -> None:
     with pocketmoe.open(tiny_bundle) as session:
         resident = run(session)
-        text = "".join(session.generate("def main(", max_new_tokens=40))
+        text = session.generate("def main(", max_new_tokens=40).text()
         assert session.stats.page_misses <= session.stats.num_pages
     plan = opening.plan_memory
 
@@ -55,7 +55,7 @@ def test_paged_logits_are_those_of_the_resident_model(
     monkeypatch.setattr(opening, "plan_memory", few_slots)
     with pocketmoe.open(tiny_bundle) as session:
         paged = run(session)
-        assert "".join(session.generate("def main(", max_new_tokens=40)) == text
+        assert session.generate("def main(", max_new_tokens=40).text() == text
         assert session.stats.cache_slots == 3
         assert session.stats.page_misses > session.stats.num_pages
     assert paged.tobytes() == resident.tobytes()
@@ -101,11 +101,11 @@ def test_batches_of_several_chunks_give_the_same_logits(
 def test_generation_is_reproducible_and_streams(tiny_bundle: Path) -> None:
     with pocketmoe.open(tiny_bundle) as session:
         stream = session.generate("x = ", max_new_tokens=30, temperature=1.0, seed=7)
-        first = next(stream)
+        assert next(stream).token_ids
         assert session.stats.new_tokens < 30
-        text = first + "".join(stream)
-        again = "".join(session.generate("x = ", max_new_tokens=30, temperature=1.0, seed=7))
-        other = "".join(session.generate("x = ", max_new_tokens=30, temperature=1.0, seed=8))
+        text = stream.text()
+        again = session.generate("x = ", max_new_tokens=30, temperature=1.0, seed=7).text()
+        other = session.generate("x = ", max_new_tokens=30, temperature=1.0, seed=8).text()
     assert text == again
     assert text != other
 
@@ -217,11 +217,11 @@ def test_a_generation_that_was_disturbed_says_so(tiny_bundle: Path) -> None:
 
 def test_a_full_context_ends_generation_after_the_text_that_fits(tiny_bundle: Path) -> None:
     with pocketmoe.open(tiny_bundle, context=24) as session:
-        pieces: list[str] = []
-        with pytest.raises(ContextError, match="context of 24 tokens is full"):
-            pieces.extend(session.generate([5, 6, 7], max_new_tokens=400))
-        assert session.position == 24
-        assert pieces
+        stream = session.generate([5, 6, 7], max_new_tokens=400)
+        assert stream.text()
+        assert (session.position, stream.new_tokens, stream.finish_reason) == (24, 22, "length")
+        with pytest.raises(ContextError, match="context of 24 tokens"):
+            session.generate([5] * 25)
 
 
 def test_damage_outside_the_pages_is_found_at_opening(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -244,14 +244,14 @@ def test_damage_outside_the_pages_is_found_at_opening(tiny_bundle: Path, tmp_pat
 def test_the_budget_changes_during_a_generation(tiny_bundle: Path) -> None:
     """The same text, the same logits, and the cache follows at once."""
     with pocketmoe.open(tiny_bundle, prefetch="off") as session:
-        text = "".join(session.generate("def main(", max_new_tokens=40))
+        text = session.generate("def main(", max_new_tokens=40).text()
         session.reset()
         resident = run(session)
         fixed, page, pages = session.plan.fixed, session.plan.page, session.manifest.num_pages
         pieces = []
         slots = [3, 20, pages, 4, 5]
         for index, piece in enumerate(session.generate("def main(", max_new_tokens=40)):
-            pieces.append(piece)
+            pieces.append(piece.text)
             count = slots[index % len(slots)]
             session.set_memory_budget(fixed + count * page)
             assert session.stats.cache_slots == count

@@ -150,6 +150,16 @@ class DeviceKv:
         for span in self.spans.values():
             span.past += tokens
 
+    def rewind(self, position: int) -> bool:
+        """See KvCache.rewind."""
+        by = self.position - position
+        for span in self.spans.values():
+            needed = position if span.window is None else min(span.window - 1, position)
+            if span.past - by < needed:
+                return False
+        self.commit(-by)
+        return True
+
     def reset(self) -> None:
         """Zeroes what may be there: what is not a number would come through the mask."""
         self.position = 0

@@ -119,6 +119,9 @@ class DeviceRunner:
     def reset(self) -> None:
         self._kv.reset()
 
+    def rewind(self, position: int) -> bool:
+        return self._kv.rewind(position)
+
     def follow(self, plan: MemoryPlan) -> None:
         self._tier.settle()
         self.pager.resize(plan.slots)

@@ -1,0 +1,172 @@
+"""Text that fits a grammar: a JSON schema, a regular expression, or a Lark grammar.
+
+llguidance (the extra `structured`) tells which tokens may follow. It is imported here alone, and
+only where there is a grammar.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import InputError
+
+Kind = Literal["json schema", "regex", "lark"]
+# Between the parts of JSON. Without a limit, a model could go on with spaces for ever.
+_SPACE = r"[\x20\x0A\x0D\x09]{0,64}"
+_making = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a text must fit; compiled when a generation starts. Make one by the methods below."""
+
+    kind: Kind
+    source: str
+
+    @staticmethod
+    def json_schema(schema: Mapping[str, Any] | bool | str) -> Grammar:
+        """JSON that fits a schema, given as such or as its text.
+
+        Raises:
+            InputError: it is no JSON, or neither an object nor a boolean.
+        """
+        try:
+            value = json.loads(schema) if isinstance(schema, str) else schema
+            if not isinstance(value, (Mapping, bool)):
+                raise InputError("a JSON schema is an object or a boolean")
+            value = value if isinstance(value, bool) else dict(value)
+            return Grammar("json schema", json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"the JSON schema is not valid JSON: {_line(str(error))}") from error
+
+    @staticmethod
+    def json_object() -> Grammar:
+        """Any JSON object."""
+        return Grammar.json_schema({"type": "object"})
+
+    @staticmethod
+    def regex(pattern: str) -> Grammar:
+        """The whole text fits a regular expression, in the syntax of Rust's crate `regex`."""
+        return Grammar("regex", _text(pattern))
+
+    @staticmethod
+    def lark(text: str) -> Grammar:
+        """A context-free grammar, in llguidance's variant of Lark's syntax."""
+        return Grammar("lark", _text(text))
+
+
+class Matcher:
+    """Follows a text through a grammar, token by token.
+
+    vocabulary: of the model, which may have more tokens than the tokenizer. ends: ids of tokens
+    that end a text; where the model has none, llguidance takes one of the tokenizer's: see `ends`.
+
+    Raises:
+        InputError: llguidance is missing, or cannot compile the grammar; the reason is in it.
+    """
+
+    def __init__(self, grammar: Grammar, tokenizer: Any, vocabulary: int, ends: tuple[int, ...]):
+        llguidance = _llguidance()
+        self._grammar, self._vocabulary = grammar, vocabulary
+        with _making:  # so that threads that begin together make it once
+            tokens = _tokenizer(tokenizer, vocabulary, ends)
+        self._matcher = llguidance.LLMatcher(tokens, _compiled(grammar), log_level=0)
+        self._check("cannot be compiled")
+        self._mask = np.zeros(-(-vocabulary // 32), np.int32)
+        self.ends: tuple[int, ...] = tuple(tokens.eos_tokens)
+        self.allowed()
+        # There is a text if one token may follow; one that ends it does not come first for nothing.
+        if self.complete and not self._matcher.is_accepting():
+            raise InputError(f"the {grammar.kind} fits no text at all; give another one")
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def allowed(self) -> np.ndarray:
+        """Ids of tokens that may follow, int64 `[n]`, ascending; those that end the text only where
+        it may end.
+
+        Raises:
+            InputError: none, or the grammar is too complex.
+        """
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._check("cannot be followed")
+        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
+        ids = np.flatnonzero(bits[: self._vocabulary])
+        if not len(ids):
+            raise InputError(f"the {self._grammar.kind} allows no token here; give another one")
+        return ids
+
+    def add(self, token: int) -> None:
+        """Raises InputError where `token` was not allowed."""
+        self._matcher.consume_token(token)
+        self._check("cannot be followed")
+
+    def _check(self, what: str) -> None:
+        if self._matcher.is_error():
+            reason = _line(self._matcher.get_error())
+            raise InputError(f"the {self._grammar.kind} {what}: {reason}")
+
+
+def _compiled(grammar: Grammar) -> str:
+    make = _llguidance().LLMatcher
+    if grammar.kind == "json schema":
+        overrides = {"whitespace_flexible": True, "whitespace_pattern": _SPACE, "lenient": False}
+        compiled = make.grammar_from_json_schema(grammar.source, overrides=overrides)
+    elif grammar.kind == "regex":
+        compiled = make.grammar_from_regex(grammar.source)
+    else:
+        compiled = make.grammar_from_lark(grammar.source)
+    return str(compiled)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(tokenizer: Any, vocabulary: int, ends: tuple[int, ...]) -> Any:
+    """A llguidance.LLTokenizer. Making one takes up to a second, so it is kept."""
+    plain = type(tokenizer).from_str(tokenizer.to_str())
+    plain.no_padding()
+    plain.no_truncation()
+    try:
+        return _llguidance().LLTokenizer(
+            plain.to_str(), n_vocab=vocabulary, eos_token=list(ends) or None
+        )
+    except ValueError as error:
+        raise InputError(
+            f"llguidance cannot use the bundle's tokenizer ({_line(str(error))}); "
+            "generate without a grammar"
+        ) from error
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise InputError(
+            "a grammar needs llguidance; install it with: pip install 'pocketmoe[structured]'"
+        ) from error
+    return llguidance
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"a grammar is text, not {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"the grammar is not valid UTF-8 at character {error.start}") from error
+    return text
+
+
+def _line(text: str) -> str:
+    """The words of an error that has several lines, without the picture of the place and what
+    llguidance tells of its state."""
+    return " ".join(text.partition("<state>")[0].split())[:300]

@@ -1,0 +1,49 @@
+"""From what a caller gives as a prompt to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import InputError
+from .chat import Message
+from .text import encode
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+def encode_text(session: Session, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of `text`; InputError where the bundle has no tokenizer, or `text` is not valid."""
+    return encode(need_tokenizer(session), text, add_special_tokens=add_special_tokens)
+
+
+def encode_chat(
+    session: Session, messages: Sequence[Message], variables: Mapping[str, Any]
+) -> list[int]:
+    """Token ids of a conversation and of the start of an answer, by the chat template.
+
+    Raises:
+        InputError: the bundle has no chat template, or it refuses the conversation.
+    """
+    if session.chat_template is None:
+        raise InputError("the bundle has no chat template; give text instead of messages")
+    text = session.chat_template.render(messages, **variables)
+    return encode_text(session, text, add_special_tokens=False)
+
+
+def encode_prompt(
+    session: Session, prompt: str | Sequence[int] | Sequence[Message]
+) -> Sequence[int]:
+    if isinstance(prompt, str):
+        return encode_text(session, prompt)
+    if len(prompt) and isinstance(prompt[0], Mapping):
+        return encode_chat(session, cast("Sequence[Message]", prompt), {})
+    return cast("Sequence[int]", prompt)
+
+
+def need_tokenizer(session: Session) -> Any:
+    """Raises InputError where the bundle has none."""
+    if session.tokenizer is None:
+        raise InputError("the bundle has no tokenizer; give token ids to forward() instead")
+    return session.tokenizer
