@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.budget import MIB, MemoryPlan
+from ..runtime.budget import MemoryPlan
 from ..runtime.stats import Counters, process_memory
 from .service import Service
 
@@ -20,10 +20,10 @@ WINDOW = 2.0  # seconds that recent figures are of
 
 
 def budget_bounds(plan: MemoryPlan, num_pages: int) -> tuple[int, int]:
-    """The smallest budget that works, and the smallest that holds all pages; bytes, whole MiB."""
-    plain = replace(plan, predicts=False)
-    whole = plain.fixed + num_pages * plain.page
-    return plain.smallest, max(plain.smallest, -(-whole // MIB) * MIB)
+    """The smallest budget that works for this process, and the smallest that holds all pages. A
+    process that starts anew may need a little more: see MemoryPlan.smallest."""
+    fixed = replace(plan, predicts=False).fixed
+    return fixed + plan.fewest * plan.page, fixed + num_pages * plan.page
 
 
 @dataclass(frozen=True)

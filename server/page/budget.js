@@ -1,9 +1,10 @@
 // The slider of the memory budget: it applies when it is let go of, while the model talks too.
 
 import { ask, Problem } from './api.js';
-import { size } from './format.js';
+import { precise } from './format.js';
 
-const MIB = 1 << 20;
+const FINEST = 1 << 16; // bytes of a step
+const MOST_STEPS = 200;
 const SETTLE = 350; // ms after the last change by keyboard
 
 export class Budget {
@@ -30,31 +31,33 @@ export class Budget {
   show(facts) {
     this.facts = facts;
     const { smallest_budget: least, largest_budget: most } = facts;
-    this.range.min = least / MIB;
-    this.range.max = most / MIB;
+    this.steps = Math.max(1, Math.min(MOST_STEPS, Math.ceil((most - least) / FINEST)));
+    this.range.max = this.steps;
     this.range.disabled = least >= most;
-    document.getElementById('budget-least').textContent = `${size(least)}, the smallest`;
-    document.getElementById('budget-most').textContent = `${size(most)}, all experts`;
+    document.getElementById('budget-least').textContent = `${precise(least)}, the smallest`;
+    document.getElementById('budget-most').textContent = `${precise(most)}, all experts`;
     this.follow(facts.memory_budget, null);
   }
 
   // What the server has: bytes, or null for no limit; the pages that fit into it, if known.
   follow(budget, slots) {
     if (this.held || !this.facts) return;
-    const most = this.facts.largest_budget;
-    this.range.value = Math.min(budget ?? most, most) / MIB;
+    const { smallest_budget: least, largest_budget: most } = this.facts;
+    const share = budget === null || least >= most ? 1 : (budget - least) / (most - least);
+    this.range.value = Math.round(Math.min(1, Math.max(0, share)) * this.steps);
     this.tell(budget, slots);
   }
 
   chosen() {
-    return Math.round(Number(this.range.value)) * MIB;
+    const { smallest_budget: least, largest_budget: most } = this.facts;
+    return Math.round(least + ((most - least) * Number(this.range.value)) / this.steps);
   }
 
   tell(budget, slots = null) {
     const { num_pages: all, page_bytes: page, largest_budget: most } = this.facts;
     const guess = budget === null ? all : all - Math.ceil(Math.max(0, most - budget) / page);
     const fit = Math.max(0, Math.min(all, slots ?? guess));
-    this.value.textContent = budget === null ? 'no limit' : size(budget);
+    this.value.textContent = budget === null ? 'no limit' : precise(budget);
     const about = slots === null && fit < all ? 'about ' : '';
     const room = fit >= all ? `Room for all ${all} experts.`
       : `Room for ${about}${fit.toLocaleString('en')} of ${all.toLocaleString('en')} experts.`;

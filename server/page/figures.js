@@ -1,6 +1,6 @@
 // The numbers beside the grid.
 
-import { percent, rate, seconds, size } from './format.js';
+import { percent, precise, rate, seconds, size } from './format.js';
 
 function set(name, value, unit = '') {
   const place = document.getElementById(`figure-${name}`);
@@ -20,8 +20,8 @@ export function showFigures(told, facts) {
   if (told.recent_hit_rate !== null) set('hits', percent(told.recent_hit_rate));
   set('pages', told.resident_pages.toLocaleString('en'), `of ${facts.num_pages.toLocaleString('en')}`);
   set('read', size(told.bytes_read));
-  set('budget', told.memory_budget === null ? 'none' : size(told.memory_budget));
-  set('process', size(told.resident_memory));
+  set('budget', told.memory_budget === null ? 'none' : precise(told.memory_budget));
+  set('process', precise(told.resident_memory));
   set('hits-all', percent(told.hit_rate));
   const waiting = told.queued > 0 ? `, ${told.queued} waiting` : '';
   set('requests', `${told.running} of ${facts.parallel} running${waiting}`);

@@ -13,6 +13,12 @@ export function size(bytes) {
   return `${value.toFixed(digits)} ${UNITS[power]}`;
 }
 
+// For sizes that are compared: with more digits.
+export function precise(bytes) {
+  const value = bytes / 2 ** 20;
+  return `${value.toLocaleString('en', { maximumFractionDigits: value < 1000 ? 1 : 0 })} MiB`;
+}
+
 export function percent(share) {
   const value = share * 100;
   return `${value.toFixed(value >= 99.95 || value === 0 ? 0 : 1)} %`;
