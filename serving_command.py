@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,7 +38,9 @@ _SECONDS = FiniteRange(min=0, max=86400)
     help="Keys that clients must show, one per line.",
 )  # fmt: skip
 @click.option("--name", metavar="NAME", help="Of the model.  [default: the bundle's]")
-@click.option("--parallel", metavar="N", type=POSITIVE, default=1, help="Requests that run at once.")
+@click.option(
+    "--parallel", metavar="N", type=POSITIVE, default=1, help="Requests that run at once."
+)
 @click.option(
     "--queue", metavar="N", type=click.IntRange(min=0), default=32,
     help="Requests that may wait; more are refused.",
@@ -92,8 +95,7 @@ def serve(
     # All that the server needs is loaded before the bundle is, so that the budget counts it.
     from .server.application import Access, make_application
     from .server.key_file import read_keys
-    from .server.listening import bind, is_local, url_of
-    from .server.listening import serve as serve_until_told
+    from .server.listening import bind, is_local, make_server, run_server, url_of
     from .server.opening import open_sessions
     from .server.service import Limits, Service
 
@@ -123,6 +125,6 @@ def serve(
             memory = "" if budget is None else f", in {format_size(budget)}"
             print_note(f"serving {service.name} at {url_of(listener)}/v1{memory}; Ctrl-C ends it")
 
-        if not serve_until_told(application, service, listener, ready):
+        if not asyncio.run(run_server(make_server(application, service), listener, ready)):
             os._exit(1)  # somebody insisted, and a thread still computes
         service.close()

@@ -15,7 +15,7 @@ from .formats import read_format
 from .messages import read_messages
 from .options import read_max_tokens, read_options
 from .prepared import Prepared, check_grammar, check_model, check_prompt, new_heading
-from .refusals import refusal_of, wrong
+from .refusals import refusal_of, unsupported, wrong
 from .service import Service
 from .tools import Tools, read_tools
 
@@ -81,13 +81,19 @@ def encode_chat(
 
 def how_to_call(task: CallTask, tools: Tools) -> tuple[str, Grammar | None]:
     """How the answer begins, and what it must fit."""
+    form = task.form
     if not tools.needed:
-        return "", None
-    beginning = task.form.beginning(tools.needed)
+        if not tools.strict:
+            return "", None
+        answer = form.answer_grammar(tools.schemas)
+        if answer is None:
+            raise unsupported(tools.strict, "or make it false, or name a tool in tool_choice")
+        return "", Grammar.lark(answer)
+    beginning = form.beginning(tools.needed)
     if beginning is None:
         raise wrong("tool_choice", "must name one function with this model's chat template")
     schemas = {name: tools.schemas[name] for name in tools.needed}
-    return beginning, Grammar.json_schema(task.form.schema(schemas))
+    return beginning, Grammar.lark(form.call_grammar(schemas))
 
 
 def chat_max_tokens(fields: Fields) -> int | None:

@@ -60,7 +60,9 @@ def read_prompts(fields: Fields) -> list[str | list[int]]:
                               f"{show(prompt)}")  # fmt: skip
     if isinstance(prompt[0], int):
         return [check_ids(prompt)]
-    return [item if isinstance(item, str) else check_ids(item) for item in prompt[:MOST_CHOICES + 1]]
+    return [
+        item if isinstance(item, str) else check_ids(item) for item in prompt[: MOST_CHOICES + 1]
+    ]
 
 
 def check_ids(ids: Any) -> list[int]:

@@ -33,7 +33,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
         if _SURROGATE.search(text):
             json.dumps(data, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RequestError("the body holds half of a surrogate pair (\\ud800 to \\udfff)") from error
+        raise RequestError(
+            "the body holds half of a surrogate pair (\\ud800 to \\udfff)"
+        ) from error
     except json.JSONDecodeError as error:
         raise RequestError(
             f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -48,13 +49,14 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
-        self._service = service
+        self.service = service
         self._stopping: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
         """uvicorn's own raises the signals anew at the end; here they are the way to end well."""
-        known = (signal.SIGINT, signal.SIGTERM)
+        in_main = threading.current_thread() is threading.main_thread()
+        known = (signal.SIGINT, signal.SIGTERM) if in_main else ()
         before = {number: signal.signal(number, self.handle_exit) for number in known}
         try:
             yield
@@ -67,20 +69,20 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._service.stop_accepting()
+        self.service.stop_accepting()
         self._stopping = asyncio.create_task(self._stop_running())
         try:
             await super().shutdown(sockets)
         finally:
             self._stopping.cancel()
-            self._service.stop_running()
+            self.service.stop_running()
 
     async def _stop_running(self) -> None:
         """When the time is over, or somebody insists."""
-        end = asyncio.get_running_loop().time() + self._service.limits.grace
+        end = asyncio.get_running_loop().time() + self.service.limits.grace
         while asyncio.get_running_loop().time() < end and not self.force_exit:
             await asyncio.sleep(0.05)
-        self._service.stop_running()
+        self.service.stop_running()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -115,16 +117,7 @@ def is_local(listener: socket.socket) -> bool:
     return is_loopback(str(listener.getsockname()[0]))
 
 
-def serve(
-    application: ASGIApp,
-    service: Service,
-    listener: socket.socket,
-    ready: Callable[[], None],
-) -> bool:
-    """Serves until a signal comes. ready: is called when requests are answered.
-
-    Returns whether all threads have ended: not where a second signal came while one computed.
-    """
+def make_server(application: ASGIApp, service: Service) -> Server:
     logger = logging.getLogger("uvicorn")
     logger.handlers, logger.propagate = [_Loud()], False
     logger.setLevel(logging.WARNING)
@@ -138,18 +131,18 @@ def serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        date_header=True,
         timeout_graceful_shutdown=round(service.limits.grace + _LAST_SECONDS),
     )
-    server = Server(config, service)
+    return Server(config, service)
 
-    async def run() -> None:
-        asyncio.get_running_loop().call_soon(ready)
-        await server.serve([listener])
-        for _ in range(100):  # threads that are in the midst of a token
-            if service.idle or server.force_exit:
-                break
-            await asyncio.sleep(0.05)
 
-    asyncio.run(run())
-    return service.idle
+async def run_server(server: Server, listener: socket.socket, ready: Callable[[], None]) -> bool:
+    """Serves until a signal comes. ready: is called when requests are answered.
+
+    Returns whether all threads have ended: not where a second signal came while one computed.
+    """
+    asyncio.get_running_loop().call_soon(ready)
+    await server.serve([listener])
+    while not (server.service.idle or server.force_exit):  # threads in the midst of a token
+        await asyncio.sleep(0.02)
+    return server.service.idle

@@ -134,9 +134,7 @@ class Running:
                         break
             if self._cancel.is_set():
                 return
-            self._tell(
-                Ended(turn.index, reason, generation.reused_tokens, generation.new_tokens)
-            )
+            self._tell(Ended(turn.index, reason, generation.reused_tokens, generation.new_tokens))
 
 
 def timed_out() -> RequestError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -59,11 +60,32 @@ class ToolForm:
             return f"[TOOL_CALLS]{names[0]}[ARGS]" if len(names) == 1 else None
         return ""
 
-    def schema(self, schemas: Mapping[str, Any]) -> dict[str, Any]:
-        """Of what follows `beginning`, as JSON schema: a call of one of these tools."""
+    def call_grammar(self, schemas: Mapping[str, Any]) -> str:
+        """A grammar in Lark's form of what follows `beginning`: a call of one of these tools."""
         if self.kind == "headed":
             (only,) = schemas.values()
-            return dict(only)
+            return f"start: {_json(only)}"
+        call = self._call_schema(schemas)
+        if self.kind == "listed":
+            call = {"type": "array", "items": call, "minItems": 1, "maxItems": 1}
+        return f"start: {_json(call)}"
+
+    def answer_grammar(self, schemas: Mapping[str, Any]) -> str | None:
+        """A grammar of any answer whose calls are valid; None where marks are special tokens, which
+        grammars of text do not know."""
+        call = _json(self._call_schema(schemas))
+        if self.kind == "json":
+            return f"start: {call} | TEXT\nTEXT: /([^{{\\[\\s](.|\\n)*)?/"
+        if self.kind != "tagged":
+            return None
+        return (
+            "start: call* TEXT\n"
+            "TEXT: /(.|\\n)*/\n"
+            'mark[lazy]: TEXT "<tool_call>"\n'
+            f'call: mark "\\n" {call} "\\n</tool_call>"'
+        )
+
+    def _call_schema(self, schemas: Mapping[str, Any]) -> dict[str, Any]:
         calls = [
             {
                 "type": "object",
@@ -73,10 +95,13 @@ class ToolForm:
             }
             for name, schema in schemas.items()
         ]
-        call = calls[0] if len(calls) == 1 else {"anyOf": calls}
-        if self.kind == "listed":
-            return {"type": "array", "items": call, "minItems": 1, "maxItems": 1}
-        return call
+        return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    """JSON of a schema, in Lark's form, with the spaces that models write."""
+    form = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return f"%json {json.dumps({**schema, 'x-guidance': form})}"
 
 
 def find_tool_form(template: ChatTemplate | None) -> tuple[ToolForm | None, str]:

@@ -19,7 +19,8 @@ _ANY_ARGUMENTS = {"type": "object"}
 class Tools:
     """definitions: as the chat template gets them. schemas: of each tool's arguments, by name.
     needed: the names of which exactly one must be called; empty where the model decides.
-    single: at most one call. named: one tool was asked for by name.
+    single: at most one call. named: one tool was asked for by name. strict: where a tool asks for
+    calls that are sure to fit its schema; empty where none does.
     """
 
     definitions: tuple[dict[str, Any], ...]
@@ -27,6 +28,7 @@ class Tools:
     needed: tuple[str, ...]
     single: bool
     named: bool
+    strict: str
 
 
 def read_tools(fields: Fields) -> Tools | None:
@@ -54,7 +56,7 @@ def read_tools(fields: Fields) -> Tools | None:
     needed, named = read_choice(choice, tuple(schemas))
     if choice == "none" or not schemas:
         return None
-    return Tools(tuple(definitions), schemas, needed, not parallel or bool(needed), named)
+    return Tools(tuple(definitions), schemas, needed, not parallel or bool(needed), named, strict)
 
 
 def read_function(fields: Fields) -> tuple[str, Any, bool]:
