@@ -95,8 +95,8 @@ def tiny_bundle_fp32(compile_tiny: Callable[[str], Path]) -> Path:
 
 # As Qwen's and Hermes' templates do it, without their words.
 TOOL_TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool.function.name }}\n{% endfor %}"
-    "<|im_end|>\n{% endif %}"
+    "{% if tools %}<|im_start|>system\n"
+    "{% for tool in tools %}{{ tool.function.name }}\n{% endfor %}<|im_end|>\n{% endif %}"
     "{% for message in messages %}"
     "{% if message.role == 'user' and 'forbidden' in message.content %}"
     "{{ raise_exception('say something else') }}{% endif %}"
