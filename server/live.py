@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from functools import cached_property
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -37,9 +38,15 @@ def live_routes(service: Service) -> list[Route]:
 class Live:
     def __init__(self, service: Service):
         self._service = service
-        self._facts = Facts.of(service)
-        self._sampler = Sampler(service, self._facts)
         self._watchers = 0
+
+    @cached_property
+    def _facts(self) -> Facts:
+        return Facts.of(self._service)
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        return Sampler(self._service, self._facts)
 
     async def model(self, request: Request) -> Response:
         model, session = self._service.session.model, self._service.session

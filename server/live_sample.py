@@ -16,7 +16,7 @@ from ..runtime.stats import Counters, process_memory
 from .service import Service
 
 FRESH = 0.1  # seconds for which a sample serves everybody who watches
-WINDOW = 2.0  # seconds that recent figures are of
+WINDOW = 3.0  # seconds that recent figures are of
 
 
 def budget_bounds(plan: MemoryPlan, num_pages: int) -> tuple[int, int]:
@@ -48,8 +48,9 @@ class Facts:
 @dataclass(frozen=True)
 class Sample:
     """time: on the monotonic clock. usage: int64, tokens that went to each expert so far. resident:
-    whether each is in memory, as bits, the lowest first. speed: recent new tokens per second, 0
-    where there were none. hit_rate: recent, None where no page was asked for."""
+    whether each is in memory, as bits, the lowest first; pages: how many are. speed: recent new
+    tokens per second of all requests, 0 where there were none. hit_rate: recent, None where no page
+    was asked for."""
 
     time: float
     usage: np.ndarray
@@ -95,19 +96,38 @@ class Sample:
         }
 
 
-@dataclass(frozen=True)
-class _Mark:
-    """What recent figures are made of. steps: tokens and seconds of each session."""
+class Speed:
+    """Tokens per second, from the times at which there were more of them: what came before the
+    first one, as waiting or reading a prompt, does not count."""
 
-    time: float
-    counters: Counters
-    steps: Sequence[tuple[int, float]]
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int]] = deque()
+        self._tokens, self._seen = 0, 0.0
+
+    def take(self, now: float, tokens: int, *, running: bool) -> float:
+        marks = self._marks
+        if now - self._seen > WINDOW:  # nobody has watched for a while
+            marks.clear()
+        self._seen = now
+        if tokens != self._tokens:
+            marks.append((now, tokens))
+            self._tokens = tokens
+        while len(marks) > 2 and marks[1][0] < now - WINDOW:
+            marks.popleft()
+        rate = 0.0
+        if len(marks) > 1:
+            (begun, before), (ended, after) = marks[0], marks[-1]
+            rate = (after - before) / (ended - begun)
+        if not running:
+            marks.clear()
+        return rate
 
 
 class Sampler:
     def __init__(self, service: Service, facts: Facts):
         self._service, self._facts = service, facts
-        self._marks: deque[_Mark] = deque()
+        self._speed = Speed()
+        self._marks: deque[tuple[float, Counters]] = deque()
         self._last: Sample | None = None
 
     def take(self) -> Sample:
@@ -115,20 +135,17 @@ class Sampler:
         if self._last is not None and now - self._last.time < FRESH:
             return self._last
         pool, model = self._service.pool, self._service.session.model
-        stats = [session.stats for session in pool.sessions]
-        mark = _Mark(
-            now, model.counters, [(item.decode_steps, item.decode_seconds) for item in stats]
-        )
-        before = self._before(mark)
-        recent = mark.counters - before.counters
+        counters = model.counters
+        recent = counters - self._before(now, counters)
+        tokens = sum(session.stats.new_tokens for session in pool.sessions)
         resident, pages = self._resident()
         self._last = Sample(
             time=now,
             usage=self._usage(),
             resident=resident,
             pages=pages,
-            counters=mark.counters,
-            speed=speed(before.steps, mark.steps),
+            counters=counters,
+            speed=self._speed.take(now, tokens, running=pool.running > 0),
             hit_rate=recent.hit_rate if recent.page_hits + recent.page_misses else None,
             budget=model.plan.budget,
             slots=model.plan.slots,
@@ -138,15 +155,15 @@ class Sampler:
         )
         return self._last
 
-    def _before(self, mark: _Mark) -> _Mark:
-        """What was WINDOW seconds ago, or as near to it as anyone has looked."""
+    def _before(self, now: float, counters: Counters) -> Counters:
+        """What they were WINDOW seconds ago, or as near to it as anyone has looked."""
         marks = self._marks
-        while len(marks) > 1 and marks[1].time <= mark.time - WINDOW:
-            marks.popleft()
-        if marks and marks[0].time < mark.time - 2 * WINDOW:  # nobody has watched for a while
+        if marks and marks[-1][0] < now - WINDOW:  # nobody has watched for a while
             marks.clear()
-        marks.append(mark)
-        return marks[0]
+        marks.append((now, counters))
+        while len(marks) > 1 and marks[1][0] <= now - WINDOW:
+            marks.popleft()
+        return marks[0][1]
 
     def _usage(self) -> np.ndarray:
         usage = self._service.session.model.usage
@@ -158,12 +175,3 @@ class Sampler:
         held = np.zeros(self._facts.total, np.uint8)
         held[[starts[key.layer] + key.expert for key in keys]] = 1
         return np.packbits(held, bitorder="little").tobytes(), len(keys)
-
-
-def speed(before: Sequence[tuple[int, float]], now: Sequence[tuple[int, float]]) -> float:
-    """New tokens per second of all sessions together, of the time in which they made some."""
-    rates = []
-    for (old_steps, old_seconds), (steps, seconds) in zip(before, now, strict=True):
-        if steps > old_steps and seconds > old_seconds:
-            rates.append((steps - old_steps) / (seconds - old_seconds))
-    return sum(rates)

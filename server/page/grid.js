@@ -6,6 +6,7 @@ import { find, layOut, place } from './layout.js';
 import { onTheme } from './theme.js';
 
 const LEVELS = 8; // shades between a cell at rest and one in use
+const LARGEST = 0.75; // of a cell, so that there is always a rim
 const ROOMY = 6; // CSS pixels
 const AGAIN = 255; // no shade: a cell to be drawn
 const GUTTER = 24; // CSS pixels, for the layers' numbers
@@ -117,7 +118,7 @@ export class Grid {
     this.outline();
   }
 
-  // Where there is room, use is a square that shrinks, and what lies under it stays seen.
+  // Where there is room, use is a square that shrinks, so that whether it is in memory stays seen.
   cell(x, y, shade, level) {
     const { pen, layout, shades } = this;
     const wide = layout.cellWidth - layout.gap;
@@ -126,7 +127,7 @@ export class Grid {
     pen.fillStyle = shades[room ? shade - level : shade];
     pen.fillRect(x, y, wide, high);
     if (!room || level === 0) return;
-    const part = Math.sqrt(level / LEVELS);
+    const part = LARGEST * Math.sqrt(level / LEVELS);
     const [inX, inY] = [Math.round((wide * (1 - part)) / 2), Math.round((high * (1 - part)) / 2)];
     pen.fillStyle = shades[LEVELS];
     pen.fillRect(x + inX, y + inY, wide - 2 * inX, high - 2 * inY);

@@ -52,12 +52,9 @@ class Finder {
 export function inline(text, depth = 0, linked = false) {
   const nodes = [];
   const finder = new Finder(text);
-  let plain = 0; // where what is not told yet begins
+  let words = ''; // text that is in no node yet
+  let plain = 0; // where text that is not even in `words` begins
   let at = 0;
-  const tell = (end) => {
-    if (end > plain) nodes.push(document.createTextNode(text.slice(plain, end)));
-  };
-  SPECIAL.lastIndex = 0;
   while (at < text.length) {
     SPECIAL.lastIndex = at;
     const match = SPECIAL.exec(text);
@@ -68,22 +65,29 @@ export function inline(text, depth = 0, linked = false) {
       at += 1;
       continue;
     }
-    tell(at);
-    nodes.push(...found.nodes);
+    words += text.slice(plain, at);
+    if (found.text !== undefined) words += found.text;
+    else {
+      if (words) nodes.push(document.createTextNode(words));
+      words = '';
+      nodes.push(...found.nodes);
+    }
     at = found.end;
     plain = at;
   }
-  tell(text.length);
+  words += text.slice(plain);
+  if (words) nodes.push(document.createTextNode(words));
   return nodes;
 }
 
-// What begins here: { nodes, end }, or null where it is plain text.
+// What begins here: { nodes, end }, or { text, end } where it is other text than is written, or null
+// where it is plain.
 function read(text, at, finder, depth, linked) {
   const letter = text[at];
   if (letter === '\n') return { nodes: [document.createElement('br')], end: at + 1 };
   if (letter === '\\') {
     if (!ESCAPABLE.test(text[at + 1] ?? '')) return null;
-    return { nodes: [document.createTextNode(text[at + 1])], end: at + 2 };
+    return { text: text[at + 1], end: at + 2 };
   }
   if (letter === '`') return code(text, at, finder);
   if (letter === 'h') return linked ? null : bare(text, at);
@@ -109,7 +113,7 @@ function code(text, at, finder) {
   while (close >= 0 && text[close + mark.length] === '`') {
     close = finder.find(mark, close + run(text, close));
   }
-  if (close < 0) return { nodes: [document.createTextNode(mark)], end: start };
+  if (close < 0) return { text: mark, end: start };
   let inner = text.slice(start, close).replaceAll('\n', ' ');
   if (inner.startsWith(' ') && inner.endsWith(' ') && inner.trim()) inner = inner.slice(1, -1);
   return { nodes: [element('code', [inner])], end: close + mark.length };
@@ -120,7 +124,7 @@ const word = /[\p{L}\p{N}]/u;
 function emphasis(text, at, finder, depth, linked) {
   const length = run(text, at);
   const letter = text[at];
-  const whole = { nodes: [document.createTextNode(text.slice(at, at + length))], end: at + length };
+  const whole = { text: text.slice(at, at + length), end: at + length };
   if (length > 3 || (letter === '~' && length !== 2)) return whole;
   const start = at + length;
   if (/\s/.test(text[start] ?? ' ')) return whole;
