@@ -140,6 +140,6 @@ class Course {
     if (cached) parts.push(`${cached} of ${this.usage.prompt_tokens} prompt tokens reused`);
     if (stopped) parts.push(stopped);
     else if (this.reason === 'length') parts.push('stopped at the limit of tokens');
-    return parts.join(' · ');
+    return parts.join(' · ') || 'no text';
   }
 }

@@ -42,6 +42,12 @@ function follow() {
   if (following) log.scrollTop = log.scrollHeight;
 }
 
+// When the button that had it is gone. Not where that would bring up a keyboard on the screen.
+function returnFocus() {
+  if (document.activeElement !== document.body || !matchMedia('(hover: hover)').matches) return;
+  find('prompt').focus({ preventScroll: true });
+}
+
 log.addEventListener('scroll', () => {
   following = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR;
 });
@@ -54,6 +60,7 @@ function startChat() {
       find('welcome').hidden = conversation.turns.length > 0;
       composer.busy(chat.underWay);
       follow();
+      returnFocus();
     },
     grown: follow,
     announce: (text) => { find('announce').textContent = text; },
@@ -111,4 +118,4 @@ find('more').addEventListener('click', () => {
   find('more').setAttribute('aria-expanded', String(open));
   grid.resize();
 });
-find('prompt').focus({ preventScroll: true });
+returnFocus();
