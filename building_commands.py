@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     help="What 'pocketmoe calibrate' made of this checkpoint: experts are quantized on its text.",
 )  # fmt: skip
 @click.option(
-    "--workers", metavar="N|ray://HOST:PORT", default="1",
+    "--workers", metavar="N|ray://HOST:PORT",
     help="With --calibration: processes that quantize experts, or a Ray cluster ('ray' for one on "
-    "this machine).",
+    "this machine).  [default: as many as there are CPUs and memory, one for a small model]",
 )  # fmt: skip
 @click.option(
     "--method", type=click.Choice(["gptq", "awq", "rtn"]),
@@ -64,6 +64,10 @@ if TYPE_CHECKING:
     "--bits", metavar="B", type=float,
     help="With --calibration: bits of each expert weight on average, scales included; experts get "
     "int4 in blocks of 128, 64 or 32, int8 or fp16, by what it is worth.",
+)  # fmt: skip
+@click.option(
+    "--resume", is_flag=True,
+    help="With --calibration: go on with the layers that a compile that was stopped has done.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
 def compile_command(
@@ -77,15 +81,16 @@ def compile_command(
     no_engines: bool,
     portable: bool,
     calibration: Path | None,
-    workers: str,
+    workers: str | None,
     method: str | None,
     bits: float | None,
+    resume: bool,
     force: bool,
 ) -> None:
     """Make a bundle of a checkpoint."""
     if method is not None and calibration is None:
         raise InputError(f"--method {method} needs --calibration; 'pocketmoe calibrate' makes one")
-    if workers != "1" and calibration is None:
+    if workers is not None and calibration is None:
         raise InputError(f"--workers {workers} needs --calibration: what is only rounded is quick")
     if bits is not None:
         precision = _precision_beside_bits(precision, bits, calibration, target)
@@ -119,7 +124,8 @@ def compile_command(
             checkpoint, output, target=target, precision=chosen,
             active_experts=active_experts, context=context,
             fp32_products=has_fp32_products(target, capabilities), capabilities=capabilities,
-            calibration=calibrated, workers=workers, bits=bits, force=force, progress=progress,
+            calibration=calibrated, workers=workers or "auto", bits=bits, resume=resume,
+            force=force, progress=progress,
         )  # fmt: skip
     lossy = f"; lossy: {', '.join(manifest.lossy)}" if manifest.lossy else ""
     click.echo(

@@ -7,7 +7,6 @@ errors of those are seen, and partly made good.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from .experts import write_expert_layer
 from .footprint import QUANTIZED_BITS
 from .precision import precision_of
 from .quantize import quantize_matrix
+from .unfinished import FinishedLayer, Unfinished
 from .workers import Workers
 
 
@@ -60,6 +60,24 @@ def check_calibration(
         )
 
 
+def resumable_by(
+    source: Checkpoint, precision: Precision, calibration: Calibration, bits: float | None
+) -> dict[str, object]:
+    """What the pages depend on, by names for users."""
+    files = {
+        path.name: (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(source.path.glob("*.safetensors"))
+    }
+    return {
+        "checkpoint": {**identify(source), "files": files},
+        "calibration": asdict(calibration.record.provenance),
+        "method": calibration.method,
+        "kind of target": calibration.signed,
+        "precision": asdict(precision),
+        "--bits": bits,
+    }
+
+
 def write_calibrated_experts(
     root: Path,
     source: Checkpoint,
@@ -69,35 +87,37 @@ def write_calibrated_experts(
     formats: Mapping[int, Sequence[PageFormat]],
     workers: Workers,
     progress: Progress,
+    work: Unfinished,
 ) -> tuple[ExpertLayer, ...]:
     """As `write_experts`, for int4, int8 and fp16; also writes what errors the experts have.
 
     formats: of each expert of each paged layer. workers: who does it; the bytes are the same.
+    work: where layers are kept until all are done, and which of them are.
     """
     record = calibration.record
-    errors: dict[int, list[float | None]] = {}
     progress.stage("experts", sum(item.nbytes for layer in formats.values() for item in layer))
-    written = []
-    with tempfile.TemporaryDirectory(prefix=".activations.", dir=root.parent) as folder:
-        stream = LayerStream(source, spec, record.ids, Path(folder))
-        stream.embed()
-        while stream.layer < spec.num_hidden_layers:
-            entered = stream.enter(lambda name, weight: as_stored(name, weight, precision))
-            if entered is None:
-                continue
-            own = formats[entered.layer]
-            errors[entered.layer] = []
-            pages = calibrated_pages(
-                stream, entered, own, calibration, workers, errors[entered.layer]
-            )
-            written.append(write_expert_layer(root, entered.layer, own, pages, progress.advance))
-            stream.leave()
+    stream = LayerStream(source, spec, record.ids, work.activations)
+    done = work.restore(stream)
+    for item in done:
+        progress.advance(sum(form.nbytes for form in formats[item.pages.layer]))
+    while stream.layer < spec.num_hidden_layers:
+        entered = stream.enter(lambda name, weight: as_stored(name, weight, precision))
+        if entered is None:
+            continue
+        own = formats[entered.layer]
+        errors: list[float | None] = []
+        pages = calibrated_pages(stream, entered, own, calibration, workers, errors)
+        written = write_expert_layer(work.folder, entered.layer, own, pages, progress.advance)
+        stream.leave()
+        done.append(FinishedLayer(written, errors))
+        work.keep(done[-1], stream)
+    work.hand_over(root)
     data = {
         "method": calibration.method, "provenance": asdict(record.provenance),
-        "layers": [{"layer": layer, "error": error} for layer, error in errors.items()],
+        "layers": [{"layer": item.pages.layer, "error": item.errors} for item in done],
     }  # fmt: skip
     (root / CALIBRATION).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    return tuple(written)
+    return tuple(item.pages for item in done)
 
 
 def calibrated_pages(

@@ -7,9 +7,10 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,7 +40,12 @@ from ..runtime.gpu.libraries import RTX
 from ..runtime.pages import PageFormat
 from ..runtime.text import load_tokenizer
 from ..targets.devices import Target
-from .calibrated import Calibration, check_calibration, write_calibrated_experts
+from .calibrated import (
+    Calibration,
+    check_calibration,
+    resumable_by,
+    write_calibrated_experts,
+)
 from .chat import write_chat_template
 from .device_graphs import write_device_graphs
 from .engines import build_engines
@@ -52,6 +58,7 @@ from .quantize import ReadTiles
 from .segments import SegmentPlan, plan_segments, segment_parameters
 from .stamp import stamp_segment
 from .trace import check_attention, trace_segment
+from .unfinished import Unfinished, keeping_layers
 from .workers import open_workers
 
 if TYPE_CHECKING:
@@ -87,6 +94,7 @@ def compile_bundle(
     calibration: Calibration | None = None,
     workers: str = "1",
     bits: float | None = None,
+    resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -98,12 +106,14 @@ def compile_bundle(
     workers: who quantizes by calibration, see open_workers.
     calibration: on what experts are quantized; without it they are rounded. bits: what each expert
     weight takes on average, each expert stored as the calibration says that it is worth, and not as
-    precision.experts says. force replaces a bundle that is there.
+    precision.experts says. resume: go on with the layers that a calibrated compile with the same
+    arguments has left when it was stopped. force replaces a bundle that is there.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be compiled.
-        InputError: `out` exists, active_experts, context or bits are out of range, bits are given
-            without a calibration, or that is of another model.
+        InputError: `out` exists, active_experts, context or bits are out of range, bits or resume
+            are given without a calibration, that is of another model, or there is nothing to
+            resume.
         EngineError: TensorRT is not there, or cannot build an engine.
     """
     progress = progress or Silent()
@@ -119,6 +129,8 @@ def compile_bundle(
     context = choose_context(context, spec, str(checkpoint))
     if calibration is not None:
         check_calibration(calibration, source, precision, bits)
+    elif resume:
+        raise InputError("--resume needs --calibration: what is only rounded is quick")
     plan = None
     if bits is not None:
         plan = _plan_bits(calibration, spec, target, bits)
@@ -130,7 +142,13 @@ def compile_bundle(
     if plan is not None:
         precision = replace(precision, experts=plan.precision)
     out = Path(os.path.realpath(out)) if out.is_symlink() else out
-    with building(out, force) as root:
+    with ExitStack() as stack:
+        work: Unfinished | None = None
+        if calibration is not None:
+            by = resumable_by(source, precision, calibration, bits)
+            by |= {"--active-experts": active_experts, "version": toolchain()}
+            work = stack.enter_context(keeping_layers(out, by, resume))
+        root = stack.enter_context(building(out, force))
         write_chat_template(root, source.path)
         segments, backbone_bytes = write_backbone(root, source, spec, precision, progress)
         graphs = None
@@ -145,12 +163,12 @@ def compile_bundle(
                 root, graphs, root, toolchain=RTX, compute_capabilities=capabilities,
                 progress=progress,
             )  # fmt: skip
-        if calibration is None:
+        if calibration is None or work is None:
             experts = write_experts(root, source, spec, precision, progress)
         else:
-            with closing(open_workers(workers)) as pool:
+            with closing(open_workers(workers, chain(*formats.values()))) as pool:
                 experts = write_calibrated_experts(
-                    root, source, spec, precision, calibration, formats, pool, progress
+                    root, source, spec, precision, calibration, formats, pool, progress, work
                 )
         dtype = write_embedding(root, source, precision)
         if tokenizer is not None:

@@ -23,8 +23,13 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..runtime.host_memory import read_host_memory
+from ..runtime.pages import PageFormat
 
 _TRIES = 3
+_WORTH_PROCESSES = 100_000_000  # weights
+_MOST_SUGGESTED = 16
+_PROCESS_BYTES = 384 << 20  # with torch, and nothing to do
 _AHEAD = 2  # tasks for each worker that are under way or wait for it
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -236,15 +241,42 @@ def _alone(work: Callable[[Any], Any], task: Any) -> Any:
         return work(task)
 
 
-def open_workers(choice: str) -> Workers:
-    """choice: a number of processes, 1 for none beside this one, or where a Ray cluster is.
+def open_workers(choice: str, formats: Iterable[PageFormat] = ()) -> Workers:
+    """choice: a number of processes, 1 for none beside this one; "auto", as many as `suggest_count`
+    says for pages of these formats; or where a Ray cluster is.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is none of them.
     """
     if choice == "ray" or choice.startswith("ray://"):
         return RayCluster(choice)
-    if not choice.isdecimal() or int(choice) < 1:
-        raise InputError(f"--workers is a number of processes, or ray://HOST:PORT, not {choice!r}")
-    count = min(int(choice), 4 * len(os.sched_getaffinity(0)))
+    if choice == "auto":
+        count = suggest_count(formats)
+    elif choice.isdecimal() and int(choice) >= 1:
+        count = min(int(choice), 4 * len(os.sched_getaffinity(0)))
+    else:
+        raise InputError(
+            f"--workers is a number of processes, auto, or ray://HOST:PORT, not {choice!r}"
+        )
     return ThisProcess() if count == 1 else Processes(count)
+
+
+def suggest_count(formats: Iterable[PageFormat]) -> int:
+    """A process for each CPU, as far as they fit into the memory that is free; 1 where the experts
+    are done before processes have started. formats: of each page."""
+    pages = list(formats)
+    if sum(page.weights for page in pages) < _WORTH_PROCESSES:
+        return 1
+    held = max(map(_worker_bytes, set(pages)))
+    try:
+        fitting = read_host_memory().free // held - 1  # this process is one more
+    except InputError:  # the system does not say
+        fitting = 1
+    return max(1, min(len(os.sched_getaffinity(0)), _MOST_SUGGESTED, fitting))
+
+
+def _worker_bytes(page: PageFormat) -> int:
+    """What a process that quantizes such experts takes at most: measured with 40 to 250 MiB of
+    moments and weights, rounded up."""
+    most = max(page.hidden_size, page.intermediate_size)
+    return _PROCESS_BYTES + 7 * 4 * (most**2 + page.weights)

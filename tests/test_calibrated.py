@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,10 @@ import torch
 from click.testing import CliRunner, Result
 
 import pocketmoe
+from pocketmoe.calibration.stream import LayerStream
 from pocketmoe.cli import main
 from pocketmoe.compiler.verify import load_decoder
+from pocketmoe.errors import InputError
 from pocketmoe.runtime.bundle import CALIBRATION, read_manifest
 from pocketmoe.tests.test_calibrate import TEXT
 
@@ -58,6 +63,68 @@ def test_a_method_makes_the_same_bytes_each_time(
         assert all(error is None or 0 < error < 0.5 for error in item["error"])
 
 
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_compile_that_was_killed_goes_on_to_the_same_bytes(
+    which: int, tiny_checkpoint: Path, record: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        str(item) for item in ("compile", tiny_checkpoint, "--target", "cpu", *PRECISION,
+                               "--calibration", record)
+    ]  # fmt: skip
+    assert call(*arguments, "-o", tmp_path / "whole").exit_code == 0
+    assert not (tmp_path / "whole.unfinished").exists()
+    killed = tmp_path / "killed"
+    code = (
+        "import os, signal, torch\ntorch.set_num_threads(1)\n"
+        "from pocketmoe.calibration import stream\n"
+        "leave = stream.LayerStream.leave\n"
+        "def dying(self):\n"
+        f"    if self.layer == self.spec.paged_layers[{which}]:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return leave(self)\n"
+        "stream.LayerStream.leave = dying\n"
+        "from pocketmoe.cli import main\n"
+        f"main({[*arguments, '-o', str(killed)]!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert not killed.exists()
+    again = call(*arguments, "-o", killed)
+    assert again.exit_code == 2
+    assert "go on with --resume" in again.stderr
+    other = call(*arguments, "--method", "awq", "-o", killed, "--resume")
+    assert other.exit_code == 2
+    assert "was begun with another method" in other.stderr
+    resumed = call(*arguments, "-o", killed, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert read_manifest(killed).files == read_manifest(tmp_path / "whole").files
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "killed"}
+
+
+def test_layers_are_kept_when_a_later_one_fails(
+    tiny_checkpoint: Path, record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (
+        "compile", tiny_checkpoint, "--target", "cpu", *PRECISION, "--calibration", record,
+        "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert "has nothing to resume" in call(*arguments, "--resume").stderr
+    leave = LayerStream.leave
+
+    def failing(stream: LayerStream) -> float:
+        if stream.layer == stream.spec.paged_layers[-1]:
+            raise InputError("no more")
+        return leave(stream)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerStream, "leave", failing)
+        failed = call(*arguments)
+    assert failed.exit_code == 2
+    assert "--resume goes on there" in failed.stderr
+    assert call(*arguments, "--resume").exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_gptq_on_the_trained_model_is_far_closer_than_rounding(tmp_path: Path) -> None:
@@ -96,6 +163,7 @@ def test_what_is_refused(tiny_checkpoint: Path, record: Path, tmp_path: Path) ->
             tiny_checkpoint, ("--calibration", record, "--precision", "experts=fp16"),
             "--calibration has no effect on experts in fp16",
         ),
+        (tiny_checkpoint, ("--resume",), "--resume needs --calibration"),
     ):  # fmt: skip
         done = call(
             "compile", checkpoint, "--target", "cpu", "--block", "32", *options,

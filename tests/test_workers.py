@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,9 +13,19 @@ import pytest
 from click.testing import CliRunner
 
 from pocketmoe.cli import main
-from pocketmoe.compiler.workers import Processes, RayCluster, ThisProcess, open_workers
+from pocketmoe.compiler import workers as workers_module
+from pocketmoe.compiler.workers import (
+    Processes,
+    RayCluster,
+    ThisProcess,
+    open_workers,
+    suggest_count,
+)
 from pocketmoe.errors import InputError
+from pocketmoe.model.spec import Activation
 from pocketmoe.runtime.bundle import read_manifest
+from pocketmoe.runtime.host_memory import HostMemory
+from pocketmoe.runtime.pages import PageFormat
 from pocketmoe.tests.test_calibrate import TEXT
 from pocketmoe.tests.worker_tasks import add, die, die_once
 
@@ -47,6 +59,24 @@ def test_workers_that_die_again_and_again_are_an_error() -> None:
 def test_what_is_no_number_of_workers(choice: str) -> None:
     with pytest.raises(InputError, match="--workers is a number of processes"):
         open_workers(choice)
+
+
+def test_as_many_processes_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = PageFormat("int4", 32, 256, 256, False, Activation("silu"))
+    large = replace(small, hidden_size=4096, intermediate_size=14336)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+    def with_free(free: int) -> None:
+        memory = HostMemory(free, free, "a test")
+        monkeypatch.setattr(workers_module, "read_host_memory", lambda: memory)
+
+    with_free(64 << 30)
+    assert suggest_count([small] * 32) == 1  # it is done before processes have started
+    assert suggest_count([small] * 1024) == 8
+    assert 1 < suggest_count([large] * 256) < 8
+    with_free(6 << 30)
+    assert suggest_count([large] * 256) == 1
+    assert suggest_count([]) == 1
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
