@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,9 @@ def run(
             if text is None:
                 converse(conversation)
             else:
-                answer = conversation.answer if chat else partial(session.generate, **sampling)
-                print_pieces(answer(text))
+                print_pieces(
+                    conversation.answer(text) if chat else session.generate(text, **sampling)
+                )
                 if session.position == session.context:
                     _log.warning(
                         "the context of %d tokens is full%s", session.context,

@@ -84,7 +84,7 @@ def _check(
     what: str = "a finite number",
 ) -> None:
     number = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if not isinstance(value, bool) and isinstance(value, Real):
         with suppress(OverflowError):  # a whole number that no float can hold
             number = float(value)
     if not (math.isfinite(number) and fits(number)):

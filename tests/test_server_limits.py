@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import openai
 import pytest
@@ -238,9 +238,7 @@ class TestAccess:
             origin = {"origin": "https://app.example"}
             asked = {"access-control-request-method": "POST",
                      "access-control-request-headers": "authorization, content-type"}  # fmt: skip
-            status_, _, told = ask(
-                server.port, TEXT, method="OPTIONS", headers={**origin, **asked}
-            )
+            status_, _, told = ask(server.port, TEXT, method="OPTIONS", headers={**origin, **asked})
             assert status_ == 200
             assert told["access-control-allow-origin"] == "https://app.example"
             key = {"authorization": "Bearer " + "k" * 20}
@@ -315,7 +313,7 @@ class TestCommand:
 class TestEnding:
     """On signals. The model is fast, so a request asks for more than it makes in that time."""
 
-    MANY = {**completion(prompt="def", **LONG), "n": 128}
+    MANY: ClassVar[dict[str, Any]] = {**completion(prompt="def", **LONG), "n": 128}
 
     def test_what_runs_is_finished(self, served_bundle: Path) -> None:
         with server_process(served_bundle, "--grace", "60") as (process, port):
