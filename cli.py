@@ -20,6 +20,7 @@ from .quality_commands import eval_command
 from .report_command import report
 from .running_commands import bench, replay, run
 from .runtime.installed import find_onnxruntime
+from .serving_command import serve
 from .sizes import format_size
 
 
@@ -132,6 +133,7 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
 
 
 main.add_command(run)
+main.add_command(serve)
 main.add_command(replay)
 main.add_command(eval_command)
 main.add_command(bench)

@@ -40,6 +40,11 @@ def print_error(message: str) -> None:
     print(f"error: {one_line(message)}", file=sys.stderr)
 
 
+def print_note(message: str) -> None:
+    """Says what is going on, on stderr."""
+    print(one_line(message), file=sys.stderr, flush=True)
+
+
 def print_interrupted() -> None:
     print("interrupted", file=sys.stderr)
 

@@ -1,5 +1,7 @@
 """The `tiny` preset as a checkpoint and as bundles, made once for all tests."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -89,3 +91,54 @@ def tiny_bundle(compile_tiny: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle_fp32(compile_tiny: Callable[[str], Path]) -> Path:
     return compile_tiny("fp32")
+
+
+# As Qwen's and Hermes' templates do it, without their words.
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n"
+    "{% for tool in tools %}{{ tool.function.name }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'user' and 'forbidden' in message.content %}"
+    "{{ raise_exception('say something else') }}{% endif %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def compile_served(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str | None], Path]:
+    """Compiles the tiny checkpoint with a chat template, whose words its tokenizer knows."""
+    from tokenizers import Tokenizer
+
+    from pocketmoe.compiler.compile import compile_bundle
+    from pocketmoe.compiler.precision import parse_precision
+    from pocketmoe.model.corpus import train_tokenizer
+    from pocketmoe.targets import find_target
+
+    def compile_with(template: str | None) -> Path:
+        folder = tmp_path_factory.mktemp("served")
+        shutil.copytree(tiny_checkpoint, folder / "checkpoint")
+        tokenizer: Tokenizer = train_tokenizer(["def main():\n    return 0\n" * 4], 280)
+        tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+        tokenizer.save(str(folder / "checkpoint" / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
+        if template is not None:
+            config["chat_template"] = template
+        (folder / "checkpoint" / "tokenizer_config.json").write_text(json.dumps(config))
+        target = find_target("cpu")
+        precision = parse_precision(["experts=int4,backbone=int8,head=int8"], 32, target)
+        compile_bundle(folder / "checkpoint", folder / "tiny", target=target, precision=precision)
+        return folder / "tiny"
+
+    return compile_with
+
+
+@pytest.fixture(scope="session")
+def served_bundle(compile_served: Callable[[str | None], Path]) -> Path:
+    """With a chat template that knows tools."""
+    return compile_served(TOOL_TEMPLATE)

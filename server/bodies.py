@@ -1,0 +1,122 @@
+"""The bodies of requests, read within limits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from starlette.requests import ClientDisconnect, Request
+
+from ..sizes import format_size
+from .refusals import RequestError
+
+_IDLE = 30.0  # seconds that a client may send nothing
+_MOST_DRAINED, _LONGEST_DRAIN = 256 << 20, 20.0  # bytes, seconds
+_ROOMS = 2  # bodies of full size that are held at once
+
+
+class BodyRoom:
+    """Memory for bodies, of all requests together. limit: bytes of one."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self._held = 0
+
+    @contextmanager
+    def body(self) -> Iterator[Body]:
+        body = Body(self)
+        try:
+            yield body
+        finally:
+            self._held -= body.size
+
+    def take(self, size: int) -> None:
+        if self._held + size > _ROOMS * self.limit:
+            raise RequestError(
+                "other requests with large bodies are being read; try again later",
+                status=429,
+                code="queue_full",
+                headers={"retry-after": "1"},
+            )
+        self._held += size
+
+
+class Body:
+    def __init__(self, room: BodyRoom):
+        self._room = room
+        self._chunks: list[bytes] = []
+        self.size = 0
+
+    async def read(self, request: Request) -> bytes:
+        """The whole body.
+
+        Raises:
+            RequestError: it is too large, too slow, or of another type than JSON.
+            ClientDisconnect.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # Also keeps out what a web page can send to a stranger without asking first.
+            raise RequestError(
+                "content-type must be application/json", status=415, param="content-type"
+            )
+        told = request.headers.get("content-length", "")
+        if told.isdigit() and int(told) > self._room.limit:
+            if "100-continue" not in request.headers.get("expect", "").lower():
+                await self._drain(request)
+            raise self._too_large()
+        async for chunk in receive_chunks(request):
+            if self.size + len(chunk) > self._room.limit:
+                self._chunks.clear()
+                await self._drain(request)
+                raise self._too_large()
+            self._room.take(len(chunk))
+            self.size += len(chunk)
+            self._chunks.append(chunk)
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        return body
+
+    async def _drain(self, request: Request) -> None:
+        """Reads on, for a while: a connection that is closed while its client still sends takes
+        the answer with it."""
+        drained, until = 0, time.monotonic() + _LONGEST_DRAIN
+        try:
+            async for chunk in receive_chunks(request):
+                drained += len(chunk)
+                if drained > _MOST_DRAINED or time.monotonic() > until:
+                    return
+        except RequestError:
+            return
+
+    def _too_large(self) -> RequestError:
+        return RequestError(
+            f"the body is larger than {format_size(self._room.limit)}",
+            status=413,
+            code="body_too_large",
+            headers={"connection": "close"},
+        )
+
+
+async def receive_chunks(request: Request) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        try:
+            message = await asyncio.wait_for(request.receive(), _IDLE)
+        except asyncio.TimeoutError:
+            raise RequestError(
+                f"the body did not come within {_IDLE:.0f} s", status=408,
+                headers={"connection": "close"},
+            ) from None  # fmt: skip
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        yield message.get("body", b"")
+
+
+async def until_gone(request: Request) -> None:
+    """Returns when the client has gone. Only after the body was read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

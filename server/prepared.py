@@ -1,0 +1,88 @@
+"""A request that was read and checked: what is left is to generate."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import PocketMoEError
+from ..runtime.context import check_tokens
+from ..runtime.grammar import Grammar, Matcher
+from .answer import Answer, Heading
+from .fields import Fields
+from .options import Options
+from .refusals import RequestError, refusal_of, show
+from .running import Turn
+
+if TYPE_CHECKING:
+    from .service import Service
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """prompts: token ids, each continued `options.choices` times."""
+
+    options: Options
+    prompts: Sequence[Sequence[int]]
+    grammar: Grammar | None
+    answer: Answer
+
+    def turns(self, context: int) -> list[Turn]:
+        return [
+            Turn(
+                number * self.options.choices + choice,
+                ids,
+                {**self.options.arguments(choice, context), "grammar": self.grammar},
+            )
+            for number, ids in enumerate(self.prompts)
+            for choice in range(self.options.choices)
+        ]
+
+
+def check_model(fields: Fields, name: str) -> None:
+    """Raises RequestError where the model is another than `name`."""
+    if "model" not in fields:
+        fields.need("model")
+    model = fields.text("model")
+    if model != name:
+        raise RequestError(
+            f"there is no model {show(model)} here; use {show(name)}",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
+
+
+def check_prompt(service: Service, ids: Sequence[int], param: str) -> None:
+    """Raises RequestError where it is empty, does not fit, or has unknown tokens."""
+    session = service.session
+    try:
+        check_tokens(ids, session.manifest.spec, position=0, context=session.context)
+    except PocketMoEError as error:
+        raise refusal_of(error, param) from error
+
+
+def check_grammar(service: Service, grammar: Grammar | None, param: str) -> None:
+    """Raises RequestError where it cannot be compiled."""
+    if grammar is None:
+        return
+    spec = service.session.manifest.spec
+    try:
+        Matcher(grammar, service.session.tokenizer, spec.vocab_size, spec.eos_token_ids)
+    except PocketMoEError as error:
+        raise refusal_of(error, param) from error
+
+
+def new_heading(service: Service, kind: str, options: Options) -> Heading:
+    prefix = "cmpl" if kind == "text_completion" else "chatcmpl"
+    return Heading(
+        identity=f"{prefix}-{secrets.token_hex(14)}",
+        kind=kind,
+        created=int(time.time()),
+        model=service.name,
+        fingerprint=service.fingerprint,
+        streams_usage=options.include_usage,
+    )

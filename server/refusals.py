@@ -1,0 +1,66 @@
+"""What a client is told when a request is not answered: OpenAI's form of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ContextError, InputError, PocketMoEError
+
+INVALID = "invalid_request_error"
+BUSY = "rate_limit_error"
+FAULT = "server_error"
+
+
+class RequestError(PocketMoEError):
+    """A request that is answered with an error. The message is one line.
+
+    status: of HTTP. param: the parameter that is wrong. code: for programs. headers: sent too.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = FAULT if self.status >= 500 else BUSY if self.status == 429 else INVALID
+        told = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": told}
+
+
+def refusal_of(error: PocketMoEError, param: str | None = None) -> RequestError:
+    """The answer to an error of the runtime: the client's to put right, or the server's."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, ContextError):
+        return RequestError(str(error), param=param, code="context_length_exceeded")
+    if isinstance(error, InputError):
+        return RequestError(str(error), param=param)
+    # A retry would meet the same damage.
+    return RequestError(str(error), status=500, headers={"x-should-retry": "false"})
+
+
+def wrong(param: str, message: str, code: str | None = None) -> RequestError:
+    return RequestError(f"{param} {message}", param=param, code=code)
+
+
+def unsupported(param: str, remedy: str = "leave it out") -> RequestError:
+    return RequestError(
+        f"{param} is not supported here; {remedy}", param=param, code="unsupported_parameter"
+    )
+
+
+def show(value: object) -> str:
+    """A value in an error message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

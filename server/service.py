@@ -1,0 +1,120 @@
+"""What all requests share: the sessions, the threads, the limits and the figures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..errors import PocketMoEError
+from ..runtime.session import Session
+from ..runtime.text import TokenBytes
+from .bodies import BodyRoom
+from .metrics import Metrics
+from .pool import Pool, stopping
+from .refusals import refusal_of
+from .running import Running, Turn, timed_out
+from .tool_forms import ToolForm, find_tool_form
+
+_PREPARING = 2  # threads that read requests
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """body: bytes of a request. queue: requests that may wait. timeout: seconds that a request may
+    take in all. grace: seconds for what runs when the server is told to stop."""
+
+    body: int = 8 << 20
+    queue: int = 32
+    timeout: float = 600.0
+    grace: float = 30.0
+
+
+class Service:
+    """sessions: on one bundle, one for each request that runs. name: of the model, for clients."""
+
+    def __init__(self, sessions: Sequence[Session], name: str, limits: Limits):
+        self.name, self.limits = name, limits
+        self.created = int(time.time())
+        self.pool = Pool(sessions, limits.queue)
+        self.bodies = BodyRoom(limits.body)
+        self.session = sessions[0]  # for what no session's state matters for
+        self.metrics = Metrics(self.session, self.pool)
+        self._spell = TokenBytes(self.session.tokenizer)
+        self.tool_form, self.why_no_tools = find_tool_form(self.session.chat_template)
+        self._preparing = ThreadPoolExecutor(_PREPARING, "prepare")
+        self._generating = ThreadPoolExecutor(len(sessions), "generate")
+        self._running: set[Running] = set()
+
+    @property
+    def fingerprint(self) -> str:
+        return f"pocketmoe-{self.session.manifest.toolchain.get('pocketmoe', '')}"
+
+    def spell(self, token: int) -> bytes:
+        return self._spell.of(token)
+
+    def mark_token(self, form: ToolForm) -> int | None:
+        """The id of the special token that begins calls; None where it is text."""
+        token: int | None = self.session.tokenizer.token_to_id(form.mark) if form.mark else None
+        return token
+
+    async def prepare(self, work: Callable[[], Result]) -> Result:
+        """Runs `work` in a thread.
+
+        Raises:
+            RequestError: whatever the runtime refuses is one.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
+        except PocketMoEError as error:
+            raise refusal_of(error) from error
+
+    async def start(self, turns: Sequence[Turn], deadline: float) -> Running:
+        """Waits for a session and has it generate. deadline: on the loop's clock.
+
+        Raises:
+            RequestError: there was none in time, or the server stops.
+        """
+        loop = asyncio.get_running_loop()
+        session = await self.pool.acquire(turns[0].ids, deadline)
+        running = Running(self.pool, session, turns)
+        self._running.add(running)
+        timer = loop.call_at(deadline, running.stop, timed_out())
+
+        def ended(_: Running) -> None:
+            timer.cancel()
+            self._running.discard(running)
+
+        running.start(self._generating, ended)
+        return running
+
+    def stop_accepting(self) -> None:
+        """Refuses who waits and who comes; what runs goes on."""
+        self.pool.close()
+
+    def stop_running(self) -> None:
+        """Ends what runs, within a token."""
+        for running in list(self._running):
+            running.stop(stopping())
+
+    @property
+    def idle(self) -> bool:
+        return not self._running
+
+    def close(self) -> None:
+        """Ends the threads, when nothing runs any more."""
+        self._preparing.shutdown(cancel_futures=True)
+        self._generating.shutdown(cancel_futures=True)
+
+
+def model_body(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "pocketmoe",
+    }
