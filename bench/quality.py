@@ -118,7 +118,8 @@ def main(
 ) -> None:  # fmt: skip
     try:
         if peer is not None:
-            logging.basicConfig(level=logging.INFO, format="%(message)s")
+            logging.basicConfig(format="%(message)s")
+            logging.getLogger("pocketmoe").setLevel(logging.INFO)  # torch says too much
             settings = peer_quality.Settings(
                 LlamaCpp(llama_python, llama_tools, threads), cache, tokens, window,
                 calibration_tokens, precision or peer_quality.PRECISIONS, int(block),
