@@ -4,21 +4,24 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .runtime.generation import Generation
+    from .runtime.grammar import Grammar
     from .runtime.opening import open_bundle as open
+    from .runtime.pieces import Piece
     from .runtime.session import Session
 
-__all__ = ["Session", "__version__", "open"]
+__all__ = ["Generation", "Grammar", "Piece", "Session", "__version__", "open"]
 __version__ = version("pocketmoe")
-
-_LAZY = {"open": "open_bundle", "Session": "Session"}
 
 
 def __getattr__(name: str) -> Any:
-    # ONNX Runtime is loaded with the first bundle, so that importing pocketmoe stays quick.
-    if name not in _LAZY:
+    # Loaded with the first use, so that importing pocketmoe stays quick.
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .runtime import opening
+    from .runtime import generation, grammar, opening, pieces, session
 
-    value = getattr(opening, _LAZY[name])
-    globals()[name] = value
-    return value
+    globals().update(
+        open=opening.open_bundle, Session=session.Session, Generation=generation.Generation,
+        Grammar=grammar.Grammar, Piece=pieces.Piece,
+    )  # fmt: skip
+    return globals()[name]

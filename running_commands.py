@@ -109,8 +109,9 @@ def run(
             if text is None:
                 converse(conversation)
             else:
-                answering = conversation.answer(text) if chat else None
-                print_pieces(answering or session.generate(text, **sampling))
+                print_pieces(
+                    conversation.answer(text) if chat else session.generate(text, **sampling)
+                )
                 if session.position == session.context:
                     _log.warning(
                         "the context of %d tokens is full%s", session.context,

@@ -20,7 +20,13 @@ import torch
 from pocketmoe.calibration.stream import LayerStream
 from pocketmoe.calibration.text import read_sequences
 from pocketmoe.compiler import expert_methods
-from pocketmoe.compiler.expert_methods import METHODS, LayerMoments, layer_moments, quantize_expert
+from pocketmoe.compiler.expert_methods import (
+    METHODS,
+    LayerMoments,
+    inner_of,
+    layer_moments,
+    quantize_expert,
+)
 from pocketmoe.compiler.quantize import quantize_matrix
 from pocketmoe.console import print_table
 from pocketmoe.model.checkpoint import Checkpoint
@@ -57,12 +63,12 @@ def errors(
     note("rounded", rounded)
     for method in METHODS:
         module = copy.deepcopy(expert)
-        quantize_expert(module, x, weights, layer, page, method, signed=True)
+        quantize_expert(module, x, inner_of(module, x), weights, layer, page, method, signed=True)
         note(method, module)
     module, drawn = copy.deepcopy(expert), expert_methods._drawn
     expert_methods._drawn = lambda own, prior, tokens: own
     try:
-        quantize_expert(module, x, weights, layer, page, "gptq", signed=True)
+        quantize_expert(module, x, inner_of(module, x), weights, layer, page, "gptq", signed=True)
     finally:
         expert_methods._drawn = drawn
     note("own", module)

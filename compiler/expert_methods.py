@@ -54,23 +54,33 @@ def layer_moments(x: np.ndarray) -> LayerMoments:
     return LayerMoments(total / len(x), tokens[torch.from_numpy(np.sort(chosen))])
 
 
+@dataclass(frozen=True)
+class QuantizedFFN:
+    """matrices: gate, up and down. inner: float32 `[T, intermediate]`, what comes to down."""
+
+    matrices: dict[str, QuantizedMatrix]
+    inner: Tensor
+
+
 @torch.no_grad()
 def quantize_expert(
     module: GatedFFN,
     x: Tensor,
+    inner: Tensor,
     weights: Tensor,
     layer: LayerMoments,
     page_format: PageFormat,
     method: Method,
     *,
     signed: bool,
-) -> dict[str, QuantizedMatrix]:
-    """x: float32 `[T, hidden]`, the expert's tokens; weights: `[T]`, their shares. signed: scales
-    may be negative. `module` becomes what the page will hold; gate, up and down are returned."""
+) -> QuantizedFFN:
+    """x: float32 `[T, hidden]`, the expert's tokens; inner: what it makes of them before down;
+    weights: `[T]`, their shares. signed: scales may be negative. `module` becomes what the page
+    will hold."""
     bits, size = (4 if page_format.precision == "int4" else 8), page_format.block_size
     share = weights.square()
     form = _Form(bits, size, method, signed)
-    before = _inner(module, x), _inner(module, layer.sample)
+    others = inner_of(module, layer.sample) if method == "gptq" else None
     moments = _drawn(_moments(x, x, share), layer.inputs, len(x))
     if method == "awq" and module.activation.kind == "silu":
         _scale_inner(module, x, weights, layer, bits, size)
@@ -84,17 +94,16 @@ def quantize_expert(
     for name, matrix in made.items():
         getattr(module, name).weight.copy_(torch.from_numpy(matrix.dequantized()))
     # Down sees what the quantized gate and up make.
-    inner, others = _inner(module, x), _inner(module, layer.sample)
-    moments = _drawn(_moments(inner, inner, share), others.T @ others / len(others), len(x))
+    found, found_others = inner_of(module, x), inner_of(module, layer.sample)
+    prior = found_others.T @ found_others / len(found_others)
+    moments = _drawn(_moments(found, found, share), prior, len(x))
     down = module.down.weight
-    if method == "gptq":
-        cross = _drawn(
-            _moments(before[0], inner, share), before[1].T @ others / len(others), len(x)
-        )
-        down = _made_good(down, moments, cross)
+    if others is not None:
+        prior = others.T @ found_others / len(others)
+        down = _made_good(down, moments, _drawn(_moments(inner, found, share), prior, len(x)))
     made["down"] = _round(down, moments, form, _DAMPING["down"])
     module.down.weight.copy_(torch.from_numpy(made["down"].dequantized()))
-    return made
+    return QuantizedFFN(made, found)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,8 @@ class _Form:
     signed: bool
 
 
-def _inner(module: GatedFFN, x: Tensor) -> Tensor:
+def inner_of(module: GatedFFN, x: Tensor) -> Tensor:
+    """float32 `[T, intermediate]`: what gate and up make of x."""
     return activate(module.activation, module.gate(x), module.up(x))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ..model.module import GatedFFN
 from ..runtime.pages import PROJECTIONS, PageFormat
-from .expert_methods import LayerMoments, Method, quantize_expert
+from .expert_methods import LayerMoments, Method, inner_of, quantize_expert
 from .experts import fill_page, write_bias, write_matrix
 from .workers import Shared
 
@@ -43,24 +43,27 @@ def quantize_task(task: ExpertTask) -> QuantizedExpert:
     page_format = task.page_format
     module = _module(task)
     x, shares = torch.from_numpy(task.x), torch.from_numpy(task.weights)
-    expected = module(x) * shares[:, None]
+    inner = inner_of(module, x)
+    expected = module.down(inner) * shares[:, None]
     page = bytearray(page_format.nbytes)
     if page_format.quantized:
         layer = LayerMoments.from_arrays(task.layer.arrays())
         made = quantize_expert(
-            module, x, shares, layer, page_format, task.method, signed=task.signed
+            module, x, inner, shares, layer, page_format, task.method, signed=task.signed
         )
         places = {place.name: place for place in page_format.tensors()}
         for name in PROJECTIONS:
-            write_matrix(page, places, name, made[name])
+            write_matrix(page, places, name, made.matrices[name])
             if page_format.bias:
                 write_bias(page, places, name, getattr(module, name).bias.numpy())
+        inner = made.inner
     else:
         for name in PROJECTIONS:
             weight = getattr(module, name).weight
             weight.copy_(weight.half())
             fill_page(page, page_format, name, lambda part: iter([_parameter(module, part)]))
-    out = module(x) * shares[:, None]
+        inner = inner_of(module, x)
+    out = module.down(inner) * shares[:, None]
     size = float(expected.norm())
     error = float((out - expected).norm()) / size if size else None
     return QuantizedExpert(page, out.numpy(), error)

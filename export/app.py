@@ -87,8 +87,8 @@ def export_app(request: Request, out: Path, progress: Progress) -> Exported:
     contents: dict[str, Content] = {places.INSTALLER: of_bytes(make_installer())}
     notes: list[str] = []
     platform: Platform | None = None
-    runtime: Runtime | None = None
     wheels: list[Wheel] = []
+    runtime: Runtime | None = None
     with ExitStack() as ends:
         if not request.bundle_only:
             folder = Path(ends.enter_context(tempfile.TemporaryDirectory()))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -11,13 +13,15 @@ from ..errors import BundleError
 from ..model.rope import RopeSpec, frequencies
 from .bundle import Manifest
 from .kv_cache import KvCache
+from .native.steps import Caches, Parts
 from .native_backbone import NativeBackbone
 from .native_segment import NativeSegment
+from .runner import Part
 
 if TYPE_CHECKING:
     from .ort import Binding
 
-_BY_LENGTH = ("dynamic", "longrope")  # whose frequencies depend on the length of the sequence
+BY_LENGTH = ("dynamic", "longrope")  # whose frequencies depend on the length of the sequence
 
 
 class RopeTable:
@@ -30,15 +34,17 @@ class RopeTable:
         self.cos = np.empty((batch, rope.dim // 2), np.float32)
         self.sin = np.empty_like(self.cos)
 
-    def fill(self, start: int, tokens: int, length: int) -> None:
-        """length: tokens of the sequence at the end of the call, later batches included."""
-        if self._rope.kind in _BY_LENGTH and length != self._length:
+    def fill(self, start: int, tokens: int, length: int, at: int = 0) -> None:
+        """Fills rows from `at` on for positions from `start` on. length: tokens of the sequence at
+        the end of the call, later batches included."""
+        if self._rope.kind in BY_LENGTH and length != self._length:
             self._set_frequencies(length)
         positions = np.arange(start, start + tokens, dtype=np.float32)
         angles = positions[:, None] * self._frequencies
         for part, function in ((self.cos, np.cos), (self.sin, np.sin)):
-            function(angles, out=part[:tokens])
-            part[:tokens] *= self._scale
+            rows = part[at : at + tokens]
+            function(angles, out=rows)
+            rows *= self._scale
 
     def _set_frequencies(self, length: int) -> None:
         values, scale = frequencies(self._rope, length)
@@ -46,25 +52,36 @@ class RopeTable:
         self._length = length
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Rows [start, start + tokens) of a batch, at most a chunk, which native segments run at once.
+
+    logits: the first of the rows that are wanted, counted over the batch; parts.kept of them.
+    """
+
+    start: int
+    tokens: int
+    logits: int
+    parts: Parts
+
+
 class Backbone:
-    """Runs segment after segment over batches of tokens; a graph gets up to `chunk` of them at
-    once, which bounds its working memory.
+    """Runs segment after segment over batches of tokens of one or more sequences; a graph gets up
+    to `chunk` of them at once, which bounds its working memory.
+
+    Native segments run the rows of all sequences together. In ONNX Runtime each sequence runs by
+    itself, in chunks that are the same whatever else is in the batch: products of other sizes
+    round differently there.
 
     The residual stream and the experts' sums alternate between two buffers each, as a segment
     reads one while it writes the other. expert_input `[batch, H]`; weights and ids by `routing`.
     """
 
     def __init__(
-        self,
-        root: Path,
-        manifest: Manifest,
-        cache: KvCache,
-        chunk: int,
-        batch: int,
-        native: NativeBackbone,
+        self, root: Path, manifest: Manifest, chunk: int, batch: int, native: NativeBackbone
     ):
         spec = manifest.spec
-        self._cache = cache
+        self._root = root
         self._chunk = chunk
         self._rope = RopeTable(spec.rope, batch)
         shape = (batch, spec.hidden_size)
@@ -76,74 +93,145 @@ class Backbone:
         self._weights = np.zeros(slots, np.float32)
         self._ids = np.zeros(slots, np.int64)
         self._rows = np.zeros(chunk, np.int64)
+        self._logits = np.empty((0, spec.vocab_size), np.float32)
         self._top_k = [
             router.top_k if segment.router_layer is not None and router is not None else 0
             for segment in manifest.segments
             for router in [spec.layers[segment.router_layer or 0].router]
         ]
         native.load(chunk)
-        self._segments: list[Binding | NativeSegment] = []
+        self._native = native.segments
+        self._described = manifest.segments
+        self._sessions: dict[int, Any] = {}
         for index, segment in enumerate(manifest.segments):
-            binding: Binding | NativeSegment
-            if index in native.segments:
-                binding = native.segments[index]
-            else:
-                from .ort import Binding, load_session
+            if index not in self._native:
+                from .ort import load_session
 
-                binding = Binding(load_session(root / segment.file, root / segment.file))
-            self._segments.append(binding)
-            self._bind_cache(binding, segment.layers, root / segment.file)
-        self._bound = [(0, 0)] * len(self._segments)
-        self._attends = [bool(segment.layers) for segment in manifest.segments]
+                self._sessions[index] = load_session(root / segment.file, root / segment.file)
+        self._bound = [(0, 0)] * len(manifest.segments)  # of native segments
+        self._parts: list[tuple[int, KvCache, Part]] = []  # with the rows where they start
+        self._pieces: list[Piece] = []
 
-    def __len__(self) -> int:
-        return len(self._segments)
-
-    def begin(self, tokens: int, length: int) -> np.ndarray:
-        """Starts a batch of a call after which `length` tokens will have been seen; returns where
-        its embedding rows go, float32 `[tokens, H]`."""
-        self._cache.begin(tokens)
-        self._rope.fill(self._cache.position, tokens, length)
-        return self._hidden[0][:tokens]
+    def begin(self, parts: Sequence[Part]) -> np.ndarray:
+        """Starts a batch; returns where its embedding rows go, float32 `[tokens, H]`, those of a
+        part behind those of the part before."""
+        self._parts = []
+        start = 0
+        for part in parts:
+            cache, tokens = cast(KvCache, part.cache), len(part.ids)
+            cache.begin(tokens)
+            self._rope.fill(cache.position, tokens, part.length, start)
+            self._parts.append((start, cache, part))
+            start += tokens
+        self._pieces = self._cut(self._parts) if self._native else []
+        return self._hidden[0][:start]
 
     def run(self, index: int, tokens: int) -> dict[str, np.ndarray]:
-        """Runs a segment that ends before pages, chunk by chunk; returns its outputs for all
-        tokens of the batch, valid until the next run.
+        """Runs a segment that ends before pages; returns its outputs for all tokens of the batch,
+        valid until the next run.
 
         `moe_base` is always there (zeros where the layer has no shared expert): what experts add
         to it, the next segment reads.
         """
-        binding = self._segments[index]
-        if "moe_base" not in binding.outputs:
-            self._outputs(index, 0, tokens)["moe_base"][:] = 0
-        for start in range(0, tokens, self._chunk):
-            self._run_chunk(index, start, min(self._chunk, tokens - start))
-        return self._outputs(index, 0, tokens)
+        outputs = self._outputs(index, 0, tokens)
+        if index in self._native:
+            if "moe_base" not in self._native[index].outputs:
+                outputs["moe_base"][:] = 0
+            for piece in self._pieces:
+                self._run_piece(index, piece)
+            return outputs
+        for start, cache, part in self._parts:
+            binding = self._binding(index, cache)
+            if "moe_base" not in binding.outputs:
+                self._outputs(index, start, len(part.ids))["moe_base"][:] = 0
+            for ahead, count in self._chunks(len(part.ids)):
+                self._run_chunk(index, binding, cache, start, ahead, count)
+        return outputs
 
-    def run_last(self, tokens: int, logits: np.ndarray) -> None:
-        """Runs the last segment; fills `logits`, float32 `[R, V]`, for the last R tokens."""
-        index = len(self._segments) - 1
-        first = tokens - len(logits)  # the first whose logits are wanted
-        for start in range(0, tokens, self._chunk):
-            stop = min(start + self._chunk, tokens)
-            wanted = max(first, start)
+    def run_last(self) -> None:
+        """Runs the last segment, and fills the logits of all parts."""
+        index = len(self._described) - 1
+        if index not in self._native:
+            for start, cache, part in self._parts:
+                self._run_last_of(index, start, cache, part)
+        elif len(self._parts) == 1:
+            self._run_last_pieces(index, self._pieces, self._parts[0][2].logits)
+        elif all(len(part.logits) == 1 for _, _, part in self._parts):
+            count = len(self._parts)
+            if len(self._logits) < count:
+                self._logits = np.empty((count, self._logits.shape[1]), np.float32)
+            self._run_last_pieces(index, self._pieces, self._logits)
+            for row, (_, _, part) in zip(self._logits, self._parts, strict=False):
+                part.logits[0] = row
+        else:
+            for one in self._parts:
+                self._run_last_pieces(index, self._cut([one]), one[2].logits)
+
+    def _run_last_pieces(self, index: int, pieces: Sequence[Piece], logits: np.ndarray) -> None:
+        attends = bool(self._described[index].layers)
+        for piece in pieces:
+            kept = piece.parts.kept
+            if kept or attends:
+                self._native[index].output("logits", logits[piece.logits : piece.logits + kept])
+                self._run_piece(index, piece)
+
+    def _run_piece(self, index: int, piece: Piece) -> None:
+        segment, state = self._native[index], (piece.start, piece.tokens)
+        if self._bound[index] != state:
+            self._bind(segment, index, *state)
+            self._bound[index] = state
+        segment.run(piece.parts)
+
+    def _cut(self, parts: Sequence[tuple[int, KvCache, Part]]) -> list[Piece]:
+        """Pieces of the rows of parts that lie next to one another."""
+        last_start, _, last = parts[-1]
+        end, rows = last_start + len(last.ids), 0
+        pieces = []
+        for low in range(parts[0][0], end, self._chunk):
+            high = min(low + self._chunk, end)
+            inside = []
+            for start, cache, part in parts:
+                first, stop = max(low, start), min(high, start + len(part.ids))
+                if first < stop:
+                    wanted = max(first, start + len(part.ids) - len(part.logits))
+                    kept = max(0, stop - wanted)
+                    inside.append((stop - first, kept, first - start, caches_of(cache)))
+            made = Parts(inside)
+            pieces.append(Piece(low, high - low, rows, made))
+            rows += made.kept
+        return pieces
+
+    def _run_last_of(self, index: int, start: int, cache: KvCache, part: Part) -> None:
+        """The last segment in ONNX Runtime, for one part."""
+        tokens, binding = len(part.ids), self._binding(index, cache)
+        first = tokens - len(part.logits)  # the first whose logits are wanted
+        for ahead, count in self._chunks(tokens):
+            stop = ahead + count
+            wanted = max(first, ahead)
             if wanted >= stop:
-                if not self._attends[index]:
+                if not self._described[index].layers:
                     continue
                 wanted = stop - 1  # at least one row; the next chunk overwrites it
             rows = self._rows[: stop - wanted]
-            rows[:] = np.arange(wanted - start, stop - start)
-            binding = self._segments[index]
+            rows[:] = np.arange(wanted - ahead, stop - ahead)
             binding.input("rows", rows)
             at = max(0, wanted - first)
-            binding.output("logits", logits[at : at + len(rows)])
-            self._run_chunk(index, start, stop - start)
+            binding.output("logits", part.logits[at : at + len(rows)])
+            self._run_chunk(index, binding, cache, start, ahead, count)
 
-    def _run_chunk(self, index: int, start: int, tokens: int) -> None:
-        self._cache.place(start, tokens)
-        if self._bound[index] != (start, tokens):
-            self._bind(index, start, tokens)
-        self._segments[index].run()
+    def _chunks(self, tokens: int) -> Iterator[tuple[int, int]]:
+        for ahead in range(0, tokens, self._chunk):
+            yield ahead, min(self._chunk, tokens - ahead)
+
+    def _run_chunk(
+        self, index: int, binding: Binding, cache: KvCache, start: int, ahead: int, tokens: int
+    ) -> None:
+        cache.place(ahead, tokens)
+        state = (start + ahead, tokens)
+        if cache.kept.get(("bound", index)) != state:
+            self._bind(binding, index, *state)
+            cache.kept["bound", index] = state
+        binding.run()
 
     def _outputs(self, index: int, start: int, tokens: int) -> dict[str, np.ndarray]:
         top_k, after, stop = self._top_k[index], (index + 1) % 2, start + tokens
@@ -156,8 +244,8 @@ class Backbone:
             "expert_ids": self._ids[routes].reshape(tokens, top_k),
         }
 
-    def _bind(self, index: int, start: int, tokens: int) -> None:
-        binding, part = self._segments[index], slice(start, start + tokens)
+    def _bind(self, binding: Binding | NativeSegment, index: int, start: int, tokens: int) -> None:
+        part = slice(start, start + tokens)
         sources = {
             "hidden": self._hidden[index % 2],
             "moe_out": self._moe[index % 2],
@@ -170,14 +258,22 @@ class Backbone:
         for name, array in self._outputs(index, start, tokens).items():
             if name in binding.outputs:
                 binding.output(name, array)
-        self._bound[index] = (start, tokens)
 
-    def _bind_cache(
-        self, binding: Binding | NativeSegment, layers: tuple[int, ...], where: Path
-    ) -> None:
-        cache = self._cache
+    def _binding(self, index: int, cache: KvCache) -> Binding:
+        """That of a sequence to a segment in ONNX Runtime."""
+        made: Binding | None = cache.kept.get(("binding", index))
+        if made is None:
+            from .ort import Binding
+
+            made = Binding(self._sessions[index])
+            self._bind_cache(made, index, cache)
+            cache.kept["binding", index] = made
+        return made
+
+    def _bind_cache(self, binding: Binding, index: int, cache: KvCache) -> None:
+        segment = self._described[index]
         fixed = {}
-        for layer in layers:
+        for layer in segment.layers:
             fixed[f"past_key.{layer}"] = cache.keys[layer]
             fixed[f"past_value.{layer}"] = cache.values[layer]
         for kind, span in cache.spans.items():
@@ -186,9 +282,27 @@ class Backbone:
         known = {*fixed, "hidden", "moe_out", "cos", "sin", "rows"}
         unknown = set(binding.inputs) - known
         if unknown:
+            where = self._root / segment.file
             raise BundleError(f"{where} has an unknown input {min(unknown)}; update pocketmoe")
         for name, array in fixed.items():
             if name in binding.inputs:
                 binding.input(name, array)
             if name.startswith("past_") and name in binding.inputs:
                 binding.output(name.replace("past", "present", 1), array)
+
+    def prepare(self, cache: KvCache) -> None:
+        """Binds a new cache, so that graphs that do not fit are found at once.
+
+        Raises:
+            BundleError: a segment has an input that is not known.
+        """
+        for index in self._sessions:
+            self._binding(index, cache)
+
+
+def caches_of(cache: KvCache) -> Caches:
+    """The cache as the native kernels want it."""
+    made: Caches | None = cache.kept.get("native")
+    if made is None:
+        made = cache.kept["native"] = Caches(cache.layers)
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -181,8 +182,8 @@ def plan_memory(
         budget=budget,
         process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
         backbone=backbone,
-        kv=kv_bytes(footprint.spec, context, batch),
-        workspace=workspace_bytes(footprint, context, chunk, batch, kernels, segments),
+        kv=0,
+        workspace=0,
         chunk=chunk,
         batch=batch,
         slots=footprint.num_pages,
@@ -190,8 +191,27 @@ def plan_memory(
         fewest=min(footprint.num_pages, fewest),
         predictor=footprint.predictor_bytes if reads_early else 0,
     )
+    plan = host_caches(plan, footprint, [context], kernels, segments)
     return fit_budget(
         plan, budget, num_pages=footprint.num_pages, context=context, name=name, auto=auto
+    )
+
+
+def host_caches(
+    plan: MemoryPlan,
+    footprint: Footprint,
+    contexts: Sequence[int],
+    kernels: NativeKernels | None,
+    segments: NativeBackbone | None,
+) -> MemoryPlan:
+    """The plan with the keys and values of sequences of so many tokens each, and the workspace
+    that the longest needs. Each sequence after the first has a row of logits more, twice."""
+    spec, chunk, batch = footprint.spec, plan.chunk, plan.batch
+    more = (len(contexts) - 1) * 2 * spec.vocab_size * 4
+    return replace(
+        plan,
+        kv=sum(kv_bytes(spec, context, batch) for context in contexts),
+        workspace=more + workspace_bytes(footprint, max(contexts), chunk, batch, kernels, segments),
     )
 
 
@@ -204,10 +224,11 @@ def fit_budget(
     name: str,
     auto: bool = False,
     what: str = "memory budget",
+    sessions: int = 1,
 ) -> MemoryPlan:
     """The plan with as many cached pages as another budget leaves room for; None: all of them.
 
-    what: the budget's name in errors.
+    context: tokens of all sessions. what: the budget's name in errors.
 
     Raises:
         BudgetError: see plan_memory.
@@ -216,11 +237,15 @@ def fit_budget(
     if budget is None:
         return plan
     if budget < plan.fixed + plan.fewest * plan.page:
+        one = sessions == 1
         raise BudgetError(
-            f"{what} {format_size(budget)} is too small for {name} with a context of "
-            f"{context} tokens; the smallest that works is {plan.smallest // MIB}MiB "
-            "(a shorter context needs less)"
-        )
+            f"{what} {format_size(budget)} is too small for {name} with "
+            + (f"a context of {context} tokens" if one
+               else f"{sessions} sessions of {context} tokens of context in all")
+            + f"; the smallest that works is {plan.smallest // MIB}MiB "
+            + ("(a shorter context needs less)" if one
+               else "(fewer sessions, or shorter contexts, need less)")
+        )  # fmt: skip
     slots = (budget - plan.fixed) // plan.page if plan.page else 0
     if slots < num_pages and 0 < plan.predictor <= (slots - plan.fewest) * plan.page:
         plan = replace(plan, predicts=True)

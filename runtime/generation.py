@@ -18,7 +18,6 @@ from .context import check_tokens
 from .grammar import Grammar, Matcher
 from .pieces import Piece, PieceMaker
 from .prompts import encode_prompt, need_tokenizer
-from .reuse import rewind_to_shared
 from .runner import Cancelled
 from .sampling import Sampler, Sampling, check_whole
 from .stops import check_stops
@@ -182,7 +181,7 @@ class Generation:
         if self._cancelled():
             raise Cancelled
         session, clock = self._session, self._clock
-        self.reused_tokens = rewind_to_shared(session, self._prompt)
+        self.reused_tokens = session.keep(self._prompt)
         self._turn = session.turn
         logits = self._forward(self._prompt[self.reused_tokens :])
         clock.prompt_tokens += self.prompt_tokens - self.reused_tokens

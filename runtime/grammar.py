@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import InputError
 
-Kind = Literal["json schema", "regex", "lark"]
+Kind = Literal["JSON schema", "regular expression", "Lark grammar"]
 # Between the parts of JSON. Without a limit, a model could go on with spaces for ever.
 _SPACE = r"[\x20\x0A\x0D\x09]{0,64}"
 _making = threading.Lock()
@@ -42,7 +42,7 @@ class Grammar:
             if not isinstance(value, (Mapping, bool)):
                 raise InputError("a JSON schema is an object or a boolean")
             value = value if isinstance(value, bool) else dict(value)
-            return Grammar("json schema", json.dumps(value, allow_nan=False))
+            return Grammar("JSON schema", json.dumps(value, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"the JSON schema is not valid JSON: {_line(str(error))}") from error
 
@@ -54,12 +54,12 @@ class Grammar:
     @staticmethod
     def regex(pattern: str) -> Grammar:
         """The whole text fits a regular expression, in the syntax of Rust's crate `regex`."""
-        return Grammar("regex", _text(pattern))
+        return Grammar("regular expression", _text(pattern))
 
     @staticmethod
     def lark(text: str) -> Grammar:
         """A context-free grammar, in llguidance's variant of Lark's syntax."""
-        return Grammar("lark", _text(text))
+        return Grammar("Lark grammar", _text(text))
 
 
 class Matcher:
@@ -81,10 +81,7 @@ class Matcher:
         self._check("cannot be compiled")
         self._mask = np.zeros(-(-vocabulary // 32), np.int32)
         self.ends: tuple[int, ...] = tuple(tokens.eos_tokens)
-        self.allowed()
-        # There is a text if one token may follow; one that ends it does not come first for nothing.
-        if self.complete and not self._matcher.is_accepting():
-            raise InputError(f"the {grammar.kind} fits no text at all; give another one")
+        self.allowed()  # tells whether any text fits
 
     @property
     def complete(self) -> bool:
@@ -114,30 +111,41 @@ class Matcher:
     def _check(self, what: str) -> None:
         if self._matcher.is_error():
             reason = _line(self._matcher.get_error())
+            if reason.startswith("NoExtension"):
+                raise InputError(f"no text fits the {self._grammar.kind}; give another one")
             raise InputError(f"the {self._grammar.kind} {what}: {reason}")
 
 
 def _compiled(grammar: Grammar) -> str:
     make = _llguidance().LLMatcher
-    if grammar.kind == "json schema":
+    if grammar.kind == "JSON schema":
         overrides = {"whitespace_flexible": True, "whitespace_pattern": _SPACE, "lenient": False}
-        compiled = make.grammar_from_json_schema(grammar.source, overrides=overrides)
-    elif grammar.kind == "regex":
+        source = "{}" if grammar.source == "true" else grammar.source
+        try:
+            compiled = make.grammar_from_json_schema(
+                source,
+                overrides=overrides if source != "false" else None,  # which wants an object
+            )
+        except ValueError as error:
+            raise InputError(f"the JSON schema cannot be compiled: {_line(str(error))}") from error
+    elif grammar.kind == "regular expression":
         compiled = make.grammar_from_regex(grammar.source)
     else:
         compiled = make.grammar_from_lark(grammar.source)
     return str(compiled)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _tokenizer(tokenizer: Any, vocabulary: int, ends: tuple[int, ...]) -> Any:
-    """A llguidance.LLTokenizer. Making one takes up to a second, so it is kept."""
-    plain = type(tokenizer).from_str(tokenizer.to_str())
-    plain.no_padding()
-    plain.no_truncation()
+    """A llguidance.LLTokenizer; the last one is kept. Of 150,000 tokens it takes half a second and
+    80 MiB (bench/overhead.py); its slices, left out, would take 40 more and save little time."""
+    if tokenizer.padding is not None or tokenizer.truncation is not None:
+        tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
     try:
         return _llguidance().LLTokenizer(
-            plain.to_str(), n_vocab=vocabulary, eos_token=list(ends) or None
+            tokenizer.to_str(), n_vocab=vocabulary, eos_token=list(ends) or None, slices=[]
         )
     except ValueError as error:
         raise InputError(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from .backbone import Backbone
-from .budget import MemoryPlan
+from .budget import MemoryPlan, host_caches
 from .bundle import PREDICTORS, Manifest, check_file
 from .embedding import Embedding
 from .experts import load_engines, route
@@ -21,9 +22,10 @@ from .lossy import ExpertChoice
 from .native.kernels import NativeKernels
 from .native_backbone import NativeBackbone
 from .pager import Loaded, Pager
+from .pages import ExpertKey
 from .predict import EARLY_PAGES, EARLY_PROMPT_PAGES, WORTHWHILE, Predictor
 from .recording import Recording
-from .runner import DeviceFigures, Engines, Observer
+from .runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
 from .weight_index import index_file, weights_file
 
 _log = logging.getLogger(__name__)
@@ -37,7 +39,6 @@ class HostRunner:
         root: Path,
         manifest: Manifest,
         plan: MemoryPlan,
-        context: int,
         verify_pages: bool,
         kernels: NativeKernels | None,
         segments: NativeBackbone,
@@ -50,10 +51,14 @@ class HostRunner:
         self._manifest = manifest
         self._choice = choice
         self._recording = recording
-        self._cache = KvCache(manifest.spec, context, plan.batch)
+        self._plan = plan
+        self._kernels, self._native = kernels, segments
+        self.usage = count_usage(manifest.spec)
+        # ONNX Runtime rounds an expert's products by how many tokens it gets.
+        self.joins = kernels is not None
         if verify_pages:
             check_host_files(root, manifest, predictor=plan.predictor > 0)
-        self._backbone = Backbone(root, manifest, self._cache, plan.chunk, plan.batch, segments)
+        self._backbone = Backbone(root, manifest, plan.chunk, plan.batch, segments)
         self._engines = load_engines(root, manifest, plan.batch, kernels)
         self.engines = Engines(
             experts="onnxruntime" if kernels is None else f"native, {kernels.instruction_set}",
@@ -79,10 +84,6 @@ class HostRunner:
             _log.info("%s: pages are read through the page cache (no O_DIRECT here)", root)
 
     @property
-    def position(self) -> int:
-        return self._cache.position
-
-    @property
     def accuracy(self) -> float | None:
         return self.predictor.accuracy if self.predictor is not None else None
 
@@ -90,11 +91,19 @@ class HostRunner:
     def figures(self) -> DeviceFigures:
         return DeviceFigures()
 
-    def reset(self) -> None:
-        self._cache.reset()
+    def open_cache(self, context: int) -> KvCache:
+        cache = KvCache(self._manifest.spec, context, self._plan.batch)
+        self._backbone.prepare(cache)
+        return cache
 
-    def rewind(self, position: int) -> bool:
-        return self._cache.rewind(position)
+    def close_cache(self, cache: Cache) -> None:
+        """Nothing here holds it."""
+
+    def take_caches(self, plan: MemoryPlan, contexts: Sequence[int]) -> MemoryPlan:
+        return host_caches(plan, self._manifest.footprint, contexts, self._kernels, self._native)
+
+    def resident(self) -> frozenset[ExpertKey]:
+        return self.pager.resident()
 
     def follow(self, plan: MemoryPlan) -> None:
         if not plan.predicts:
@@ -103,28 +112,28 @@ class HostRunner:
         if plan.predicts and self.predictor is None:
             self.predictor = Predictor(self._root, self._manifest.spec)
 
-    def run_batch(
-        self, ids: np.ndarray, logits: np.ndarray, length: int, observe: Observer | None
-    ) -> None:
-        backbone, pager, tokens = self._backbone, self.pager, len(ids)
+    def run_batch(self, parts: Sequence[Part], observe: Observer | None = None) -> None:
+        backbone, pager = self._backbone, self.pager
         routes, trace = self._recording.routes, self._recording.trace
-        self._embedding.read(ids, backbone.begin(tokens, length))
+        ids = parts[0].ids if len(parts) == 1 else np.concatenate([part.ids for part in parts])
+        tokens, decodes = len(ids), len(ids) == len(parts)
+        self._embedding.read(ids, backbone.begin(parts))
         for index, layer in enumerate(self._routers):
             started = time.perf_counter()
             if layer is None:
-                backbone.run_last(tokens, logits)
+                backbone.run_last()
                 if trace is not None:
                     trace.span("last layers and head", "backbone", started, tokens=tokens)
                 if observe is not None:
-                    observe(index, {"logits": logits})
+                    observe(index, {"logits": parts[0].logits})
                 continue
             out = backbone.run(index, tokens)
             if trace is not None:
                 trace.span(f"backbone {layer}", "backbone", started, layer=layer, tokens=tokens)
             if observe is not None:
                 observe(index, out)
-            if self.predictor is not None and tokens == 1:
-                self.predictor.learn(layer, out["expert_ids"][0].tolist())
+            if self.predictor is not None and decodes:
+                self.predictor.learn(layer, out["expert_ids"].ravel().tolist())
             weights, experts = self._choice.choose(
                 layer,
                 out["expert_weights"],
@@ -134,27 +143,28 @@ class HostRunner:
             if routes is not None:
                 routes.add(layer, weights, experts, pager.holds)
             routing = route(weights, experts)
+            self.usage[layer, routing.experts] += np.diff(routing.starts)
             self._engines[layer].add(
                 out["moe_base"],
                 out["expert_input"],
                 routing,
-                partial(self._visit, layer, routing.experts, out["hidden_out"]),
+                partial(self._visit, layer, routing.experts, out["hidden_out"], decodes),
             )
-        self._cache.commit(tokens)
+        for part in parts:
+            cast(KvCache, part.cache).commit(len(part.ids))
 
     def _visit(
-        self, layer: int, experts: list[int], hidden: np.ndarray, in_order: bool
+        self, layer: int, experts: list[int], hidden: np.ndarray, decodes: bool, in_order: bool
     ) -> Iterator[list[Loaded]]:
         """Has a layer's pages read, and behind them those that the next layer may want."""
         pages = self.pager.visit(layer, experts, in_order=in_order)
         if self.predictor is not None:
-            single = len(hidden) == 1
             guess = self.predictor.guess(layer, hidden, self._top_k[layer])
             if guess is not None:
-                if single:
+                if decodes:
                     self.predictor.remember(*guess)
                 if self.predictor.accuracy >= self._least_accuracy:
-                    most = EARLY_PAGES if single else EARLY_PROMPT_PAGES
+                    most = EARLY_PAGES if decodes else EARLY_PROMPT_PAGES
                     self.pager.read_early(*guess, most=most)
         return pages
 
@@ -163,7 +173,7 @@ class HostRunner:
             ends.callback(self._embedding.close)
             ends.callback(self.pager.close)
             self.predictor = None
-            del self._backbone, self._engines, self._cache
+            del self._backbone, self._engines
 
 
 def check_host_files(root: Path, manifest: Manifest, *, predictor: bool) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 
 from ..model.spec import ModelSpec
 from .bundle import Segment
-from .kv_cache import kind_of
 from .native.kernels import NativeKernels
-from .native.steps import MOST_PAIRS, Steps
+from .native.steps import MOST_PAIRS, Parts, Steps
 from .native_weights import Weights
 
 
@@ -23,7 +22,8 @@ def can_serve(spec: ModelSpec) -> bool:
 
 
 class NativeSegment:
-    """Takes the place of a `Binding`: inputs and outputs have the same names.
+    """Takes the place of a `Binding`: inputs and outputs have the same names, but that caches and
+    rows come with `run`.
 
     widths: of the buffers between its steps, float32 `[chunk, width]`, by name.
     """
@@ -46,8 +46,6 @@ class NativeSegment:
         self._steps = Steps(kernels)
         self._attends = tuple(segment.layers)
         self._router_layer = segment.router_layer
-        self._tokens = self._last = 0
-        self._caches: dict[str, np.ndarray] = {}
         self._buffers: Mapping[str, np.ndarray] = {}
         self.widths: dict[str, int] = {}
         self._build(leaves)
@@ -55,12 +53,7 @@ class NativeSegment:
         self.outputs = frozenset(names & {
             "hidden_out", "expert_input", "expert_weights", "expert_ids", "moe_base", "logits",
         })  # fmt: skip
-        inputs = names - self.outputs - set(self.widths)
-        for layer in self._attends:
-            kind = kind_of(spec.layers[layer].window)
-            inputs |= {f"past_key.{layer}", f"past_value.{layer}", f"seqlens_k.{kind}"}
-            self.outputs |= {f"present_key.{layer}", f"present_value.{layer}"}
-        self.inputs = frozenset(inputs | ({"rows"} if "logits" in self.outputs else set()))
+        self.inputs = frozenset(names - self.outputs - set(self.widths))
 
     def scratch_bytes(self, tokens: int) -> int:
         """What the kernels hold at most once it ran for so many tokens."""
@@ -74,26 +67,14 @@ class NativeSegment:
             self._steps.set_buffer(name, buffers[name][: rows * width].reshape(rows, width))
 
     def input(self, name: str, array: np.ndarray) -> None:
-        if name == "rows":
-            self._last = len(array)  # always the last ones of the chunk
-        elif name.startswith(("past_", "seqlens_k.")):
-            self._caches[name] = array
-            for layer in self._attends:
-                kind = kind_of(self._spec.layers[layer].window)
-                wanted = (f"past_key.{layer}", f"past_value.{layer}", f"seqlens_k.{kind}")
-                if name in wanted and all(item in self._caches for item in wanted):
-                    self._steps.set_cache(layer, *(self._caches[item] for item in wanted))
-        else:
-            if name == "hidden":
-                self._tokens = len(array)
-            self._steps.set_buffer(name, array)
+        self._steps.set_buffer(name, array)
 
     def output(self, name: str, array: np.ndarray) -> None:
-        if not name.startswith("present_"):  # the caches, which are inputs as well
-            self._steps.set_buffer(name, array)
+        self._steps.set_buffer(name, array)
 
-    def run(self) -> None:
-        self._steps.run(self._tokens, self._last)
+    def run(self, parts: Parts) -> None:
+        """parts: whose rows those are of the arrays that were set last."""
+        self._steps.run(parts)
 
     def _build(self, leaves: int | None) -> None:
         spec, steps = self._spec, self._steps

@@ -17,10 +17,12 @@ from .experts import choose_kernels
 from .host_runner import HostRunner
 from .installed import find_onnxruntime
 from .lossy import ExpertChoice
+from .model import Opening
 from .native_backbone import NativeBackbone
 from .predict import can_predict
 from .recording import open_recording
 from .session import Session
+from .sharing import Settings, open_session, opening_alone, share
 from .stats import process_memory
 from .text import load_tokenizer
 
@@ -45,7 +47,9 @@ def open_bundle(
     gpu_memory: int | str | None = None,
     host_memory: int | str | None = None,
 ) -> Session:
-    """Opens a bundle to run it.
+    """Opens a bundle to run it. Where it is open in this process with the same settings and budget,
+    this is another session of the same model, as by `Session.another`; but not where files are to
+    be made.
 
     memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
     has free, and None keeps all experts in memory. With a GPU that has its own memory there are two
@@ -68,8 +72,30 @@ def open_bundle(
     Raises:
         BundleError, BudgetError, ContextError, EngineError, InputError: each says what to do.
     """
+    with opening_alone():
+        return _open(
+            Path(path), memory_budget, threads, context, verify_pages, kernels, prefetch,
+            active_experts, skip_cold, record_routes, trace, backend, gpu_memory, host_memory,
+        )  # fmt: skip
+
+
+def _open(
+    root: Path,
+    memory_budget: int | str | None,
+    threads: int | None,
+    context: int | None,
+    verify_pages: bool,
+    kernels: str,
+    prefetch: str,
+    active_experts: int | None,
+    skip_cold: float,
+    record_routes: str | os.PathLike[str] | None,
+    trace: str | os.PathLike[str] | None,
+    backend: str,
+    gpu_memory: int | str | None,
+    host_memory: int | str | None,
+) -> Session:
     find_onnxruntime()
-    root = Path(path)
     budget = read_budget(memory_budget)
     gpu_memory = None if gpu_memory == AUTO else gpu_memory
     gpu_budget = read_budget(gpu_memory, "GPU memory") if gpu_memory is not None else None
@@ -81,6 +107,15 @@ def open_bundle(
     manifest = read_manifest(root)
     if left_out := incomplete_engines(root, manifest):
         _log.warning("%s", left_out)
+    settings, asked = None, AUTO if memory_budget == AUTO else budget
+    if record_routes is None and trace is None:
+        settings = Settings(
+            os.path.realpath(root), threads, verify_pages, kernels, prefetch, active_experts,
+            skip_cold, backend, gpu_memory, host_memory,
+        )  # fmt: skip
+        shared = share(settings, manifest, context, asked)
+        if shared is not None:
+            return shared
     choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
     seen = choose_context(context, manifest.spec, str(root))
     tokenizer = load_tokenizer(root / TOKENIZER)
@@ -100,9 +135,12 @@ def open_bundle(
             opened, reason = open_on_gpu(backend, request)
             if opened is not None:
                 undo.callback(opened.runner.close)
-                session = Session(
-                    root, manifest, opened.plan, tokenizer, opened.context, threads,
-                    opened.runner, choice, recording,
+                session = open_session(
+                    Opening(
+                        root, manifest, opened.plan, tokenizer, threads, opened.runner, choice,
+                        recording, opened.longest, asked, settings,
+                    ),
+                    opened.context,
                 )  # fmt: skip
                 about["cache_slots"] = opened.plan.slots
                 undo.pop_all()
@@ -132,11 +170,17 @@ def open_bundle(
         )
         about.update(threads=threads, cache_slots=plan.slots)
         runner = HostRunner(
-            root, manifest, plan, seen, verify_pages, native, segments, choice, prefetch,
+            root, manifest, plan, verify_pages, native, segments, choice, prefetch,
             recording, reason,
         )  # fmt: skip
         undo.callback(runner.close)
-        session = Session(root, manifest, plan, tokenizer, seen, threads, runner, choice, recording)
+        session = open_session(
+            Opening(
+                root, manifest, plan, tokenizer, threads, runner, choice, recording,
+                manifest.spec.max_context, asked, settings,
+            ),
+            seen,
+        )  # fmt: skip
         undo.pop_all()
     return session
 

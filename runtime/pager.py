@@ -305,8 +305,8 @@ class Pager:
         return key in self._resident or (load is not None and not load.unwanted)
 
     def resident(self) -> frozenset[ExpertKey]:
-        """The pages in the cache."""
-        return frozenset(self._resident)
+        """The pages in the cache. From any thread."""
+        return frozenset(list(self._resident))  # a list is made in one step, a set is not
 
     def resize(self, slots: int) -> None:
         """Makes the cache larger, or gives up pages and their memory, at once.

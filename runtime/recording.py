@@ -41,7 +41,6 @@ class Recording:
             self.trace.span(name, "call", started, position=position, tokens=tokens)
             hits, misses = pager.hits - hits, pager.misses - misses
             self.trace.count("page requests", started, hits=hits, misses=misses)
-            self.trace.flush()
 
     def close(self) -> None:
         """Puts the files in their places; one that cannot be written is a warning in the log."""

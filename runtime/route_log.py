@@ -17,16 +17,20 @@ _log = logging.getLogger(__name__)
 # So much is kept before it becomes text: that takes longer than a token's own work on it.
 _MOST_KEPT = 16_384
 
-# Of a layer's run: turn, phase, first step, layer, then weights and ids `[T, k]`, and the experts
-# whose pages were in the cache.
-_Run = tuple[int, int, int, int, np.ndarray, np.ndarray, frozenset[int]]
+# Steps of batches of several sequences are numbered from here on: more than any position.
+_FIRST_JOINT = 1 << 32
+
+# Of a layer's run: turn, phase, first step, whether all rows have it, layer, then weights and ids
+# `[T, k]`, and the experts whose pages were in the cache.
+_Run = tuple[int, int, int, int, int, np.ndarray, np.ndarray, frozenset[int]]
 
 
 class RouteLog:
     """Writes what `pocketmoe replay` reads; the file is in its place once the log is closed.
 
-    A step is a token's position. A turn begins with a prompt, or with each batch of a long one. An
-    expert's rows are together, experts in the order in which their pages are used.
+    A step is a token's position; where tokens of several sequences ran together it is one number
+    for all of them, so that they are one visit. A turn begins with a prompt, or with each batch of
+    a long one. An expert's rows are together, experts in the order in which their pages are used.
 
     Where the file cannot be written any further, a warning is logged, nothing more is recorded and
     no file is made: the run goes on.
@@ -42,12 +46,17 @@ class RouteLog:
         self._writer: RouteWriter | None = RouteWriter(path, averages, note)
         self._runs: list[_Run] = []
         self._kept = 0
-        self._turn, self._phase, self._step = -1, 0, 0
+        self._turn, self._phase, self._step, self._joint = -1, 0, 0, 0
+        self._batches = 0  # joint ones
 
-    def begin(self, step: int, *, prompt: bool) -> None:
-        """A batch is run next. step: the position of its first token."""
+    def begin(self, step: int, *, prompt: bool, joint: bool = False) -> None:
+        """A batch is run next. step: the position of its first token. joint: it is of several
+        sequences."""
         self._turn = max(0, self._turn + prompt)
-        self._phase, self._step = int(not prompt), step
+        self._phase, self._step, self._joint = int(not prompt), step, 0
+        if joint:
+            self._batches += 1
+            self._step, self._joint = _FIRST_JOINT + self._batches, 1
         if self._kept > _MOST_KEPT:
             self._flush()
 
@@ -59,7 +68,10 @@ class RouteLog:
         if self._writer is None:
             return
         there = frozenset(expert for expert in set(ids.ravel().tolist()) if holds(layer, expert))
-        run = (self._turn, self._phase, self._step, layer, weights.copy(), ids.copy(), there)
+        run = (
+            self._turn, self._phase, self._step, self._joint, layer, weights.copy(), ids.copy(),
+            there,
+        )  # fmt: skip
         self._runs.append(run)
         self._kept += ids.size
 
@@ -91,6 +103,7 @@ class RouteLog:
         turn: int,
         phase: int,
         first: int,
+        joint: int,
         layer: int,
         weights: np.ndarray,
         ids: np.ndarray,
@@ -107,6 +120,7 @@ class RouteLog:
             last = expert
             step, slot = divmod(place, slots)
             yield RouteRow(
-                turn, phase, first + step, layer, slot, expert, float(shares[place]),
+                turn, phase, first + (0 if joint else step), layer, slot, expert,
+                float(shares[place]),
                 int(expert in there), read,
             )  # fmt: skip

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from ..model.spec import ModelSpec
 from .budget import MemoryPlan
 from .pager import Pager
+from .pages import ExpertKey
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
 
@@ -46,18 +48,48 @@ class Cancelled(Exception):
     """A call was given up between two batches, as its caller wished; what they saw stays seen."""
 
 
+class Cache(Protocol):
+    """What one sequence has seen, where the runner keeps it: `position` tokens."""
+
+    position: int
+
+    def reset(self) -> None:
+        """Forgets what it has seen."""
+        ...
+
+    def rewind(self, position: int) -> int:
+        """Forgets what comes from `position` on, or all of it where what `position` sees is no
+        longer there; returns how many tokens it has seen now."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Tokens of one sequence in a batch.
+
+    ids: int64 `[T]`, one or more, which follow what `cache` has seen. logits: float32 `[R, V]`, to
+    be filled for the last R of them, one or more. length: tokens seen at the end of the call that
+    this is part of.
+    """
+
+    cache: Cache
+    ids: np.ndarray
+    logits: np.ndarray
+    length: int
+
+
 class Runner(Protocol):
     """Runs tokens through all layers, batch by batch.
 
-    position: tokens seen. pager: whose pages it computes with, or copies to the device. accuracy:
-    of the guesses of what the next layer wants, None where there are none.
+    pager: whose pages it computes with, or copies to the device. accuracy: of the guesses of what
+    the next layer wants, None where there are none. usage: int64 `[layers, experts]`, how many
+    tokens went to each so far. joins: whether a batch may have several parts.
     """
 
     pager: Pager
     engines: Engines
-
-    @property
-    def position(self) -> int: ...
+    usage: np.ndarray
+    joins: bool
 
     @property
     def accuracy(self) -> float | None: ...
@@ -65,22 +97,30 @@ class Runner(Protocol):
     @property
     def figures(self) -> DeviceFigures: ...
 
-    def run_batch(
-        self, ids: np.ndarray, logits: np.ndarray, length: int, observe: Observer | None
-    ) -> None:
-        """Runs int64 `[T]` tokens, T at most a batch, that follow what was seen; fills `logits`,
-        float32 `[R, V]`, for the last R of them. length: tokens seen at the end of the call that
-        this batch is part of. After an error they are not seen.
+    def open_cache(self, context: int) -> Cache:
+        """For another sequence.
+
+        Raises:
+            BudgetError: there is no memory for it, where that is known only now.
         """
         ...
 
-    def reset(self) -> None:
-        """Forgets what it has seen."""
+    def close_cache(self, cache: Cache) -> None:
+        """Gives its memory back; no batch is under way."""
         ...
 
-    def rewind(self, position: int) -> bool:
-        """Forgets what came after `position` tokens; False, and nothing is done, where that is not
-        possible any more."""
+    def take_caches(self, plan: MemoryPlan, contexts: Sequence[int]) -> MemoryPlan:
+        """The plan with what caches of these contexts take."""
+        ...
+
+    def run_batch(self, parts: Sequence[Part], observe: Observer | None = None) -> None:
+        """Runs the tokens of several sequences, at most a batch in all. What each gives does not
+        depend on the others. After an error none of them are seen. observe: with one part alone.
+        """
+        ...
+
+    def resident(self) -> frozenset[ExpertKey]:
+        """Experts whose pages are in memory. From any thread."""
         ...
 
     def follow(self, plan: MemoryPlan) -> None:
@@ -88,3 +128,9 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def count_usage(spec: ModelSpec) -> np.ndarray:
+    """Zeros for `Runner.usage`."""
+    experts = [layer.router.num_experts for layer in spec.layers if layer.router is not None]
+    return np.zeros((len(spec.layers), max(experts, default=0)), np.int64)

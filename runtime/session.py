@@ -2,74 +2,57 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..model.rope import frequencies
 from .async_generation import AsyncGeneration
-from .budget import AUTO, MemoryPlan, fit_budget, read_budget
-from .bundle import Manifest
-from .chat import Message, load_chat_template
+from .backbone import BY_LENGTH
+from .budget import MemoryPlan
+from .chat import Message
 from .clock import Clock
-from .context import check_tokens
+from .combining import Seat
+from .context import check_tokens, choose_context
 from .generation import Generation, Request, start_generation
 from .grammar import Grammar
-from .lossy import ExpertChoice
+from .model import Model
 from .prompts import encode_chat, encode_text
-from .recording import Recording, is_prompt
-from .runner import Cancelled, Observer, Runner
-from .stats import Counters, Stats, process_memory
+from .runner import Observer
+from .stats import Counters, Stats
 
 
 class Session:
-    """Runs a bundle; `open_bundle` makes it. Not for use by several threads at once.
+    """Runs a bundle; `open_bundle` makes it. Not for use by several threads at once, but other
+    sessions of the same model may be used meanwhile: what they run at the same time is one batch.
 
-    position: tokens seen so far, of at most `context`; seen: their ids. turn: the number of calls
-    that have changed what it has seen. tokenizer: a tokenizers.Tokenizer, or None. chat_template: a ChatTemplate, or
-    None where the bundle has none.
+    model: weights, pages and budget, which all its sessions share. position: tokens seen so far, of
+    at most `context`; seen: their ids. turn: the number of calls that have changed what it has
+    seen. tokenizer: a tokenizers.Tokenizer, or None. chat_template: a ChatTemplate, or None where
+    the bundle has none.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        manifest: Manifest,
-        plan: MemoryPlan,
-        tokenizer: Any,
-        context: int,
-        threads: int,
-        runner: Runner,
-        choice: ExpertChoice,
-        recording: Recording,
-    ):
-        self.manifest = manifest
+    def __init__(self, model: Model, context: int, seat: Seat):
+        self.model = model
+        self.manifest = model.manifest
         self.context = context
-        self.tokenizer = tokenizer
-        self.chat_template = load_chat_template(root, manifest)
-        self.plan = plan
+        self.tokenizer = model.tokenizer
+        self.chat_template = model.chat_template
         self.turn = 0
-        self.seen: list[int] = []
+        self._seat = seat
+        self._seen: list[int] = []
         self._whole = 0  # of those seen, the first that came in whole batches
-        self._threads = threads
+        self._rotations: list[tuple[int, object]] = []
         self._clock = Clock()
-        self._choice = choice
-        self._recording = recording
-        self._runner = runner
-        self._pager = runner.pager
-        self._root = root
-        self._process = os.getpid()
-        self._wanted: MemoryPlan | None = plan  # to be followed when no forward is under way
+        self._runner = model.runner
+        self._pager = model.runner.pager
         self._closed = False
         self._busy = threading.Lock()  # held by a call of `forward`
-        self._computing = threading.Lock()  # held while the pager is used
-        self._planning = threading.Lock()  # held for `plan` and `_wanted`
-        self._follow_plan()
 
     def __enter__(self) -> Session:
         return self
@@ -82,24 +65,45 @@ class Session:
     ) -> None:
         self.close()
 
+    def another(self, context: int | None = None) -> Session:
+        """Opens another session of the same model: with its own past, of `context` tokens, by
+        default as many as this one has. Its keys and values come out of the same memory budget.
+
+        Raises:
+            BudgetError: they do not fit into it.
+            ContextError, InputError: the model cannot see as much.
+        """
+        self._need_open()
+        seen = self.context
+        if context is not None:
+            seen = choose_context(context, self.manifest.spec, str(self.model.root))
+        seat = self.model.open_seat(seen)
+        if seat is None:
+            raise InputError("the session is closed; open the bundle again")
+        return Session(self.model, seen, seat)
+
     @property
     def position(self) -> int:
         self._need_open()
-        return self._runner.position
+        return self._seat.cache.position
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The ids of the tokens that it has seen, `position` of them."""
+        self._need_open()
+        return tuple(self._seen)
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """Where the model's memory goes."""
+        return self.model.plan
 
     def reset(self) -> None:
         """Forgets what it has seen; the page cache stays. A generation that was under way ends."""
         self._need_open()
-        self._take_busy()
-        try:
-            self._reset()
-        finally:
-            self._busy.release()
-
-    def _reset(self) -> None:
-        self.turn += 1
-        self._runner.reset()
-        self.seen, self._whole = [], 0
+        with self._use():
+            self.turn += 1
+            self._rewind(0)
 
     @property
     def exact(self) -> bool:
@@ -109,42 +113,86 @@ class Session:
         return "native" in engines.experts and "onnxruntime" not in engines.backbone
 
     def rewind(self, position: int) -> int:
-        """Goes back to where `position` tokens had been seen, or further: to where the numbers of
-        what follows are those of a session that sees it all at once. Returns where that is."""
+        """Forgets the tokens from `position` on; returns how many it has seen now, which is 0 where
+        a sliding window no longer holds what `position` sees.
+
+        What follows is as if the tokens before had been run by themselves. Where native kernels run
+        the whole model (see Stats.backbone_engine), that is also, to the bit, as if they were run
+        in the same call as what follows; elsewhere products of other sizes round differently. See
+        `keep` for models that rotate keys by the length of a text.
+
+        Raises:
+            InputError: position is not from 0 to `position`.
+        """
         self._need_open()
-        self._take_busy()
-        try:
+        with self._use():
+            if not 0 <= position <= self.position:
+                raise InputError(f"position must be from 0 to {self.position}, not {position}")
             self.turn += 1
+            return self._rewind(position)
+
+    def keep(self, token_ids: Sequence[int]) -> int:
+        """Forgets all but the beginning that a text shares with what was seen; returns how many
+        tokens that is. The last token of the text is never kept, as it has to be run for logits.
+        The numbers of what follows are those of a session that sees the whole text at once: where
+        it is not `exact`, whole batches alone are kept.
+
+        Nothing is kept where keys of the beginning are rotated otherwise in a text of this length
+        ("dynamic" and "longrope", beyond the length that the model was first trained for).
+        """
+        self._need_open()
+        with self._use():
+            self.turn += 1
+            ids, seen = list(token_ids), self._seen
+            most = min(len(ids) - 1, len(seen))
+            shared = next((i for i in range(most) if ids[i] != seen[i]), max(0, most))
+            rotation = self._rotation(len(ids))
+            if any(start < shared and other != rotation for start, other in self._rotations):
+                shared = 0
             if not self.exact:
                 batch = self.plan.batch
-                position = min(position, self._whole) // batch * batch
-            if position and self._runner.rewind(position):
-                del self.seen[position:]
-                self._whole = min(self._whole, position)
-            else:
-                self._reset()
-            return self.position
-        finally:
-            self._busy.release()
+                shared = min(shared, self._whole) // batch * batch
+            return self._rewind(shared)
+
+    def _rewind(self, position: int) -> int:
+        """`_busy` is held."""
+        kept = self.model.rewind(self._seat, position)
+        del self._seen[kept:]
+        self._whole = min(self._whole, kept)
+        self._rotations = [item for item in self._rotations if item[0] < kept]
+        return kept
+
+    def _rotation(self, length: int) -> object:
+        """What keys are rotated by in a text of so many tokens; None where all have the same."""
+        rope = self.manifest.spec.rope
+        return frequencies(rope, length) if rope.kind in BY_LENGTH else None
 
     def close(self) -> None:
-        """Gives all memory and files back. May be called twice.
+        """Gives its memory back, and with the last session of the model all files and memory. May
+        be called twice.
 
         Raises:
             InputError: another thread is in `forward`.
         """
         if self._closed:
             return
-        self._take_busy()
-        self._closed = True
-        with ExitStack() as ends:  # each is done, whatever becomes of those before it
-            ends.callback(self._busy.release)
-            ends.callback(self._recording.close)
-            ends.callback(self._runner.close)
+        with self._use():
+            self._closed = True
+            self.model.close_seat(self._seat)
 
-    def _take_busy(self) -> None:
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        """Around what changes its past.
+
+        Raises:
+            InputError: another thread does so.
+        """
         if not self._busy.acquire(blocking=False):
             raise InputError("the session is in use by another thread; open one for each thread")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def forward(
         self,
@@ -156,8 +204,12 @@ class Session:
     ) -> np.ndarray:
         """Logits float32 `[T, V]` of `token_ids`, which follow what was seen; last_only: `[1, V]`.
 
+        Where threads call this on sessions of one model at the same time, their tokens run as one
+        batch; each gets the logits that it would get alone.
+
         observe: told each segment's index and outputs, batch by batch; the arrays are valid only
-        until it returns. cancelled: asked before each batch; True raises Cancelled.
+        until it returns. Such a call is not joined with others. cancelled: asked before each batch;
+        True raises Cancelled.
 
         Raises:
             InputError: no tokens, or ids that the vocabulary does not have.
@@ -165,45 +217,26 @@ class Session:
             BundleError: a page cannot be read. Whole batches before it are seen: see `position`.
         """
         self._need_open()
-        self._take_busy()
-        try:
+        with self._use():
             self.turn += 1
-            return self._forward(token_ids, last_only, observe, cancelled)
-        finally:
-            self._busy.release()
-            if self._wanted is not None:
-                self._follow_plan_if_idle()
-
-    def _forward(
-        self,
-        token_ids: Sequence[int],
-        last_only: bool,
-        observe: Observer | None,
-        cancelled: Callable[[], bool] | None,
-    ) -> np.ndarray:
-        """`_busy` is held."""
-        spec, batch, first = self.manifest.spec, self.plan.batch, self.position
-        ids = check_tokens(token_ids, spec, position=first, context=self.context)
-        logits = np.empty((1 if last_only else len(ids), spec.vocab_size), np.float32)
-        routes, prompt = self._recording.routes, is_prompt(first, len(ids))
-        with self._recording.call(first, len(ids), self._pager):
-            for start in range(0, len(ids), batch):
-                part = ids[start : start + batch]
-                wanted = logits if last_only else logits[start : start + batch]
-                if cancelled is not None and cancelled():
-                    raise Cancelled
-                if routes is not None:
-                    routes.begin(first + start, prompt=prompt)
-                with self._computing:
-                    self._runner.run_batch(part, wanted, first + len(ids), observe)
-                    self._follow_plan()
-                self.seen.extend(part.tolist())
-                if first + start == self._whole and len(part) == batch:
-                    self._whole += batch
-        return logits
+            spec, first, batch = self.manifest.spec, self.position, self.plan.batch
+            ids = check_tokens(token_ids, spec, position=first, context=self.context)
+            logits = np.empty((1 if last_only else len(ids), spec.vocab_size), np.float32)
+            self._seen += ids.tolist()
+            rotation = self._rotation(first + len(ids))
+            if not self._rotations or self._rotations[-1][1] != rotation:
+                self._rotations.append((first, rotation))
+            try:
+                self.model.run(self._seat, ids, logits, observe, cancelled)
+            finally:
+                del self._seen[self._seat.cache.position :]
+                if first == self._whole:
+                    self._whole += (self._seat.cache.position - first) // batch * batch
+            return logits
 
     def set_memory_budget(self, budget: int | str | None) -> None:
-        """Grows or shrinks the page cache: from now on the whole process keeps to another budget.
+        """Grows or shrinks the page cache: from now on the whole process keeps to another budget,
+        with all sessions of the model.
 
         budget: as for `open_bundle`. It may be called at any time and from any thread; while
         another thread is in `forward`, memory is given back after the tokens that go through the
@@ -213,32 +246,7 @@ class Session:
             BudgetError: it is too small; the present one stays.
         """
         self._need_open()
-        plan = fit_budget(
-            self.plan,
-            read_budget(budget),
-            num_pages=self.manifest.num_pages,
-            context=self.context,
-            name=str(self._root),
-            auto=budget == AUTO,
-        )
-        with self._planning:
-            self.plan = self._wanted = plan
-        self._follow_plan_if_idle()
-
-    def _follow_plan_if_idle(self) -> None:
-        if self._computing.acquire(blocking=False):
-            try:
-                self._follow_plan()
-            finally:
-                self._computing.release()
-
-    def _follow_plan(self) -> None:
-        """Gives the cache the size that was asked for last. `_computing` is held."""
-        while (plan := self._wanted) is not None:
-            self._runner.follow(plan)
-            with self._planning:
-                if self._wanted is plan:  # else another was asked for meanwhile
-                    self._wanted = None
+        self.model.set_memory_budget(budget)
 
     def encode(self, text: str) -> list[int]:
         return encode_text(self, text)
@@ -315,52 +323,15 @@ class Session:
 
     @property
     def counters(self) -> Counters:
-        """As of now. Cheaper than `stats`; two can be subtracted."""
-        pager, readers, figures = self._pager, self._pager.readers, self._runner.figures
-        return Counters(
-            page_hits=figures.page_hits + pager.hits,
-            page_misses=pager.misses,
-            bytes_read=readers.bytes_read,
-            read_seconds=readers.read_seconds,
-            wait_seconds=pager.wait_seconds,
-            skipped_experts=self._choice.skipped,
-            gpu_page_hits=figures.page_hits,
-            link_bytes=figures.link_bytes,
-        )
+        """Of the model, as of now. Cheaper than `stats`; two can be subtracted."""
+        return self.model.counters
 
     @property
     def stats(self) -> Stats:
-        pager, engines, figures = self._pager, self._runner.engines, self._runner.figures
-        return Stats(
-            **vars(self._clock),
-            **vars(self.counters),
-            verified_pages=pager.readers.verified,
-            num_pages=self.manifest.num_pages,
-            cache_slots=pager.slots,
-            chunk_tokens=self.plan.chunk,
-            context=self.context,
-            threads=self._threads,
-            expert_engine=engines.experts,
-            early_pages=pager.early,
-            early_pages_used=pager.early_used,
-            guess_accuracy=self._runner.accuracy,
-            backbone_engine=engines.backbone,
-            backbone_bytes=engines.backbone_bytes,
-            direct_reads=pager.direct,
-            lossy=(*self.manifest.lossy, *self._choice.names),
-            budget_bytes=self.plan.budget,
-            auto_budget=self.plan.auto,
-            planned_bytes=self.plan.total,
-            peak_rss_bytes=process_memory("VmHWM"),
-            backend=engines.backend,
-            backend_reason=engines.reason,
-            gpu=engines.device,
-            gpu_slots=figures.slots,
-            gpu_memory_bytes=figures.memory,
-        )
+        """What its generations have counted, and what the model has."""
+        return self.model.stats_of(self._clock, self.context)
 
     def _need_open(self) -> None:
         if self._closed:
             raise InputError("the session is closed; open the bundle again")
-        if self._process != os.getpid():
-            raise InputError("the session was opened before a fork; open the bundle again here")
+        self.model.need_open()

@@ -34,9 +34,10 @@ class StopStrings:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Text that follows; returns what is certain to be no part of a stop string."""
-        if not self._strings:
-            return text
+        """Text that follows; returns what is certain to be no part of a stop string. Nothing
+        follows one."""
+        if self.stopped or not self._strings:
+            return "" if self.stopped else text
         held, self._held = self._held + text, ""
         for place, char in enumerate(text, len(held) - len(text) + 1):
             whole = 0

@@ -15,13 +15,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .chat import prepare_chat
 from .completion import prepare_completion
 from .guard import OPEN, Guard
 from .key_file import Keys
+from .live import live_routes
+from .page_files import PageFiles
 from .pages import PAGE, description, page_paths, refusal_response
 from .refusals import RequestError, show
 from .respond import respond
@@ -79,8 +80,8 @@ def make_application(service: Service, access: Access) -> Starlette:
         Route("/metrics", metrics, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
     ]
-    if PAGE.is_dir():
-        routes.append(Mount("/", StaticFiles(directory=PAGE, html=True)))
+    routes += live_routes(service)
+    routes.append(Mount("/", PageFiles(directory=PAGE, html=True)))
     middleware = [Middleware(Counting, service=service, routes=routes)]
     if access.origins:
         middleware.append(Middleware(

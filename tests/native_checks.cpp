@@ -277,7 +277,6 @@ void steps(const std::vector<std::string>& sets) {
                                v = draw(tokens * kv_width), weight = draw(width),
                                keys = draw((past + tokens) * kv_width), cos = draw(tokens * 4),
                                gate = draw(experts * width);
-      const int32_t last = static_cast<int32_t>(past + tokens - 1);
       std::vector<float> wanted;
       for (const std::string& set : sets) {
         for (const int threads : {1, 3}) {
@@ -292,8 +291,10 @@ void steps(const std::vector<std::string>& sets) {
           const pm_rotate rotate{0, 4, 4, static_cast<int32_t>(heads), 0};
           const pm_attend attend{0, 1, 2, 3, static_cast<int32_t>(heads),
                                  static_cast<int32_t>(kv_heads), static_cast<int32_t>(head_dim),
-                                 0.1f, past + tokens, 100, all_keys.data(), all_values.data(),
-                                 &last, nullptr};
+                                 0.1f, 0, 0, 100, nullptr};
+          const int64_t place[] = {past, 70};
+          const pm_cache cache{all_keys.data(), all_values.data(), past + tokens, place};
+          const pm_part part{tokens, tokens, 0, &cache};
           const pm_norm norm{3, 3, 1, 1e-5f, width, weight.data(), nullptr};
           const pm_matrix matrix{3, 0, 0, 0, experts, width, gate.data(), nullptr, nullptr};
           const pm_products products{3, 1, {5, 0, 0, 0}, &matrix};
@@ -309,7 +310,7 @@ void steps(const std::vector<std::string>& sets) {
                                   {PM_NORM, 0, &norm},     {PM_PRODUCTS, 0, &products},
                                   {PM_ROUTE, 0, &route}};
           pm_handle* handle = pm_create(threads, 20, set.c_str());
-          check(pm_run_steps(handle, list, 5, buffers, tokens, tokens) == PM_OK, set + " steps");
+          check(pm_run_steps(handle, list, 5, buffers, &part, 1) == PM_OK, set + " steps");
           pm_destroy(handle);
           if (wanted.empty()) wanted = found;
           check(close(found, wanted), set + " steps against " + sets[0]);

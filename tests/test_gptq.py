@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pocketmoe.calibration.rounding import best_scales, rounded, spread
-from pocketmoe.compiler.expert_methods import METHODS, layer_moments, quantize_expert
+from pocketmoe.compiler.expert_methods import METHODS, inner_of, layer_moments, quantize_expert
 from pocketmoe.compiler.gptq import _inverse_factor, _rounded_in_order, quantize_gptq
 from pocketmoe.compiler.quantize import quantize_matrix
 from pocketmoe.model.module import GatedFFN
@@ -115,8 +115,10 @@ def test_an_expert_of_few_tokens_is_no_worse_than_rounded(
     for method in METHODS:
         module = copy.deepcopy(expert)
         page = PageFormat("int4", 32, 64, 96, bias, activation)
-        made = quantize_expert(module, x, weights, layer, page, method, signed=True)
-        for name, matrix in made.items():
+        made = quantize_expert(
+            module, x, inner_of(module, x), weights, layer, page, method, signed=True
+        )
+        for name, matrix in made.matrices.items():
             weight = getattr(module, name).weight.numpy()
             assert np.array_equal(matrix.dequantized(), weight)
         errors[method] = float((module(held_out) - expected).norm())

@@ -10,7 +10,7 @@ import pytest
 
 from pocketmoe.runtime.native import library
 from pocketmoe.runtime.native.kernels import NativeKernels
-from pocketmoe.runtime.native.steps import Matrix, Steps
+from pocketmoe.runtime.native.steps import Caches, Matrix, Parts, Steps
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="no native library")
 SETS = library.instruction_sets()
@@ -24,11 +24,18 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[NativeKernels]:
     made.close()
 
 
-def execute(steps: Steps, last: int = 0, **buffers: np.ndarray) -> None:
+def execute(
+    steps: Steps, last: int = 0, caches: Caches | None = None, **buffers: np.ndarray
+) -> None:
     for name, array in buffers.items():
         steps.set_buffer(name, array)
     assert set(buffers) == set(steps.buffers)
-    steps.run(len(next(iter(buffers.values()))), last)
+    steps.run(Parts([(len(next(iter(buffers.values()))), last, 0, caches)]))
+
+
+def caches_of(keys: np.ndarray, values: np.ndarray, past: int = 0) -> Caches:
+    """Of one layer, of which so many positions are filled."""
+    return Caches([(keys, values, np.array([past, 0]))])
 
 
 def draw(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -121,15 +128,13 @@ def test_attention(
         cache[:, :, first:] = np.nan  # not to be seen before it is written
     sinks = draw(rng, heads) if with_sinks else None
     scale = 1.7 * head_dim**-0.5
-    last = np.array([first + tokens - 1], np.int32)
     steps = Steps(kernels)
     steps.attend(
         0, ("q", "k", "v", "to"), heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale,
         window=window, sinks=sinks,
     )  # fmt: skip
-    steps.set_cache(0, caches[0], caches[1], last)
     to = np.full_like(q, np.nan)
-    execute(steps, q=q, k=k, v=v, to=to)
+    execute(steps, caches=caches_of(*caches, first), q=q, k=k, v=v, to=to)
     seen = [cache[0, :, : first + tokens].transpose(1, 0, 2) for cache in caches]
     assert seen[0][first:].tobytes() == k.tobytes()
     assert seen[1][first:].tobytes() == v.tobytes()
@@ -149,8 +154,8 @@ def test_attention(
         0, ("q", "k", "v", "to"), heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale,
         window=window, sinks=sinks,
     )  # fmt: skip
-    steps.set_cache(0, caches[0], caches[1], last)
-    execute(steps, q=q[-1:], k=k[-1:], v=v[-1:], to=alone)
+    before = caches_of(*caches, first + tokens - 1)
+    execute(steps, caches=before, q=q[-1:], k=k[-1:], v=v[-1:], to=alone)
     assert alone.tobytes() == to[-1:].tobytes()
 
 
@@ -165,9 +170,8 @@ def test_a_nan_in_a_query_or_a_key_is_not_lost(kernels: NativeKernels) -> None:
         0, ("q", "k", "v", "to"), heads=2, kv_heads=2, head_dim=16, scale=0.25, window=None,
         sinks=None,
     )  # fmt: skip
-    steps.set_cache(0, keys, values, np.array([4], np.int32))
     to = np.empty_like(q)
-    execute(steps, q=q, k=k, v=v, to=to)
+    execute(steps, caches=caches_of(keys, values), q=q, k=k, v=v, to=to)
     lost = np.isnan(to.reshape(5, 2, 16)).all(-1)
     expected = np.zeros((5, 2), bool)
     expected[1, 0] = expected[3:, 1] = True
@@ -194,9 +198,8 @@ def test_a_nan_in_a_value_reaches_those_alone_that_see_it(
             0, ("q", "k", "v", "to"), heads=heads, kv_heads=1, head_dim=head_dim, scale=0.25,
             window=window, sinks=None,
         )  # fmt: skip
-        steps.set_cache(0, keys, values, np.array([tokens - 1], np.int32))
         to = np.empty_like(q)
-        execute(steps, q=q, k=k, v=v, to=to)
+        execute(steps, caches=caches_of(keys, values), q=q, k=k, v=v, to=to)
         found.append(to.reshape(tokens, heads, head_dim))
     right, broken = found
     sees = np.zeros_like(right, bool)
@@ -335,9 +338,9 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         execute(steps, x=np.zeros((1, 5), np.float32), y=np.zeros((1, 4), np.float32))
 
 
-@pytest.mark.parametrize(("kv_heads", "last"), [(2, 1), (2, -1), (2, 5), (0, 4), (-2, 4)])
+@pytest.mark.parametrize(("kv_heads", "past"), [(2, -1), (2, -3), (2, 3), (0, 2), (-2, 2)])
 def test_an_attention_before_the_first_position_or_without_heads_is_refused(
-    kv_heads: int, last: int
+    kv_heads: int, past: int
 ) -> None:
     steps = Steps(NativeKernels(1))
     steps.attend(
@@ -345,7 +348,66 @@ def test_an_attention_before_the_first_position_or_without_heads_is_refused(
         sinks=None,
     )  # fmt: skip
     keys, values = np.zeros((2, 1, 2, 5, 4), np.float32)
-    steps.set_cache(0, keys, values, np.array([last], np.int32))
     rows = {name: np.zeros((3, 8), np.float32) for name in ("q", "k", "v", "to")}
     with pytest.raises(ValueError, match="refused"):
+        execute(steps, caches=caches_of(keys, values, past), **rows)
+    with pytest.raises(ValueError, match="refused"):
         execute(steps, **rows)
+
+
+@pytest.mark.parametrize("window", [None, 7, 300])
+def test_parts_attend_to_their_own_caches_with_the_bytes_that_each_has_alone(
+    kernels: NativeKernels, window: int | None
+) -> None:
+    """Where the places in the cache are others too, as after a window was moved."""
+    rng = np.random.default_rng(0)
+    heads, kv_heads, head_dim = 6, 2, 24
+    sinks = draw(rng, heads)
+    steps = Steps(kernels)
+    steps.attend(
+        1, ("q", "k", "v", "to"), heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=0.3,
+        window=window, sinks=sinks,
+    )  # fmt: skip
+    steps.keep_last("to", "kept")
+    sizes = [(600, 1, 1), (0, 5, 2), (311, 40, 40), (700, 1, 0), (255, 2, 1)]
+    inputs = [
+        {
+            "q": draw(rng, tokens, heads * head_dim),
+            "k": draw(rng, tokens, kv_heads * head_dim),
+            "v": draw(rng, tokens, kv_heads * head_dim),
+        }
+        for _, tokens, _ in sizes
+    ]
+    seen = [draw(rng, 2, 1, kv_heads, past + 50, head_dim) for past, _, _ in sizes]
+
+    def cache(index: int, dropped: int) -> Caches:
+        past = sizes[index][0]
+        keys, values = np.ascontiguousarray(seen[index][:, :, :, dropped:])
+        place = np.array([past - dropped, dropped])
+        return Caches([(keys[:, :, :1], values, place), (keys, values, place)])
+
+    def run(which: list[int], dropped: int) -> list[np.ndarray]:
+        rows = {name: np.concatenate([inputs[i][name] for i in which]) for name in "qkv"}
+        for name, array in rows.items():
+            steps.set_buffer(name, array)
+        to = np.empty_like(rows["q"])
+        kept = np.empty_like(to)
+        steps.set_buffer("to", to)
+        steps.set_buffer("kept", kept)
+        caches = [cache(i, max(0, min(dropped, sizes[i][0] - (window or 0)))) for i in which]
+        parts = [(*sizes[i][1:], 0, made) for i, made in zip(which, caches, strict=True)]
+        steps.run(Parts(parts))
+        ends = np.cumsum([sizes[i][2] for i in which])
+        found = np.split(to, np.cumsum([sizes[i][1] for i in which])[:-1])
+        for one, two, i in zip(found, np.split(kept[: ends[-1]], ends[:-1]), which, strict=True):
+            assert one[len(one) - sizes[i][2] :].tobytes() == two.tobytes()
+        return found
+
+    alone = [run([i], 0)[0] for i in range(len(sizes))]
+    together = run(list(range(len(sizes))), 0)
+    assert [x.tobytes() for x in together] == [x.tobytes() for x in alone]
+    if window is not None:
+        for dropped in (1, 130, 257):
+            which = [i for i, (past, _, _) in enumerate(sizes) if past > window]
+            moved = run(which, dropped)
+            assert [x.tobytes() for x in moved] == [alone[i].tobytes() for i in which]

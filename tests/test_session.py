@@ -317,7 +317,7 @@ def test_two_sessions_on_one_bundle_in_two_threads(tiny_bundle: Path) -> None:
 
     def work() -> None:
         with pocketmoe.open(tiny_bundle) as session:
-            session.set_memory_budget(session.plan.fixed + 4 * plan.page)
+            session.set_memory_budget(session.plan.fixed + session.plan.kv + 4 * plan.page)
             for _ in range(3):
                 session.reset()
                 logits.append(run(session).tobytes())

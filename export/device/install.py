@@ -140,8 +140,8 @@ class _Installation:
             bundle, model = before.bundle, before.model
         runtime = self._parts.get("runtime") or (before.runtime if before is not None else "")
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        last = None if before is None else before.number
-        return Version(number, runtime, bundle, model, last, when)
+        previous = None if before is None else before.number
+        return Version(number, runtime, bundle, model, previous, when)
 
     def _try(self, version: Version) -> None:
         lock = self._store.lock

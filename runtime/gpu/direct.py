@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ..bundle import TOKENIZER, read_manifest
 from ..lossy import ExpertChoice
+from ..model import Opening
 from ..policy import CachePolicy
 from ..recording import PathLike, open_recording
 from ..session import Session
+from ..sharing import open_session
 from ..text import load_tokenizer
 from .backends import Backend, onnx_backend
 from .device import Device
@@ -50,9 +52,12 @@ def open_device_session(
         )  # fmt: skip
         opened = open_runner(backend, request)
         undo.callback(opened.runner.close)
-        session = Session(
-            root, manifest, opened.plan, load_tokenizer(root / TOKENIZER), opened.context, threads,
-            opened.runner, choice, recording,
+        session = open_session(
+            Opening(
+                root, manifest, opened.plan, load_tokenizer(root / TOKENIZER), threads,
+                opened.runner, choice, recording, opened.longest,
+            ),
+            opened.context,
         )  # fmt: skip
         undo.pop_all()
     return session

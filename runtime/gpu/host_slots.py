@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..pager import Pager
+from ..pages import ExpertKey
 from ..readers import Slot
 from .device import Device, HostBuffer, Stream
 from .slots import Page
@@ -77,6 +78,15 @@ class SharedSlots:
 
     def settle(self) -> None:
         self._used.wait()
+
+    def resident(self) -> frozenset[ExpertKey]:
+        return self._pager.resident()
+
+    def make_room(self, nbytes: int) -> None:
+        """The pager has been made smaller: the host's memory plan counts it."""
+
+    def give_room(self, nbytes: int) -> None:
+        """The host's memory plan counts it."""
 
     def close(self) -> None:
         self._used.free()

@@ -7,6 +7,7 @@ to a staging buffer, and behind the past by a copy within the device.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from .device import Buffer, Device, Stream
 from .uploads import Uploads
 
 _HALF = 2  # bytes of a float16
+_numbers = itertools.count()
 
 
 def device_capacity(window: int | None, context: int, batch: int) -> int:
@@ -66,13 +68,14 @@ class DeviceKv:
     """Of each layer a buffer of keys and one of values; with MLA there are keys alone.
 
     A batch is `begin`, the segments of its chunks with what `past` says, then `commit`; without the
-    commit the next batch overwrites it.
+    commit the next batch overwrites it. number: no other cache has it.
     """
 
     def __init__(
         self, device: Device, stream: Stream, spec: ModelSpec, context: int, chunk: int, batch: int
     ):
         self.position = 0
+        self.number = next(_numbers)
         self.spans: dict[str, Span] = {}
         self._stream = stream
         self._chunk = chunk
@@ -97,8 +100,7 @@ class DeviceKv:
             for kind, width in widest.items()
         }
         self._pasts: dict[str, list[Past]] = {}
-        self._filled = True
-        self.reset()
+        self._to_clear = True
 
     @property
     def planes(self) -> int:
@@ -107,7 +109,11 @@ class DeviceKv:
 
     def begin(self, tokens: int) -> None:
         """Makes room for `tokens` more, at most a batch, and their masks."""
-        self._filled = True
+        if self._to_clear:  # what is not a number would come through the mask
+            for buffers in self._buffers:
+                for buffer in buffers:
+                    self._stream.clear(buffer.address, buffer.nbytes)
+            self._to_clear = False
         for kind, span in self.spans.items():
             if span.past + tokens > span.capacity:
                 self._slide(kind, span)
@@ -150,26 +156,27 @@ class DeviceKv:
         for span in self.spans.values():
             span.past += tokens
 
-    def rewind(self, position: int) -> bool:
-        """See KvCache.rewind."""
-        by = self.position - position
-        for span in self.spans.values():
-            needed = position if span.window is None else min(span.window - 1, position)
-            if span.past - by < needed:
-                return False
-        self.commit(-by)
-        return True
-
     def reset(self) -> None:
-        """Zeroes what may be there: what is not a number would come through the mask."""
+        """Buffers are cleared when the next batch begins: others may be using the stream now."""
         self.position = 0
         for span in self.spans.values():
             span.past = 0
-        if self._filled:
-            for buffers in self._buffers:
-                for buffer in buffers:
-                    self._stream.clear(buffer.address, buffer.nbytes)
-        self._filled = False
+        self._to_clear = True
+
+    def rewind(self, position: int) -> int:
+        """See runner.Cache."""
+        for span in self.spans.values():
+            origin = self.position - span.past  # positions that are there no more
+            if span.window is not None and origin and position < origin + span.window - 1:
+                position = 0
+        if position <= 0:
+            self.reset()
+            return 0
+        back = max(0, self.position - position)
+        self.position -= back
+        for span in self.spans.values():
+            span.past -= back
+        return self.position
 
     def pretend(self, position: int) -> None:
         """As if so many tokens had been seen, as far as there is room for a chunk more."""

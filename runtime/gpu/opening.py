@@ -73,11 +73,15 @@ class DeviceRequest:
 
 @dataclass(frozen=True)
 class Opened:
-    """plan: of the host. context: tokens."""
+    """plan: of the host. context: tokens. longest: that its sessions can see at most."""
 
     runner: DeviceRunner
     plan: MemoryPlan
     context: int
+
+    @property
+    def longest(self) -> int:
+        return self.context
 
 
 def device_context(wanted: int | None, manifest: Manifest, name: str) -> int:
@@ -225,7 +229,8 @@ def _make_tier(
         return SharedSlots(device, pager, stream)
     policy = request.policy() if request.policy is not None else None
     page_bytes = {layer.layer: layer.format.nbytes for layer in request.manifest.experts}
-    return DeviceSlots(device, pager, page_bytes, slots, stream, policy)
+    fewest = fewest_slots(request.manifest)
+    return DeviceSlots(device, pager, page_bytes, slots, stream, policy, fewest)
 
 
 def _segment_bytes(manifest: Manifest, graphs: DeviceGraphs) -> int:

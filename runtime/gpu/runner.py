@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from ...errors import EngineError
+from ...errors import BudgetError, ContextError, EngineError
+from ...sizes import format_size
 from ..backbone import RopeTable
 from ..budget import MemoryPlan
 from ..bundle import Manifest
@@ -20,13 +23,15 @@ from ..embedding import Embedding
 from ..experts import route
 from ..lossy import ExpertChoice
 from ..pager import Pager
+from ..pages import ExpertKey
 from ..recording import Recording
-from ..runner import DeviceFigures, Engines, Observer
+from ..runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
 from .buffers import FLOAT, INT64, BatchBuffers, most_experts
 from .device import Device, Stream
+from .errors import DeviceMemoryError
 from .executor import Loader
 from .experts import DeviceExperts
-from .kv import DeviceKv
+from .kv import DeviceKv, device_kv_bytes
 from .scope import Scope
 from .segments import DeviceSegments
 from .slots import Tier
@@ -64,6 +69,10 @@ class DeviceRunner:
         rotated = self._rope.cos.shape[1]
         self._routers = [segment.router_layer for segment in manifest.segments]
         self.engines = Engines("", "", 0)
+        self.usage = count_usage(spec)
+        # One after another: what a graph rounds depends on the tokens that it gets at once.
+        self.joins = False
+        self._caches: dict[DeviceKv, tuple[Scope, int]] = {}  # but the first; bytes of each
         self._process = os.getpid()
         self._taken = 0
         row = spec.hidden_size * FLOAT
@@ -75,11 +84,11 @@ class DeviceRunner:
             self._embedding = Embedding(root, manifest)
             undo.callback(self._embedding.close)
             self._buffers = BatchBuffers(scope, stream, spec, chunk, batch, rotated)
-            self._kv = DeviceKv(scope, stream, spec, context, chunk, batch)
+            # The first session's, which also engines are tried with before there is one.
+            self._first: DeviceKv | None = DeviceKv(scope, stream, spec, context, chunk, batch)
             self._segments = DeviceSegments(
-                root, manifest, graphs, loader, scope, stream, self._buffers, self._kv, chunk,
-                rotated,
-            )  # fmt: skip
+                root, manifest, graphs, loader, scope, stream, self._buffers, chunk, rotated
+            )
             undo.callback(self._segments.close)
             self._experts = DeviceExperts(
                 root, manifest, graphs, loader, scope, stream, self._buffers, batch
@@ -104,10 +113,6 @@ class DeviceRunner:
         self._ends.callback(self._stream.synchronize)
 
     @property
-    def position(self) -> int:
-        return self._kv.position
-
-    @property
     def accuracy(self) -> float | None:
         return None
 
@@ -116,43 +121,86 @@ class DeviceRunner:
         tier = self._tier
         return DeviceFigures(tier.requests, tier.hits, tier.copied, tier.slots, self._taken)
 
-    def reset(self) -> None:
-        self._kv.reset()
+    def open_cache(self, context: int) -> DeviceKv:
+        first, self._first = self._first, None
+        if first is not None:
+            return first
+        if context > self._context:
+            raise ContextError(
+                f"context {context} is more than the {self._context} tokens of the first session "
+                "on this GPU; open that one with a longer context"
+            )
+        nbytes = device_kv_bytes(self._spec, context, self._chunk, self._batch)
+        self._tier.settle()
+        self._tier.make_room(nbytes)
+        scope = Scope(self._device)
+        try:
+            cache = DeviceKv(scope, self._stream, self._spec, context, self._chunk, self._batch)
+        except DeviceMemoryError as error:
+            scope.close()
+            self._tier.give_room(nbytes)
+            raise BudgetError(
+                f"the GPU has no memory for another session of {context} tokens "
+                f"({format_size(nbytes)}); use a shorter context, or fewer sessions"
+            ) from error
+        self._caches[cache] = scope, nbytes
+        return cache
 
-    def rewind(self, position: int) -> bool:
-        return self._kv.rewind(position)
+    def close_cache(self, cache: Cache) -> None:
+        """The first session's memory is kept for the next one that is opened."""
+        kv = cast(DeviceKv, cache)
+        kv.reset()
+        if kv not in self._caches:
+            self._first = kv
+            return
+        scope, nbytes = self._caches.pop(kv)
+        self._stream.synchronize()
+        scope.close()
+        self._tier.give_room(nbytes)
+
+    def take_caches(self, plan: MemoryPlan, contexts: Sequence[int]) -> MemoryPlan:
+        if not self._device.info.unified:
+            return plan
+        sizes = [device_kv_bytes(self._spec, n, self._chunk, self._batch) for n in contexts[1:]]
+        return replace(plan, kv=sum(sizes))  # the first is in plan.backbone
+
+    def resident(self) -> frozenset[ExpertKey]:
+        return self._tier.resident()
 
     def follow(self, plan: MemoryPlan) -> None:
         self._tier.settle()
         self.pager.resize(plan.slots)
 
-    def run_batch(
-        self, ids: np.ndarray, logits: np.ndarray, length: int, observe: Observer | None
-    ) -> None:
-        tokens, trace = len(ids), self._recording.trace
-        self._begin(ids, length)
+    def run_batch(self, parts: Sequence[Part], observe: Observer | None = None) -> None:
+        for part in parts:
+            self._run_part(part, observe)
+
+    def _run_part(self, part: Part, observe: Observer | None) -> None:
+        kv, tokens, trace = cast(DeviceKv, part.cache), len(part.ids), self._recording.trace
+        logits = part.logits
+        self._begin(kv, part.ids, part.length)
         for index, layer in enumerate(self._routers):
             started = time.perf_counter()
             if layer is None:
-                self._run_last(index, tokens, logits)
+                self._run_last(kv, index, tokens, logits)
                 if trace is not None:
                     trace.span("last layers and head", "backbone", started, tokens=tokens)
                 if observe is not None:
                     observe(index, {"logits": logits})
                 continue
-            weights, experts = self._run_segment(index, layer, tokens)
+            weights, experts = self._run_segment(kv, index, layer, tokens)
             if trace is not None:
                 trace.span(f"backbone {layer}", "backbone", started, layer=layer, tokens=tokens)
             if observe is not None:
                 observe(index, self._observed(index, tokens, weights, experts))
             self._run_experts(index, layer, weights, experts, tokens)
-        self._kv.commit(tokens)
+        kv.commit(tokens)
 
-    def _begin(self, ids: np.ndarray, length: int) -> None:
+    def _begin(self, kv: DeviceKv, ids: np.ndarray, length: int) -> None:
         """Sends up the embedding rows, the masks and the rotation of a batch."""
         tokens, buffers, stream = len(ids), self._buffers, self._stream
-        self._kv.begin(tokens)
-        self._rope.fill(self._kv.position, tokens, length)
+        kv.begin(tokens)
+        self._rope.fill(kv.position, tokens, length)
         with self._start.fill() as memory:
             offset = 0
             hidden = memory.view(np.float32, (tokens, self._spec.hidden_size))
@@ -167,11 +215,13 @@ class DeviceRunner:
                 stream.upload(target, memory.address + offset, part.nbytes)
                 offset += part.nbytes
 
-    def _run_segment(self, index: int, layer: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def _run_segment(
+        self, kv: DeviceKv, index: int, layer: int, tokens: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Runs a segment for the whole batch; returns the router's weights and ids, valid until the
         next is run."""
         for number, start in enumerate(range(0, tokens, self._chunk)):
-            self._segments.run(index, number, start, min(self._chunk, tokens - start))
+            self._segments.run(kv, index, number, start, min(self._chunk, tokens - start))
         router = self._spec.layers[layer].router
         top_k = router.top_k if router is not None else 1
         weights = self._routes.view(np.float32, (tokens, top_k))
@@ -197,6 +247,7 @@ class DeviceRunner:
         if self._recording.routes is not None:
             self._recording.routes.add(layer, weights, experts, tier.holds)
         routing = route(weights, experts)
+        self.usage[layer, routing.experts] += np.diff(routing.starts)
         started, has_base = time.perf_counter(), self._segments.has_base(index)
         if tokens == 1:
             self._experts.run_token(layer, routing, tier, has_base=has_base)
@@ -206,7 +257,7 @@ class DeviceRunner:
             count = len(routing.experts)
             trace.span(f"experts {layer}", "experts", started, layer=layer, experts=count)
 
-    def _run_last(self, index: int, tokens: int, logits: np.ndarray) -> None:
+    def _run_last(self, kv: DeviceKv, index: int, tokens: int, logits: np.ndarray) -> None:
         """Fills `logits`, float32 `[R, V]`, for the last R tokens."""
         first = tokens - len(logits)
         for number, start in enumerate(range(0, tokens, self._chunk)):
@@ -219,7 +270,7 @@ class DeviceRunner:
             with self._rows.fill() as memory:
                 memory.view(np.int64, (rows,))[:] = np.arange(from_row - start, stop - start)
                 self._stream.upload(self._buffers.rows, memory.address, rows * INT64)
-            self._segments.run(index, number, start, stop - start, rows)
+            self._segments.run(kv, index, number, start, stop - start, rows)
             if wanted < stop:
                 self._fetch(self._buffers.logits, logits[wanted - first : stop - first])
 
@@ -258,21 +309,23 @@ class DeviceRunner:
         """Runs every graph at its largest, on zeros, for engines that take memory when they run."""
         if not self._loader.grows:
             return
-        page = self._device.allocate(slot_bytes)
+        page, kv = self._device.allocate(slot_bytes), self._first
+        if kv is None:
+            raise RuntimeError("engines are tried before a session is opened")
         try:
             self._stream.clear(page.address, slot_bytes)
-            self._kv.pretend(self._context - self._chunk)
-            self._begin(np.zeros(self._chunk, np.int64), self._context)
+            kv.pretend(self._context - self._chunk)
+            self._begin(kv, np.zeros(self._chunk, np.int64), self._context)
             for index, layer in enumerate(self._routers):
                 rows = 0
                 if layer is None:
                     rows = self._chunk
                     self._stream.clear(self._buffers.rows, rows * INT64)
-                self._segments.run(index, 0, 0, self._chunk, rows)
+                self._segments.run(kv, index, 0, 0, self._chunk, rows)
             self._experts.warm_up(page.address, self._batch)
             self._stream.synchronize()
         finally:
-            self._kv.reset()
+            kv.reset()
             self._stream.synchronize()
             page.free()
 
@@ -288,3 +341,7 @@ class DeviceRunner:
         with ExitStack() as ends:
             ends.push(self._last.pop_all())
             ends.push(self._ends.pop_all())
+            for scope, _ in self._caches.values():
+                ends.callback(scope.close)
+            ends.callback(self._stream.synchronize)
+            self._caches = {}

@@ -27,12 +27,13 @@ class DeviceSegments:
         device: Device,
         stream: Stream,
         buffers: BatchBuffers,
-        kv: DeviceKv,
         chunk: int,
         rotated: int,
     ):
-        self._stream, self._buffers, self._kv = stream, buffers, kv
+        self._stream, self._buffers = stream, buffers
         self._spec = manifest.spec
+        shapes = self._spec.cache_shapes
+        self._planes = len(shapes)
         self._rotated = rotated
         self._segments = manifest.segments
         self._executors: list[Executor] = []
@@ -40,7 +41,7 @@ class DeviceSegments:
         most = max((len(segment.layers) for segment in manifest.segments), default=0)
         for _ in range(most):
             self._staging.append(
-                [device.allocate(chunk * heads * size * 2) for heads, size in kv.shapes]
+                [device.allocate(chunk * heads * size * 2) for heads, size in shapes]
             )
         for segment, graph in zip(manifest.segments, graphs.segments, strict=True):
             executor = loader.load(graph)
@@ -50,7 +51,7 @@ class DeviceSegments:
         self._bound: list[object] = [None] * len(self._executors)
 
     def _names(self, segment: Segment) -> tuple[set[str], set[str]]:
-        parts = ("key", "value")[: self._kv.planes]
+        parts = ("key", "value")[: self._planes]
         inputs = {"hidden"} | {f"past_{part}.{i}" for part in parts for i in segment.layers}
         inputs |= {f"mask.{kind}" for kind in self._kinds(segment)}
         outputs = {f"new_{part}.{i}" for part in parts for i in segment.layers}
@@ -68,24 +69,29 @@ class DeviceSegments:
     def attends(self, index: int) -> bool:
         return bool(self._segments[index].layers)
 
-    def run(self, index: int, chunk: int, start: int, tokens: int, rows: int = 0) -> None:
+    def run(
+        self, kv: DeviceKv, index: int, chunk: int, start: int, tokens: int, rows: int = 0
+    ) -> None:
         """Gives the stream a segment for tokens [start, start + tokens) of the batch, its chunk'th
-        chunk. rows: of the last segment, those in `buffers.rows`."""
+        chunk, over a sequence's cache. rows: of the last segment, those in `buffers.rows`."""
         segment, executor = self._segments[index], self._executors[index]
-        pasts = {kind: self._kv.past_of(kind, chunk) for kind in self._kinds(segment)}
-        state = (start, tokens, rows, *((p.first, p.bound, p.mask) for p in pasts.values()))
+        pasts = {kind: kv.past_of(kind, chunk) for kind in self._kinds(segment)}
+        places = ((p.first, p.bound, p.mask) for p in pasts.values())
+        state = (kv.number, start, tokens, rows, *places)
         if self._bound[index] != state:
             self._bound[index] = None
-            self._bind(index, start, tokens, rows, pasts)
+            self._bind(kv, index, start, tokens, rows, pasts)
             self._bound[index] = state
         executor.run(self._stream, DECODE if tokens == 1 else PROMPT)
         for place, layer in enumerate(segment.layers):
-            at = self._kv.past(layer, chunk).at
-            bases = zip(self._kv.bases(layer), self._staging[place], strict=True)
+            at = kv.past(layer, chunk).at
+            bases = zip(kv.bases(layer), self._staging[place], strict=True)
             for (address, row), staged in bases:
                 self._stream.copy(address + at * row, staged.address, tokens * row)
 
-    def _bind(self, index: int, start: int, tokens: int, rows: int, pasts: dict[str, Past]) -> None:
+    def _bind(
+        self, kv: DeviceKv, index: int, start: int, tokens: int, rows: int, pasts: dict[str, Past]
+    ) -> None:
         segment, executor, buffers = self._segments[index], self._executors[index], self._buffers
         hidden = (tokens, self._spec.hidden_size)
         rotated = (tokens, self._rotated)
@@ -113,9 +119,7 @@ class DeviceSegments:
         parts = ("key", "value")
         for place, layer in enumerate(segment.layers):
             past = pasts[kind_of(self._spec.layers[layer].window)]
-            pieces = zip(
-                parts, self._kv.bases(layer), self._kv.shapes, self._staging[place], strict=False
-            )
+            pieces = zip(parts, kv.bases(layer), kv.shapes, self._staging[place], strict=False)
             for part, (address, row), shape, staged in pieces:
                 seen = (address + past.first * row, (past.bound, *shape))
                 places[f"past_{part}.{layer}"] = seen

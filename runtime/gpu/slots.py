@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
+from ...errors import BudgetError
 from ..next_use import NextUse
 from ..pager import Pager
 from ..pages import ExpertKey
@@ -48,6 +49,22 @@ class Tier(Protocol):
         """Blocks until the pager's memory is not read from any more: it may be resized."""
         ...
 
+    def resident(self) -> frozenset[ExpertKey]:
+        """Pages in memory, the device's or the host's. From any thread."""
+        ...
+
+    def make_room(self, nbytes: int) -> None:
+        """Gives up slots so that there is room for something else of so many bytes beside it.
+
+        Raises:
+            BudgetError: too few would be left.
+        """
+        ...
+
+    def give_room(self, nbytes: int) -> None:
+        """What room was made for is not there any more."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -77,18 +94,25 @@ class DeviceSlots:
         slots: int,
         compute: Stream,
         policy: CachePolicy | None = None,
+        fewest: int = 1,
     ):
-        """page_bytes: of each paged layer."""
+        """page_bytes: of each paged layer. fewest: slots that it cannot do without."""
         self._pager = pager
         self._compute = compute
         self._page_bytes = page_bytes
         self._policy = policy or NextUse(max(1, len(page_bytes)))
         self.slots = slots
-        slot_bytes = max(page_bytes.values(), default=1)
+        self._device = device
+        self._fewest = fewest
+        self._slot_bytes = max(page_bytes.values(), default=1)
         self.hits = self.requests = self.copied = 0
         self._turn = 0
+        self._make()
+
+    def _make(self) -> None:
+        slots, slot_bytes = self.slots, self._slot_bytes
         with ExitStack() as undo:
-            scope = self._scope = Scope(device)
+            scope = self._scope = Scope(self._device)
             undo.callback(scope.close)
             memory = scope.allocate(max(1, slots * slot_bytes)).address
             self._copied = scope.event()
@@ -228,6 +252,32 @@ class DeviceSlots:
 
     def settle(self) -> None:
         self._copied.wait()
+
+    def resident(self) -> frozenset[ExpertKey]:
+        return frozenset(list(self._resident)) | self._pager.resident()
+
+    def make_room(self, nbytes: int) -> None:
+        fewer = -(-nbytes // self._slot_bytes)
+        if self.slots - fewer < self._fewest:
+            raise BudgetError(
+                f"the GPU has no memory for another session: of the room for {self.slots} pages it "
+                f"would take that of {fewer}, and {self._fewest} are needed; use a shorter "
+                "context, or fewer sessions"
+            )
+        self._resize(self.slots - fewer)
+
+    def give_room(self, nbytes: int) -> None:
+        self._resize(self.slots + -(-nbytes // self._slot_bytes))
+
+    def _resize(self, slots: int) -> None:
+        """Makes the slots anew, with no page in them."""
+        self._copies.synchronize()
+        self._compute.synchronize()
+        self._policy.evict((), self.slots + 1)
+        self._resident.clear()
+        self._scope.close()
+        self.slots = slots
+        self._make()
 
     def close(self) -> None:
         """The computing stream is at rest. May be called twice."""

@@ -52,8 +52,7 @@ bool valid(const pm_matrix& matrix) {
 }
 
 // Looks at what would be costly to get wrong and is cheap to see; sizes are trusted.
-// tokens: rows that it works on.
-bool valid(const pm_step& step, const pm_buffer* buffers, int64_t tokens) {
+bool valid(const pm_step& step, const pm_buffer* buffers, const pm_part* parts, int64_t n_parts) {
   if (step.op < PM_ADD || step.op > PM_LAST || !step.what) return false;
   if (step.op == PM_PRODUCTS) {
     const pm_products& products = *static_cast<const pm_products*>(step.what);
@@ -72,9 +71,16 @@ bool valid(const pm_step& step, const pm_buffer* buffers, int64_t tokens) {
     return buffers[static_cast<const pm_rotate*>(step.what)->cos].width <= pm::MOST_PAIRS;
   if (step.op == PM_ATTEND) {
     const pm_attend& attend = *static_cast<const pm_attend*>(step.what);
-    return attend.kv_heads > 0 && attend.heads % attend.kv_heads == 0 && attend.keys &&
-           attend.values && attend.last && *attend.last < attend.capacity &&
-           static_cast<int64_t>(*attend.last) + 1 >= tokens;
+    if (attend.kv_heads < 1 || attend.heads % attend.kv_heads != 0 || attend.cache < 0)
+      return false;
+    for (int64_t i = 0; i < n_parts; ++i) {
+      if (!parts[i].caches) return false;
+      const pm_cache& cache = parts[i].caches[attend.cache];
+      if (!cache.keys || !cache.values || !cache.place || cache.place[0] < 0 ||
+          cache.place[1] < 0 || parts[i].ahead < 0 ||
+          cache.place[0] + parts[i].ahead + parts[i].tokens > cache.capacity)
+        return false;
+    }
   }
   if (step.op == PM_ROUTE) {
     const pm_route& route = *static_cast<const pm_route*>(step.what);
@@ -198,15 +204,18 @@ int64_t pm_product_bytes(pm_handle* handle, const pm_matrix* matrix, int64_t n_t
 }
 
 int32_t pm_run_steps(pm_handle* handle, const pm_step* steps, int64_t n_steps,
-                     const pm_buffer* buffers, int64_t n_tokens, int64_t last) {
-  if (n_tokens < 0 || last < 0 || last > n_tokens) return PM_BAD_ARGUMENT;
-  int64_t rows = n_tokens;
+                     const pm_buffer* buffers, const pm_part* parts, int64_t n_parts) {
+  for (int64_t i = 0; i < n_parts; ++i)
+    if (parts[i].tokens < 0 || parts[i].kept < 0 || parts[i].kept > parts[i].tokens)
+      return PM_BAD_ARGUMENT;
+  bool all_rows = true;
   for (int64_t i = 0; i < n_steps; ++i) {
-    if (!valid(steps[i], buffers, rows)) return PM_BAD_ARGUMENT;
-    if (steps[i].op == PM_LAST) rows = last;
+    if (!valid(steps[i], buffers, parts, n_parts)) return PM_BAD_ARGUMENT;
+    if (steps[i].op == PM_ATTEND && !all_rows) return PM_BAD_ARGUMENT;
+    if (steps[i].op == PM_LAST) all_rows = false;
   }
   return guarded(handle, [&] {
-    pm::run_steps(*handle, steps, n_steps, buffers, n_tokens, last);
+    pm::run_steps(*handle, steps, n_steps, buffers, parts, n_parts);
   });
 }
 

@@ -210,9 +210,9 @@ class NativeKernels:
         attention; negative where the kernels do not know its form."""
         return int(self._library.pm_product_bytes(self._handle, ctypes.byref(matrix), tokens))
 
-    def run_steps(self, steps: Any, count: int, buffers: Any, tokens: int, last: int) -> None:
+    def run_steps(self, steps: Any, count: int, buffers: Any, parts: Any, n_parts: int) -> None:
         """See `Steps` in steps.py, which makes the arrays of structures."""
-        self._done(self._library.pm_run_steps(self._handle, steps, count, buffers, tokens, last))
+        self._done(self._library.pm_run_steps(self._handle, steps, count, buffers, parts, n_parts))
 
     def read(self, data: np.ndarray) -> int:
         """Reads uint8 memory with all threads, to measure its bandwidth."""

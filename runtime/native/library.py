@@ -69,7 +69,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pm_product": (c_int32, (c_void_p, POINTER(MatrixStruct), c_int64, c_void_p, c_void_p)),
     "pm_xxh64": (c_uint64, (c_void_p, c_int64)),
     "pm_product_bytes": (c_int64, (c_void_p, POINTER(MatrixStruct), c_int64)),
-    "pm_run_steps": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64)),
+    "pm_run_steps": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64)),
     "pm_read": (c_uint64, (c_void_p, c_void_p, c_int64)),
 }  # fmt: skip
 

@@ -86,9 +86,10 @@ PM_API int32_t pm_product(pm_handle* handle, const pm_matrix* matrix, int64_t n_
 // What the handle holds at most after such products of so many tokens, and after attention.
 PM_API int64_t pm_product_bytes(pm_handle* handle, const pm_matrix* matrix, int64_t n_tokens);
 
-// Runs steps one after another for n_tokens rows of the buffers; after PM_LAST for `last` rows.
+// Runs steps one after another for the rows of all parts; after PM_LAST for those that are kept. A
+// row's results do not depend on the rows and parts that it is run with.
 PM_API int32_t pm_run_steps(pm_handle* handle, const pm_step* steps, int64_t n_steps,
-                            const pm_buffer* buffers, int64_t n_tokens, int64_t last);
+                            const pm_buffer* buffers, const pm_part* parts, int64_t n_parts);
 
 // Reads memory with all threads, to measure with; returns some sum over it. nbytes: a multiple of
 // 128.

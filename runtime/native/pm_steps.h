@@ -23,7 +23,24 @@ enum {
   PM_ATTEND = 7,    // pm_attend
   PM_ACTIVATE = 8,  // pm_activate
   PM_ROUTE = 9,     // pm_route
-  PM_LAST = 10      // pm_map: to = the last rows of from; the steps after it work on those alone
+  PM_LAST = 10      // pm_map: to = the last rows of each part; the steps after it work on those alone
+};
+
+// Keys and values of a layer that one sequence has seen: float [kv_heads, capacity, head_dim].
+// place: how many positions are filled, and how many were dropped before the first of them.
+struct pm_cache {
+  float* keys;
+  float* values;
+  int64_t capacity;
+  const int64_t* place;
+};
+
+// Rows of one sequence, in the order of its tokens. The parts of a call follow one another.
+struct pm_part {
+  int64_t tokens;                 // its rows
+  int64_t kept;                   // the last ones of them, that go on after PM_LAST
+  int64_t ahead;                  // positions between those that `place` counts and its own
+  const struct pm_cache* caches;  // by number; null where nothing attends
 };
 
 struct pm_step {
@@ -66,18 +83,15 @@ struct pm_rotate {
   int32_t of, cos, sin, heads, interleaved;
 };
 
-// Writes k and v into the caches at the positions of the tokens, then attends.
-// keys, values: float [kv_heads, capacity, head_dim]. last: position of the last token.
-// window: positions that a query sees, itself included; 0 for all before it.
+// Writes k and v into the caches at the positions of the tokens, then attends, each part to its own.
+// cache: which of a part's caches. window: positions that a query sees, itself included; 0 for all before it.
 // sinks: [heads], a logit more in each softmax; or null.
 struct pm_attend {
   int32_t q, k, v, to;
   int32_t heads, kv_heads, head_dim;
   float scale;
-  int64_t capacity, window;
-  float* keys;
-  float* values;
-  const int32_t* last;
+  int32_t cache, reserved;
+  int64_t window;
   const float* sinks;
 };
 

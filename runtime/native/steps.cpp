@@ -87,6 +87,18 @@ void activate(Engine& engine, const pm_activate& step, const Rows& rows) {
   });
 }
 
+// Rows move to the front alone, so `to` may be `from`.
+void keep_last(const pm_map& step, Rows& rows, const pm_part* parts, int64_t n_parts) {
+  int64_t end = 0, kept = 0;
+  for (int64_t i = 0; i < n_parts; ++i) {
+    end += parts[i].tokens;
+    std::memmove(rows.of(step.to, kept), rows.of(step.from, end - parts[i].kept),
+                 parts[i].kept * rows.width(step.to) * sizeof(float));
+    kept += parts[i].kept;
+  }
+  rows.count = kept;
+}
+
 void route_rows(Engine& engine, const pm_route& step, const Rows& rows) {
   for (Buffer& buffer : engine.scratch) buffer.at_least(routing_bytes(step));
   for_each_row(engine, rows.count, [&](int64_t row, int thread) {
@@ -99,8 +111,9 @@ void route_rows(Engine& engine, const pm_route& step, const Rows& rows) {
 }  // namespace
 
 void run_steps(Engine& engine, const pm_step* steps, int64_t n_steps, const pm_buffer* buffers,
-               int64_t tokens, int64_t last) {
-  Rows rows{buffers, tokens};
+               const pm_part* parts, int64_t n_parts) {
+  Rows rows{buffers, 0};
+  for (int64_t i = 0; i < n_parts; ++i) rows.count += parts[i].tokens;
   const Pool::Awake awake(engine.pool);
   for (int64_t i = 0; i < n_steps; ++i) {
     const void* what = steps[i].what;
@@ -122,16 +135,12 @@ void run_steps(Engine& engine, const pm_step* steps, int64_t n_steps, const pm_b
       }
       case PM_GATE: gate(engine, *static_cast<const pm_map*>(what), rows); break;
       case PM_ROTATE: rotate(engine, *static_cast<const pm_rotate*>(what), rows); break;
-      case PM_ATTEND: attend(engine, *static_cast<const pm_attend*>(what), rows); break;
+      case PM_ATTEND:
+        attend(engine, *static_cast<const pm_attend*>(what), rows, parts, n_parts);
+        break;
       case PM_ACTIVATE: activate(engine, *static_cast<const pm_activate*>(what), rows); break;
       case PM_ROUTE: route_rows(engine, *static_cast<const pm_route*>(what), rows); break;
-      case PM_LAST: {
-        const pm_map& step = *static_cast<const pm_map*>(what);
-        std::memmove(rows.of(step.to), rows.of(step.from, tokens - last),
-                     last * rows.width(step.to) * sizeof(float));
-        rows.count = last;
-        break;
-      }
+      case PM_LAST: keep_last(*static_cast<const pm_map*>(what), rows, parts, n_parts); break;
     }
   }
 }

@@ -28,13 +28,14 @@ void for_each_row(Engine& engine, int64_t rows, const F& f) {
     engine.pool.loop(rows, f);
 }
 
-// Runs all steps for `tokens` rows; after PM_LAST for the last `last` of them.
+// Runs all steps for the rows of all parts; after PM_LAST for those that they keep.
 void run_steps(Engine& engine, const pm_step* steps, int64_t n_steps, const pm_buffer* buffers,
-               int64_t tokens, int64_t last);
+               const pm_part* parts, int64_t n_parts);
 
 Matrix matrix_from(const pm_matrix& matrix);
 
-void attend(Engine& engine, const pm_attend& step, const Rows& rows);
+void attend(Engine& engine, const pm_attend& step, const Rows& rows, const pm_part* parts,
+            int64_t n_parts);
 // Bytes that attend() wants of each thread's scratch memory.
 int64_t attention_bytes();
 

@@ -62,8 +62,19 @@ class AttendStruct(ctypes.Structure):
     _fields_ = (
         ("q", c_int32), ("k", c_int32), ("v", c_int32), ("to", c_int32),
         ("heads", c_int32), ("kv_heads", c_int32), ("head_dim", c_int32), ("scale", c_float),
-        ("capacity", c_int64), ("window", c_int64),
-        ("keys", c_void_p), ("values", c_void_p), ("last", c_void_p), ("sinks", c_void_p),
+        ("cache", c_int32), ("reserved", c_int32), ("window", c_int64), ("sinks", c_void_p),
+    )  # fmt: skip
+
+
+class CacheStruct(ctypes.Structure):
+    _fields_ = (
+        ("keys", c_void_p), ("values", c_void_p), ("capacity", c_int64), ("place", c_void_p),
+    )  # fmt: skip
+
+
+class PartStruct(ctypes.Structure):
+    _fields_ = (
+        ("tokens", c_int64), ("kept", c_int64), ("ahead", c_int64), ("caches", c_void_p),
     )  # fmt: skip
 
 
@@ -103,6 +114,39 @@ class Matrix:
         )  # fmt: skip
 
 
+class Caches:
+    """The keys and values of one sequence, by layer.
+
+    Of each layer: keys and values, float32 `[1, kv_heads, capacity, head_dim]`, and int64 `[2]`:
+    how many positions are filled, and how many were dropped before the first of them. All are read
+    when steps run.
+    """
+
+    def __init__(self, layers: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]):
+        self._alive = list(layers)
+        self.structs = (CacheStruct * len(self._alive))()
+        for struct, (keys, values, place) in zip(self.structs, self._alive, strict=True):
+            struct.keys, struct.values = keys.ctypes.data, values.ctypes.data
+            struct.capacity, struct.place = keys.shape[2], place.ctypes.data
+        self.address = ctypes.addressof(self.structs)
+
+
+class Parts:
+    """Whose rows a call is for: those of one sequence after those of another.
+
+    Of each part: its tokens; how many of the last ones are kept by `keep_last`; how many tokens of
+    the sequence run before these in the same batch; its caches, None where nothing attends.
+    """
+
+    def __init__(self, parts: Sequence[tuple[int, int, int, Caches | None]]):
+        self._alive = [caches for *_, caches in parts]
+        self.structs = (PartStruct * len(parts))(*[
+            PartStruct(tokens, kept, ahead, None if caches is None else caches.address)
+            for tokens, kept, ahead, caches in parts
+        ])  # fmt: skip
+        self.kept = sum(kept for _, kept, _, _ in parts)
+
+
 class Steps:
     """A list of steps, and the buffers that they work on.
 
@@ -117,7 +161,6 @@ class Steps:
         self._matrices: list[Matrix] = []
         self._alive: list[Any] = []
         self._ready: tuple[Any, Any] | None = None
-        self._attentions: dict[int, AttendStruct] = {}
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -195,25 +238,14 @@ class Steps:
         window: int | None,
         sinks: np.ndarray | None,
     ) -> None:
-        """names: of queries, keys, values and what comes out. `set_cache` says where keys and
-        values are kept."""
+        """names: of queries, keys, values and what comes out. Keys and values are kept in the
+        caches of each part, those of `layer`."""
         self._alive.append(sinks)
         q, k, v, to = (self._of(name) for name in names)
         struct = AttendStruct(
-            q, k, v, to, heads, kv_heads, head_dim, scale, 0, window or 0, None, None, None,
-            _address(sinks),
-        )  # fmt: skip
-        self._attentions[layer] = struct
+            q, k, v, to, heads, kv_heads, head_dim, scale, layer, 0, window or 0, _address(sinks)
+        )
         self._append(_ATTEND, struct)
-
-    def set_cache(self, layer: int, keys: np.ndarray, values: np.ndarray, last: np.ndarray) -> None:
-        """keys, values: float32 `[1, kv_heads, capacity, head_dim]`; last: int32 `[1]`, where the
-        last token of a call goes. All are read when steps run."""
-        self._alive += [keys, values, last]
-        struct = self._attentions[layer]
-        struct.capacity = keys.shape[2]
-        struct.keys, struct.values = keys.ctypes.data, values.ctypes.data
-        struct.last = last.ctypes.data
 
     def activate(self, gate: str, up: str, to: str, activation: Any) -> None:
         """activation: a model.spec.Activation."""
@@ -238,7 +270,7 @@ class Steps:
         )  # fmt: skip
 
     def keep_last(self, source: str, to: str) -> None:
-        """The last rows alone go on, as many as `run` is told."""
+        """The last rows of each part alone go on, as many as it says."""
         self._append(_LAST, MapStruct(self._of(source), 0, self._of(to), 0.0))
 
     def set_buffer(self, name: str, array: np.ndarray) -> None:
@@ -247,9 +279,10 @@ class Steps:
         buffer = buffers[self._numbers[name]]
         buffer.data, buffer.width = array.ctypes.data, array.shape[1]
 
-    def run(self, tokens: int, last: int) -> None:
+    def run(self, parts: Parts) -> None:
         buffers, steps = self._prepared()
-        self._kernels.run_steps(steps, len(self._steps), buffers, tokens, last)
+        structs = parts.structs
+        self._kernels.run_steps(steps, len(self._steps), buffers, structs, len(structs))
 
     def _prepared(self) -> tuple[Any, Any]:
         if self._ready is None:

@@ -1,0 +1,254 @@
+"""A model in memory: weights, engines, page cache and budget, for all sessions that run it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .budget import AUTO, MemoryPlan, fit_budget, read_budget
+from .bundle import Manifest
+from .chat import load_chat_template
+from .clock import Clock
+from .combining import Combiner, Seat
+from .lossy import ExpertChoice
+from .pages import ExpertKey
+from .recording import Recording
+from .runner import Observer, Runner
+from .stats import Counters, Stats, process_memory
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a model is opened with. longest: tokens that a session can see at most. settings: those
+    that a session shares it by; None: it is not shared. asked: for which budget, bytes or "auto";
+    None for none."""
+
+    root: Path
+    manifest: Manifest
+    plan: MemoryPlan
+    tokenizer: Any
+    threads: int
+    runner: Runner
+    choice: ExpertChoice
+    recording: Recording
+    longest: int
+    asked: int | str | None = None
+    settings: object = None
+
+
+class Model:
+    """Opened by its first session, and closed with its last. Usable from any thread.
+
+    plan: where the memory goes; `kv` is of all sessions. tokenizer, chat_template: see Session.
+    """
+
+    def __init__(self, opening: Opening, on_close: Callable[[Model], None] | None = None):
+        self.root, self.manifest, self.plan = opening.root, opening.manifest, opening.plan
+        self.tokenizer, self.settings = opening.tokenizer, opening.settings
+        self.longest, self.asked = opening.longest, opening.asked
+        self.chat_template = load_chat_template(opening.root, opening.manifest)
+        self.recording = opening.recording
+        self.runner = opening.runner
+        self.process = os.getpid()
+        self._threads = opening.threads
+        self._choice = opening.choice
+        self._on_close = on_close
+        self._contexts: dict[Seat, int] = {}
+        self._wanted: MemoryPlan | None = opening.plan  # to be followed when no batch is under way
+        self._planning = threading.Lock()  # held for `plan`, `_wanted` and `_contexts`
+        self._closed = False
+        self._combiner = Combiner(
+            self.runner, self.plan.chunk, self.plan.batch, self.recording, self._follow_plan
+        )
+
+    @property
+    def sessions(self) -> int:
+        """How many are open."""
+        return len(self._contexts)
+
+    @property
+    def usage(self) -> np.ndarray:
+        """int64 `[layers, experts]`: how many tokens went to each expert so far. A copy."""
+        return self.runner.usage.copy()
+
+    def resident(self) -> frozenset[ExpertKey]:
+        """Experts whose pages are in memory just now."""
+        return self.runner.resident()
+
+    def open_seat(self, context: int, asked: tuple[int | str | None] | None = None) -> Seat | None:
+        """A place for another session; None where the last one has been closed meanwhile, or the
+        budget that was asked for is not `asked`, where that is given.
+
+        Raises:
+            BudgetError: its keys and values do not fit into the budget beside the others.
+        """
+        with self._planning:
+            if self._closed or (asked is not None and asked != (self.asked,)):
+                return None
+            if self._contexts:
+                plan = self._plan_for([*self._contexts.values(), context], self.plan.budget)
+                self.plan = self._wanted = plan
+        with self._combiner.still(), ExitStack() as undo:
+            undo.callback(self._plan_again)
+            self._follow_plan()  # before the memory is taken
+            seat = Seat(self.runner.open_cache(context))
+            with self._planning:
+                self._contexts[seat] = context
+            self._combiner.add(seat)
+            undo.pop_all()
+        return seat
+
+    def close_seat(self, seat: Seat) -> None:
+        """Its session is closed; the model too if it was the last. Nothing is done after a fork."""
+        if self.process != os.getpid():
+            return
+        with self._combiner.still(), ExitStack() as ends:
+            ends.callback(self._plan_again)
+            ends.callback(self._close_if_last)
+            ends.callback(self.runner.close_cache, seat.cache)
+            self._combiner.remove(seat)
+            with self._planning:
+                self._contexts.pop(seat, None)
+
+    def _close_if_last(self) -> None:
+        with self._planning:
+            if self._contexts or self._closed:
+                return
+            self._closed = True
+        with ExitStack() as ends:  # each is done, whatever becomes of those before it
+            ends.callback(self.recording.close)
+            ends.callback(self.runner.close)
+            if self._on_close is not None:
+                ends.callback(self._on_close, self)
+
+    def _plan_again(self) -> None:
+        """After a session has gone, or could not be opened: its memory goes to pages."""
+        with self._planning:
+            if self._closed or not self._contexts:
+                return
+            plan = self._plan_for(list(self._contexts.values()), self.plan.budget)
+            self.plan = self._wanted = plan
+        self._follow_plan()
+
+    def _plan_for(self, contexts: list[int], budget: int | None) -> MemoryPlan:
+        """Raises BudgetError where the budget is too small."""
+        return fit_budget(
+            self.runner.take_caches(self.plan, contexts),
+            budget,
+            num_pages=self.manifest.num_pages,
+            context=sum(contexts),
+            sessions=len(contexts),
+            name=str(self.root),
+            auto=self.plan.auto,
+        )
+
+    def run(
+        self,
+        seat: Seat,
+        ids: np.ndarray,
+        logits: np.ndarray,
+        observe: Observer | None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        """Runs int64 `[T]` tokens that follow what the seat's sequence has seen, in one batch with
+        what other threads ask for at the time; fills logits, `[T, V]`, or `[1, V]` for the last.
+
+        Raises:
+            BundleError: a page cannot be read. Whole batches before it are seen.
+            Cancelled: `cancelled`, asked before each batch, said so; the same holds.
+        """
+        with self.recording.call(seat.cache.position, len(ids), self.runner.pager):
+            self._combiner.run(seat, ids, logits, observe, cancelled)
+        if self._wanted is not None:
+            self._combiner.if_still(self._follow_plan)
+
+    def rewind(self, seat: Seat, position: int) -> int:
+        """See Cache.rewind; its next token is not waited for."""
+        self._combiner.rest(seat)
+        self._combiner.withdraw(seat)  # where interrupts have left it
+        if position == 0:
+            seat.cache.reset()
+            return 0
+        return seat.cache.rewind(position)
+
+    def set_memory_budget(self, budget: int | str | None) -> None:
+        """See Session.set_memory_budget."""
+        size = read_budget(budget)
+        with self._planning:
+            contexts = list(self._contexts.values())
+            plan = self._plan_for(contexts, size)
+            self.plan = self._wanted = replace(plan, auto=budget == AUTO)
+            self.asked = AUTO if budget == AUTO else size
+        self._combiner.if_still(self._follow_plan)
+
+    def _follow_plan(self) -> None:
+        """Gives the cache the size that was asked for last. No batch is under way."""
+        while (plan := self._wanted) is not None:
+            self.runner.follow(plan)
+            with self._planning:
+                if self._wanted is plan:  # else another was asked for meanwhile
+                    self._wanted = None
+
+    def need_open(self) -> None:
+        """Raises InputError in a process that was forked from the one that opened it."""
+        if self.process != os.getpid():
+            raise InputError("the session was opened before a fork; open the bundle again here")
+
+    @property
+    def counters(self) -> Counters:
+        """As of now. Cheaper than `stats`; two can be subtracted."""
+        pager, figures = self.runner.pager, self.runner.figures
+        readers = pager.readers
+        return Counters(
+            page_hits=figures.page_hits + pager.hits,
+            page_misses=pager.misses,
+            bytes_read=readers.bytes_read,
+            read_seconds=readers.read_seconds,
+            wait_seconds=pager.wait_seconds,
+            skipped_experts=self._choice.skipped,
+            gpu_page_hits=figures.page_hits,
+            link_bytes=figures.link_bytes,
+        )
+
+    @property
+    def stats(self) -> Stats:
+        """Of all sessions; what generation counts is 0. context: of the longest."""
+        return self.stats_of(Clock(), max(self._contexts.values(), default=0))
+
+    def stats_of(self, clock: Clock, context: int) -> Stats:
+        pager, engines, figures = self.runner.pager, self.runner.engines, self.runner.figures
+        return Stats(
+            **vars(clock),
+            **vars(self.counters),
+            verified_pages=pager.readers.verified,
+            num_pages=self.manifest.num_pages,
+            cache_slots=pager.slots,
+            chunk_tokens=self.plan.chunk,
+            context=context,
+            threads=self._threads,
+            expert_engine=engines.experts,
+            early_pages=pager.early,
+            early_pages_used=pager.early_used,
+            guess_accuracy=self.runner.accuracy,
+            backbone_engine=engines.backbone,
+            backbone_bytes=engines.backbone_bytes,
+            direct_reads=pager.direct,
+            lossy=(*self.manifest.lossy, *self._choice.names),
+            budget_bytes=self.plan.budget,
+            auto_budget=self.plan.auto,
+            planned_bytes=self.plan.total,
+            peak_rss_bytes=process_memory("VmHWM"),
+            backend=engines.backend,
+            backend_reason=engines.reason,
+            gpu=engines.device,
+            gpu_slots=figures.slots,
+            gpu_memory_bytes=figures.memory,
+        )

@@ -1,0 +1,27 @@
+"""The page's files, with what they are allowed to do: to load and to ask from here alone."""
+
+from __future__ import annotations
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+POLICY = (
+    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "object-src 'none'"
+)
+
+
+class PageFiles(StaticFiles):
+    """Answers as StaticFiles does. Browsers ask anew each time, as files change with releases."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if scope["method"] not in ("GET", "HEAD") and self.lookup_path(path)[1] is None:
+            raise HTTPException(status_code=404)
+        response = await super().get_response(path, scope)
+        response.headers["content-security-policy"] = POLICY
+        response.headers["x-content-type-options"] = "nosniff"
+        response.headers["referrer-policy"] = "same-origin"
+        response.headers["cache-control"] = "no-cache"
+        return response
