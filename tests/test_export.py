@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from packaging.requirements import Requirement
 
 from pocketmoe.cli import main
 from pocketmoe.errors import BundleError, ExportError, InputError
@@ -25,6 +27,7 @@ from pocketmoe.export.kernels import find_kernels
 from pocketmoe.export.licences import collect_licences, licence_of, model_licences
 from pocketmoe.export.own_wheel import package_files, write_wheel
 from pocketmoe.export.platforms import Platform, find_platform, this_machine
+from pocketmoe.export.project import project_metadata
 from pocketmoe.export.requirements import closure, gather_wheels, read_wheel
 from pocketmoe.progress import Silent
 from pocketmoe.runtime.native.library import library_path
@@ -42,12 +45,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wheels by the names of the runtime's dependencies, empty but for two; and pip itself."""
     folder = tmp_path_factory.mktemp("house")
     repack("pip", folder)
-    for name, version in (
-        ("numpy", "2.1"), ("jinja2", "3.1.6"), ("click", "8.2"), ("rich", "14.0"),
-        ("starlette", "0.50"), ("uvicorn", "0.40"), ("h11", "0.16"), ("llguidance", "1.5"),
-        ("prometheus-client", "0.22"),
-    ):  # fmt: skip
-        invent(folder, name, version)
+    for text in Parser().parsestr(project_metadata()[0]).get_all("Requires-Dist", []):
+        wanted = Requirement(text)
+        extras = [extra for extra in ("", "serve", "structured")
+                  if wanted.marker is None or wanted.marker.evaluate({"extra": extra})]  # fmt: skip
+        if extras and wanted.name not in ("tokenizers", "pocketmoe"):
+            oldest = next(item.version for item in wanted.specifier if item.operator == ">=")
+            invent(folder, wanted.name, oldest)
     for machine in ("x86_64", "aarch64"):
         for python in (310, 311, 312, 313):
             tag = f"cp{python}-cp{python}-manylinux_2_28_{machine}"

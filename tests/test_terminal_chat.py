@@ -78,7 +78,7 @@ class TestTerminal:
     def test_ctrl_c_stops_an_answer_and_not_the_program(
         self, served_bundle: Path, state: Path, tmp_path: Path
     ) -> None:
-        command = [*COMMAND, served_bundle, "--max-tokens", "1000000", "--temperature", "1.5"]
+        command = [*COMMAND, served_bundle, "--max-tokens", "1000000"]
         with on_terminal(command, XDG_STATE_HOME=str(state)) as chat:
             chat.wait_for(CUE)
             for _ in range(2):
