@@ -102,7 +102,10 @@ scripts_of = st.lists(
 class TestEquality:
     @NATIVE
     @settings(
-        max_examples=25, deadline=None, phases=PHASES, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=25,
+        deadline=None,
+        phases=PHASES,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     @given(scripts=scripts_of, slots=st.sampled_from([None, 3, 9, 20]))
     def test_each_has_the_bytes_that_it_has_alone(
