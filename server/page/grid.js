@@ -10,7 +10,7 @@ const LARGEST = 0.75; // of a cell, so that there is always a rim
 const ROOMY = 6; // CSS pixels
 const AGAIN = 255; // no shade: a cell to be drawn
 const GUTTER = 24; // CSS pixels, for the layers' numbers
-const SPEAK_EVERY = 4000; // ms
+const SPEAK_EVERY = 2000; // ms
 
 const still = matchMedia('(prefers-reduced-motion: reduce)');
 
@@ -24,7 +24,7 @@ export class Grid {
     this.cursor = null; // [row, expert], where the keyboard or the pointer is
     this.frame = 0;
     this.last = 0;
-    this.spoken = 0;
+    this.speaking = 0; // a timer
     new ResizeObserver(() => this.resize()).observe(canvas);
     onTheme(() => requestAnimationFrame(() => this.resize()));
     this.listen();
@@ -39,10 +39,7 @@ export class Grid {
 
   // After the experts have changed.
   update() {
-    if (performance.now() - this.spoken > SPEAK_EVERY) {
-      this.describe();
-      if (this.cursor) this.tell();
-    }
+    this.speaking ||= setTimeout(() => this.speak(), SPEAK_EVERY);
     if (still.matches) this.paintStill();
     else if (!this.frame) {
       this.last = performance.now();
@@ -145,11 +142,16 @@ export class Grid {
     this.drawn[this.experts.layers[this.cursor[0]].start + this.cursor[1]] = AGAIN;
   }
 
+  // Now and then, as nobody can listen to every change.
+  speak() {
+    this.speaking = 0;
+    this.describe();
+    if (this.cursor) this.tell();
+  }
+
   describe() {
-    this.spoken = performance.now();
     const { experts } = this;
-    const now = this.spoken / 1000;
-    const busy = experts.lately(now).reduce((sum, one) => sum + one, 0);
+    const busy = experts.lately(performance.now() / 1000).reduce((sum, one) => sum + one, 0);
     const layers = count(experts.layers.length, 'layer');
     this.canvas.setAttribute('aria-label',
       `${layers} of up to ${count(experts.widest, 'expert')}. ${experts.held} of ${experts.total} `

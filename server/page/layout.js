@@ -1,13 +1,14 @@
 // Where the cells of the grid lie, in pixels of the screen. Pure numbers.
 
 const LEAST = 2.5; // CSS pixels: a layer takes several lines rather than narrower cells
+const LOWEST = 1.5; // but not lower ones than this
 const MOST = 20;
 
 // width, most: CSS pixels; ratio: of the screen's pixels to them; gutter: CSS pixels, for numbers.
 export function layOut({ rows, widest, width, most, ratio, gutter }) {
   const room = Math.max(1, width - gutter);
   let lines = 1;
-  while (room / Math.ceil(widest / lines) < LEAST && lines < 16) lines *= 2;
+  while (room / Math.ceil(widest / lines) < LEAST && most / (rows * 2 * lines) >= LOWEST) lines *= 2;
   const columns = Math.max(1, Math.ceil(widest / lines));
   const cellWidth = Math.max(1, Math.floor(Math.min(room / columns, MOST) * ratio));
   const shape = lines > 1 ? 1 : 1.6; // cells may be taller than wide, but not by much
