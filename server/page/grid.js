@@ -109,16 +109,16 @@ export class Grid {
         const shade = experts.resident[index] * (LEVELS + 1) + level;
         if (this.drawn[index] === shade) continue;
         this.drawn[index] = shade;
-        this.cell(...place(layout, row, i), shade, level);
+        this.cell(place(layout, row, i), shade, level);
       }
     }
     this.outline();
   }
 
   // Where there is room, use is a square that shrinks, so that whether it is in memory stays seen.
-  cell(x, y, shade, level) {
+  cell([x, y, width], shade, level) {
     const { pen, layout, shades } = this;
-    const wide = layout.cellWidth - layout.gap;
+    const wide = width - layout.gap;
     const high = layout.cellHeight - layout.gap;
     const room = Math.min(wide, high) >= ROOMY * layout.ratio;
     pen.fillStyle = shades[room ? shade - level : shade];
@@ -132,8 +132,8 @@ export class Grid {
 
   outline() {
     if (!this.cursor || this.layout.cellWidth < 5) return;
-    const [x, y] = place(this.layout, ...this.cursor);
-    const wide = this.layout.cellWidth - this.layout.gap;
+    const [x, y, width] = place(this.layout, ...this.cursor);
+    const wide = width - this.layout.gap;
     const high = this.layout.cellHeight - this.layout.gap;
     this.pen.strokeStyle = getComputedStyle(document.body).color;
     this.pen.lineWidth = Math.max(1, this.layout.ratio);
