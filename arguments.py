@@ -141,6 +141,40 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return collected
 
 
+_SAMPLING = (
+    click.option("--temperature", type=FiniteRange(min=0), default=0.0, help="0 is greedy."),
+    click.option(
+        "--top-k",
+        type=click.IntRange(min=0),
+        default=0,
+        help="Sample from the K likeliest tokens; 0 for all.",
+    ),
+    click.option(
+        "--top-p",
+        type=FiniteRange(0, 1, min_open=True),
+        default=1.0,
+        help="Sample from the likeliest tokens that make up this probability.",
+    ),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes sampling repeatable."),
+)
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options about sampling, which the command gets as one: `sampling`, the arguments
+    of Session.generate that they are."""
+
+    @wraps(command)
+    def collected(
+        *args: Any, temperature: float, top_k: int, top_p: float, seed: int | None, **kwargs: Any
+    ) -> Any:
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        return command(*args, sampling=sampling, **kwargs)
+
+    for option in reversed(_SAMPLING):
+        collected = option(collected)
+    return collected
+
+
 PREDICT = click.option(
     "--target",
     metavar="NAME",

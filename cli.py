@@ -12,9 +12,11 @@ from . import __version__
 from .arguments import AGAINST, BUNDLE, JSON
 from .building_commands import build, compile_command
 from .calibrating_command import calibrate_command
+from .chat_command import chat
 from .console import ProgressDisplay, print_facts, print_json, print_table, start_logging
 from .entry import CommandLine
 from .errors import BundleError
+from .export_command import export_command
 from .machine_commands import plan, targets
 from .quality_commands import eval_command
 from .report_command import report
@@ -133,8 +135,10 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
 
 
 main.add_command(run)
+main.add_command(chat)
 main.add_command(serve)
 main.add_command(replay)
 main.add_command(eval_command)
 main.add_command(bench)
 main.add_command(report)
+main.add_command(export_command)

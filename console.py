@@ -9,9 +9,12 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 Unit = Literal["bytes", "tokens"]
 _SECONDS_BETWEEN_LINES = 10.0
+_JOINERS = "\u200c\u200d"  # of scripts and emoji
 
 
 def one_line(text: str) -> str:
@@ -34,6 +38,15 @@ def one_line(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in " ".join(text.split())
     )
+
+
+def harmless(text: str) -> str:
+    """`text` without the control characters that a terminal obeys, but for lines and tabs."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf") or char in _JOINERS
+        else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )  # fmt: skip
 
 
 def print_error(message: str) -> None:
@@ -50,16 +63,34 @@ def print_interrupted() -> None:
 
 
 def print_pieces(pieces: Iterable[Piece]) -> None:
-    """Prints text as it is made, and ends its line."""
-    begun = False
+    """Prints text as it is made, and ends its line. On a terminal, what would steer it is shown."""
+    begun, terminal = False, sys.stdout.isatty()
     try:
         for piece in pieces:
             begun = begun or bool(piece.text)
-            sys.stdout.write(piece.text)
+            sys.stdout.write(harmless(piece.text) if terminal else piece.text)
             sys.stdout.flush()
     finally:
         if begun:
             print(flush=True)
+
+
+def read_line(cue: str) -> str:
+    """A line of a terminal, which `cue` asks for, and which can be edited.
+
+    Raises:
+        EOFError: there are no more.
+    """
+    if sys.stdin.isatty() and not sys.stdout.isatty():
+        print(cue, end="", file=sys.stderr, flush=True)
+        cue = ""
+    return input(cue)
+
+
+def state_folder() -> Path:
+    """Where what the user did is kept: pocketmoe below the XDG folder."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.local/state")) / "pocketmoe"
 
 
 def print_cue() -> None:

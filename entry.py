@@ -23,6 +23,7 @@ BROKEN_PIPE = 141  # and after a reader that went away
 EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors"), "compile"),
     "matplotlib": "plot",
+    **dict.fromkeys(("zstandard", "packaging"), "export"),
     **dict.fromkeys(("starlette", "uvicorn", "prometheus_client", "h11"), "serve"),
 }
 

@@ -40,3 +40,7 @@ class TargetError(PocketMoEError):
 class EngineError(PocketMoEError):
     """An engine cannot be built or run here: a library, a driver, a GPU or a graph stands in the
     way."""
+
+
+class ExportError(PocketMoEError):
+    """An app cannot be exported: wheels are not to be had, or would not run on the device."""

@@ -23,10 +23,10 @@ from .arguments import (
     SIZE,
     SKIP_COLD,
     TRACE,
-    FiniteRange,
     decode_argument,
     device_options,
     read_prompt,
+    sampling_options,
 )
 from .console import ProgressDisplay, print_facts, print_json, print_pieces, print_table
 from .errors import BundleError
@@ -50,16 +50,7 @@ _log = logging.getLogger(__name__)
 @BUDGET
 @device_options
 @CONTEXT
-@click.option("--temperature", type=FiniteRange(min=0), default=0.0, help="0 is greedy.")
-@click.option(
-    "--top-k", type=click.IntRange(min=0), default=0,
-    help="Sample from the K likeliest tokens; 0 for all.",
-)  # fmt: skip
-@click.option(
-    "--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0,
-    help="Sample from the likeliest tokens that make up this probability.",
-)  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes sampling repeatable.")
+@sampling_options
 @PREFETCH
 @ACTIVE_EXPERTS
 @SKIP_COLD
@@ -77,10 +68,6 @@ def run(
     max_tokens: int,
     memory_budget: int | str | None,
     context: int | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
     prefetch: str,
     active_experts: int | None,
     skip_cold: float,
@@ -88,6 +75,7 @@ def run(
     record_routes: Path | None,
     trace: Path | None,
     target: Target | None,
+    sampling: dict[str, Any],
     device: dict[str, Any],
 ) -> None:
     """Generate text from a prompt."""
@@ -110,10 +98,7 @@ def run(
         system = decode_argument(system, "--system")
     if chat:
         prepare_chat(bundle)
-    sampling: dict[str, Any] = {
-        "max_new_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-        "seed": seed,
-    }  # fmt: skip
+    sampling = {"max_new_tokens": max_tokens, **sampling}
     with open_bundle(
         bundle, memory_budget=memory_budget, context=context, prefetch=prefetch,
         active_experts=active_experts, skip_cold=skip_cold, record_routes=record_routes,

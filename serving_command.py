@@ -53,7 +53,10 @@ _SECONDS = FiniteRange(min=0, max=86400)
     "--grace", metavar="SECONDS", type=_SECONDS, default=30.0,
     help="Time for what runs when the server is told to stop.",
 )  # fmt: skip
-@click.option("--max-body", metavar="SIZE", type=SIZE, default="8MiB", help="Of a request.")
+@click.option(
+    "--max-body", metavar="SIZE", type=SIZE,
+    help="Of a request.  [default: 64 bytes per token of context, from 1MiB to 8MiB]",
+)  # fmt: skip
 @click.option(
     "--allow-host", "hosts", metavar="NAME", multiple=True,
     help="Another name by which clients may call a server on a loopback address.",
@@ -78,7 +81,7 @@ def serve(
     queue: int,
     timeout: float,
     grace: float,
-    max_body: int,
+    max_body: int | None,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
     memory_budget: int | str | None,
@@ -110,8 +113,8 @@ def serve(
                 "or listen at 127.0.0.1"
             )
         sessions = open_sessions(
-            bundle, parallel, memory_budget=memory_budget, context=context, prefetch=prefetch,
-            active_experts=active_experts, skip_cold=skip_cold, **device,
+            bundle, parallel, max_body, memory_budget=memory_budget, context=context,
+            prefetch=prefetch, active_experts=active_experts, skip_cold=skip_cold, **device,
         )  # fmt: skip
         for session in sessions:
             ends.callback(session.close)

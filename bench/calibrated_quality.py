@@ -6,7 +6,8 @@ The calibration text is what the demo model was trained on (the standard library
 every twentieth file), the text it is judged by is what was held out. Backbone and head are int8,
 experts int4 in blocks of 32, unless the row says otherwise. HQQ and k-quant are those of
 onnxruntime.quantization, with zero points, so with more bits: their numbers are put into experts in
-fp16. Prints a Markdown table, each mean KL beside the one of rounding to nearest.
+fp16. Prints a Markdown table, each mean KL beside the one of rounding to nearest, and one of what
+each layer's experts add of error by themselves, after calibration on few tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from pocketmoe.bench.quality import Yardstick, read_tokens
+from pocketmoe.bench.layer_errors import layer_errors
+from pocketmoe.bench.quality_reference import Yardstick, read_tokens
 from pocketmoe.calibration.calibrate import calibrate
 from pocketmoe.calibration.record import read_record
 from pocketmoe.compiler.calibrated import Calibration
@@ -90,6 +92,7 @@ class Quality:
     def __init__(self, checkpoint: Path, ids: list[int], window: int, folder: Path):
         self._checkpoint, self._folder = checkpoint, folder
         self._yardstick = Yardstick(checkpoint, ids, window, folder)
+        self._kept: dict[str, Path] = {}
         self._rounded = 0.0
         click.echo("| Experts | bits | tokens | Perplexity | Change | KL, mean | of rounding |")
         click.echo("|---|---|---|---|---|---|---|")
@@ -105,8 +108,12 @@ class Quality:
         method: Method = "gptq",
         average: float | None = None,
         checkpoint: Path | None = None,
+        keep: str | None = None,
     ) -> None:
-        out = self._folder / "bundle"
+        """keep: a name in the table of layers."""
+        out = self._folder / (keep or "bundle")
+        if keep is not None:
+            self._kept[keep] = out
         precision = parse_precision([f"experts={experts},backbone=int8,head=int8"], block, CPU)
         calibration, tokens = None, ""
         if record is not None:
@@ -128,6 +135,22 @@ class Quality:
             f"{kl / self._rounded:.2f} |"
         )
 
+    def layers(self) -> None:
+        """A table of the bundles that were kept, held against the first of them."""
+        names, work = list(self._kept), self._folder / "layers"
+        work.mkdir()
+        source = Checkpoint(self._checkpoint)
+        found = layer_errors(source, self._yardstick.windows, self._kept, work)
+        click.echo(f"\n| Layer | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+        for layer, errors in found.items():
+            cells = " | ".join(f"{errors[name]:.2%}" for name in names)
+            click.echo(f"| {layer} | {cells} |")
+        click.echo()
+        for name in names[1:]:
+            worse = [str(layer) for layer, item in found.items() if item[name] > item[names[0]]]
+            said = f"worse on layers {', '.join(worse)}" if worse else "worse on no layer"
+            click.echo(f"{name}: {said} than {names[0]}")
+
 
 @click.command(help="Print what calibration is worth on held-out text.")
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -146,11 +169,14 @@ def main(checkpoint: Path, tokens: int, calibration_tokens: int, window: int) ->
             for out, count in ((many, calibration_tokens), (few, calibration_tokens // FEW)):
                 calibrate(checkpoint, text, out, tokens=count, seq_len=min(512, count))
             quality = Quality(checkpoint, read_tokens(source, None, tokens), window, folder)
-            quality.row("rounded to nearest", bits="4.5")
+            quality.row("rounded to nearest", bits="4.5", keep="rounded to nearest")
             quality.row("rtn, weighted clips", bits="4.5", record=many, method="rtn")
             quality.row("awq", bits="4.5", record=many, method="awq")
-            quality.row("gptq", bits="4.5", record=many)
-            quality.row("gptq", bits="4.5", record=few)
+            quality.row(
+                "gptq", bits="4.5", record=many, keep=f"gptq, {calibration_tokens:,} tokens"
+            )
+            fewer = calibration_tokens // FEW
+            quality.row("gptq", bits="4.5", record=few, keep=f"gptq, {fewer:,} tokens")
             for label, change in (("HQQ", hqq), ("k-quant", k_quant)):
                 changed = with_experts(checkpoint, change, folder / label)
                 quality.row(
@@ -159,6 +185,7 @@ def main(checkpoint: Path, tokens: int, calibration_tokens: int, window: int) ->
             quality.row("gptq, blocks of 128", bits="4.125", block=128, record=many)
             quality.row("gptq, blocks of 64", bits="4.25", block=64, record=many)
             quality.row("gptq, --bits 4.25", bits="4.25", block=64, record=many, average=4.25)
+            quality.layers()
     except PocketMoEError as error:
         raise click.ClickException(str(error)) from error
 

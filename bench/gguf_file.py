@@ -1,10 +1,12 @@
-"""Writes a checkpoint of an OLMoE as a GGUF file for llama.cpp, every matrix in Q4_0.
+"""Writes a checkpoint of an OLMoE as a GGUF file for llama.cpp, every matrix in Q4_0 or F32.
 
     python bench/gguf_file.py build/olmoe-1b-7b build/compare/olmoe-1b-7b-q4_0.gguf
+    python bench/gguf_file.py --f32 build/peer/checkpoint build/peer/f32.gguf
 
 Needs numpy and gguf alone. Norms and routers stay in float32, as llama.cpp's converter has them.
-There is no vocabulary: who runs the file gives it token ids. Tensors go through memory one at a
-time, and large ones in blocks of rows.
+With --f32 the vocabulary is in the file, as llama.cpp's own tools tokenize; else there is none, and
+who runs the file gives it token ids. Tensors go through memory one at a time, and large ones in
+blocks of rows.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 
 BLOCK_ROWS = 4096  # of a matrix, in memory as float32 at one time
+NORMAL, CONTROL = 1, 3  # kinds of tokens
 Q4_0_VALUES, Q4_0_BYTES = 32, 18  # of a block: one fp16 scale and 16 bytes of pairs
 
 OUTSIDE_LAYERS = {
@@ -140,9 +143,9 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
 
 
 def add_metadata(writer: Any, config: dict[str, Any], file_type: int) -> None:
-    """What llama.cpp reads of an olmoe model, and a vocabulary that has a size alone."""
+    """What llama.cpp reads of an olmoe model, but for the vocabulary's tokens."""
     heads = config["num_attention_heads"]
-    writer.add_name("random weights")
+    writer.add_name("olmoe")
     writer.add_file_type(file_type)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -156,11 +159,37 @@ def add_metadata(writer: Any, config: dict[str, Any], file_type: int) -> None:
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_expert_count(config["num_experts"])
     writer.add_expert_used_count(config["num_experts_per_tok"])
-    writer.add_tokenizer_model("none")
 
 
-def write_gguf(checkpoint: Path, out: Path) -> int:
+def add_vocabulary(writer: Any, tokenizer: Path, size: int) -> None:
+    """The tokens and merges of a byte-level BPE that splits words as GPT-2's does.
+
+    Raises CheckpointError where the tokenizer is another one.
+    """
+    data = json.loads(tokenizer.read_text(encoding="utf-8"))
+    model, split = data["model"], data["pre_tokenizer"] or {}
+    alike = model["type"] == "BPE" and split.get("type") == "ByteLevel" and not data["normalizer"]
+    if not alike or split["add_prefix_space"] or not split.get("use_regex", True):
+        raise CheckpointError(f"{tokenizer} is no byte-level BPE as GPT-2's, which is written here")
+    special = {item["content"]: item["id"] for item in data["added_tokens"]}
+    ids = {number: token for token, number in (model["vocab"] | special).items()}
+    tokens = [ids.get(number, f"[unused{number}]") for number in range(size)]
+    merges = [item if isinstance(item, str) else " ".join(item) for item in model["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([CONTROL if token in special else NORMAL for token in tokens])
+    writer.add_token_merges(merges)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    if special:
+        writer.add_eos_token_id(min(special.values()))
+
+
+def write_gguf(checkpoint: Path, out: Path, *, f32: bool = False) -> int:
     """Writes the file by way of a temporary one beside it; returns its bytes.
+
+    f32: nothing is quantized, and the vocabulary is in it.
 
     Raises:
         CheckpointError: the checkpoint lacks a tensor, or is not what is written here.
@@ -174,7 +203,11 @@ def write_gguf(checkpoint: Path, out: Path) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
     writer = GGUFWriter(temporary, "olmoe")
-    add_metadata(writer, config, LlamaFileType.MOSTLY_Q4_0)
+    add_metadata(writer, config, LlamaFileType.ALL_F32 if f32 else LlamaFileType.MOSTLY_Q4_0)
+    if f32:
+        add_vocabulary(writer, checkpoint / "tokenizer.json", config["vocab_size"])
+    else:
+        writer.add_tokenizer_model("none")
     for tensor in tensors:
         missing = [name for name in tensor.sources if name not in stored]
         if missing:
@@ -183,17 +216,18 @@ def write_gguf(checkpoint: Path, out: Path) -> int:
         if len(tensor.sources) > 1:
             shape = (len(tensor.sources), *shape)
         values = int(np.prod(shape))
-        if tensor.quantized and shape[-1] % Q4_0_VALUES:
+        quantized = tensor.quantized and not f32
+        if quantized and shape[-1] % Q4_0_VALUES:
             raise CheckpointError(f"{checkpoint}: {Q4_0_VALUES} does not divide {tensor.name}")
-        kind = GGMLQuantizationType.Q4_0 if tensor.quantized else GGMLQuantizationType.F32
-        nbytes = values // Q4_0_VALUES * Q4_0_BYTES if tensor.quantized else 4 * values
+        kind = GGMLQuantizationType.Q4_0 if quantized else GGMLQuantizationType.F32
+        nbytes = values // Q4_0_VALUES * Q4_0_BYTES if quantized else 4 * values
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), nbytes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for tensor in tensors:
         blocks = [
-            quantize(block, GGMLQuantizationType.Q4_0) if tensor.quantized else block
+            quantize(block, GGMLQuantizationType.Q4_0) if tensor.quantized and not f32 else block
             for name in tensor.sources
             for block in read_rows(stored[name])
         ]
@@ -204,13 +238,14 @@ def write_gguf(checkpoint: Path, out: Path) -> int:
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
-        sys.exit("usage: python gguf_file.py CHECKPOINT OUT.gguf")
+    paths = [argument for argument in sys.argv[1:] if argument != "--f32"]
+    if len(paths) != 2:
+        sys.exit("usage: python gguf_file.py [--f32] CHECKPOINT OUT.gguf")
     try:
-        size = write_gguf(Path(sys.argv[1]), Path(sys.argv[2]))
+        size = write_gguf(Path(paths[0]), Path(paths[1]), f32="--f32" in sys.argv)
     except (CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{sys.argv[2]}: {size} bytes")
+    print(f"{paths[1]}: {size} bytes")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import click
 import numpy as np
 
 from pocketmoe.bench.make_bundle import make_bundle
-from pocketmoe.bench.quality import read_tokens
+from pocketmoe.bench.quality_reference import read_tokens
 from pocketmoe.bench.shapes import SHAPES, with_layers
 from pocketmoe.calibration.reference import run_reference
 from pocketmoe.compiler.compile import compile_bundle

@@ -3,7 +3,8 @@
     python bench/llama_cpp_run.py '{"model": "x.gguf", "threads": 2, "context": 1024, …}'
 
 Prints one line of JSON. Needs numpy and llama-cpp-python alone, so that it can run in another
-environment than pocketmoe. The request is a `Request` of bench/side_runs.py.
+environment than pocketmoe. The request is a `Request` of bench/side_runs.py, or a `TextRequest` of
+bench/llama_cpp_files.py, which has "windows".
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def show_errors(level: int, text: bytes, _: Any) -> None:
 class Model:
     """A model and its context; the file stays mapped unless its weights are repacked."""
 
-    def __init__(self, path: str, *, threads: int, context: int, repack: bool):
+    def __init__(
+        self, path: str, *, threads: int, context: int, repack: bool, exact_cache: bool = False
+    ):
+        """exact_cache: keys and values in float32, not in float16 as by default."""
         llama_cpp.llama_log_set(show_errors, None)
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
@@ -49,12 +53,26 @@ class Model:
         options = llama_cpp.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = context, BATCH, BATCH
         options.n_threads = options.n_threads_batch = threads
+        if exact_cache:
+            options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
         self._context = llama_cpp.llama_init_from_model(self._model, options)
         if not self._context:
             sys.exit("error: llama.cpp cannot make a context")
-        vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(vocab))
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self.nbytes = int(llama_cpp.llama_model_size(self._model))  # of all tensors
+        self.parameters = int(llama_cpp.llama_model_n_params(self._model))
         self._position = 0
+
+    def tokenize(self, text: bytes) -> np.ndarray:
+        ids = np.zeros(len(text) + 1, np.int32)
+        start = ids.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
+        count = llama_cpp.llama_tokenize(
+            self._vocab, text, len(text), start, len(ids), False, False
+        )
+        if count < 0:
+            sys.exit(f"error: llama_tokenize returned {count}")
+        return ids[:count]
 
     def reset(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
@@ -102,6 +120,30 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def run_windows(request: dict[str, Any]) -> dict[str, Any]:
+    """Writes all logits of each window, float32 `[windows, length, V]`, each from an empty context;
+    and the ids of a text, if one is asked for."""
+    stored = np.load(request["windows"])
+    ids, lengths = stored["ids"], stored["lengths"]
+    model = Model(
+        request["model"], threads=request["threads"], context=ids.shape[1], repack=False,
+        exact_cache=True,
+    )  # fmt: skip
+    if request["text"]:
+        np.save(request["tokens"], model.tokenize(Path(request["text"]).read_bytes()))
+    if request["logits"]:
+        shape = (*ids.shape, model.vocab_size)
+        logits = np.lib.format.open_memmap(request["logits"], "w+", np.float32, shape)
+        for window, length in enumerate(lengths):
+            model.reset()
+            for first in range(0, length, BATCH):
+                part = ids[window, first : min(first + BATCH, length)]
+                found = model.forward(part.tolist(), every=True)
+                logits[window, first : first + len(part)] = found
+        logits.flush()
+    return {"bytes": model.nbytes, "parameters": model.parameters}
+
+
 def run(model: Model, request: dict[str, Any]) -> dict[str, Any]:
     """The long prompt, then the short one and the tokens that follow it."""
     result: dict[str, Any] = {}
@@ -134,7 +176,7 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     if not Path(request["model"]).is_file():
         sys.exit(f"error: {request['model']} does not exist")
-    print(json.dumps(measure(request)))
+    print(json.dumps((run_windows if "windows" in request else measure)(request)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import numpy as np
 
-from pocketmoe.bench.quality import read_tokens
+from pocketmoe.bench.quality_reference import read_tokens
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import BLOCK_SIZES, parse_precision
 from pocketmoe.errors import PocketMoEError

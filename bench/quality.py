@@ -1,79 +1,43 @@
 """What each precision costs on held-out text: perplexity, KL divergence, routes, layers' errors.
 
     python bench/quality.py model/demo [--data held_out.txt]
+    python bench/quality.py --peer llama.cpp --llama-python ENV/bin/python --llama-tools FOLDER
 
 Without --data the text is what the demo model's training held out: every twentieth file of the
 standard library.
 
 Runs the text through the checkpoint in float32, layer by layer, compiles it at each precision, runs
-the text through the bundle, and prints a Markdown table.
+the text through the bundle, and prints a Markdown table. With --peer it trains a model of its own,
+once, and compares with llama.cpp: see bench/peer_quality.py.
 """
 
 from __future__ import annotations
 
+import logging
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
-from tokenizers import Tokenizer
 
-from pocketmoe.calibration.reference import run_reference
+from pocketmoe.bench import peer_quality
+from pocketmoe.bench.llama_cpp_files import LlamaCpp
+from pocketmoe.bench.quality_reference import Yardstick, figure, read_tokens
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import parse_precision
-from pocketmoe.errors import InputError, PocketMoEError
-from pocketmoe.model import corpus
+from pocketmoe.errors import PocketMoEError
 from pocketmoe.model.checkpoint import Checkpoint
-from pocketmoe.runtime.deviation import Deviations
-from pocketmoe.runtime.evaluate import Evaluation, evaluate
-from pocketmoe.runtime.opening import open_bundle
-from pocketmoe.runtime.windows import cut_windows
+from pocketmoe.runtime.evaluate import Evaluation
 from pocketmoe.sizes import format_size
 from pocketmoe.targets import find_target
 
-_STRETCH = 512
 PRECISIONS = ("fp32", "fp16", "int8", "int4", "experts=int4,backbone=int8,head=int8")
-
-
-def read_tokens(checkpoint: Checkpoint, data: Path | None, limit: int) -> list[int]:
-    """The first `limit` tokens of a text file, or of the files that the demo never saw."""
-    if not checkpoint.tokenizer_path.exists():
-        raise InputError(f"{checkpoint.tokenizer_path} is missing; the text cannot be tokenized")
-    tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_path))
-    if data is None:
-        # Evenly spread: the first files of the library are of one kind.
-        texts = corpus.read_corpus(corpus.standard_library()).held_out
-        ids = corpus.encode(tokenizer, texts).astype(int)
-        part = max(1, len(ids) // max(1, limit // _STRETCH))
-        stretches = [ids[start : start + _STRETCH] for start in range(0, len(ids), part)]
-        return [int(token) for stretch in stretches for token in stretch][:limit]
-    try:
-        text = data.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{data} is not UTF-8 text ({error})") from error
-    return list(tokenizer.encode(text).ids[:limit])
 
 
 HEADINGS = (
     "Precision", "Bundle", "Perplexity", "Change", "KL, mean", "KL, 99 %", "Top-1 agreement",
     "Changed experts", "Error, last layer",
 )  # fmt: skip
-
-
-class Yardstick:
-    """The checkpoint's answers to a text, which any number of its bundles are held against.
-
-    The checkpoint runs once, layer by layer; what does not fit into memory lies in `folder`.
-    """
-
-    def __init__(self, checkpoint: Path, token_ids: Sequence[int], window: int, folder: Path):
-        self.windows = cut_windows(token_ids, window)
-        self._reference = run_reference(Checkpoint(checkpoint), self.windows, folder)
-
-    def measure(self, bundle: Path) -> Evaluation:
-        with open_bundle(bundle, context=self.windows.length) as session:
-            deviations = Deviations(session.manifest, self._reference.layers, self.windows)
-            return evaluate(session, self.windows, self._reference.logits, deviations)
 
 
 def row(name: str, nbytes: int, result: Evaluation) -> str:
@@ -90,13 +54,6 @@ def row(name: str, nbytes: int, result: Evaluation) -> str:
         f"{result.layers[-1].input_error:.2%}" if result.layers else "",
     )
     return f"| {' | '.join(cells)} |"
-
-
-def figure(result: Evaluation, name: str, write: Callable[[float], str]) -> str:
-    value, interval = getattr(result, name), result.intervals.get(name)
-    if value is None:
-        return ""
-    return write(value) + (f" ({' to '.join(map(write, interval))})" if interval else "")
 
 
 def heading(result: Evaluation, block: int) -> str:
@@ -129,8 +86,11 @@ def print_table(
             click.echo(row(precision, manifest.total_bytes, result))
 
 
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
 @click.command(help="Print what each precision costs, as a Markdown table.")
-@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("checkpoint", required=False, type=FOLDER)
 @click.option(
     "--data", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="held-out text  [default: what the demo's training held out]",
@@ -138,17 +98,37 @@ def print_table(
 @click.option("--tokens", default=16384, show_default=True, type=click.IntRange(2))
 @click.option("--window", default=512, show_default=True, type=click.IntRange(2))
 @click.option("--block", default="64", show_default=True, type=click.Choice(["32", "64", "128"]))
-@click.option("--precision", multiple=True, default=PRECISIONS, help="instead of all")
+@click.option("--precision", multiple=True, help="instead of all; beside a peer, of the backbone")
+@click.option("--peer", type=click.Choice(["llama.cpp"]), help="compare, in place of a checkpoint")
+@click.option(
+    "--cache", default="build/peer", show_default=True, type=click.Path(path_type=Path),
+    help="of the model that is trained for the comparison",
+)  # fmt: skip
+@click.option("--calibration-tokens", default=65536, show_default=True, type=click.IntRange(1024))
+@click.option("--llama-python", default=sys.executable, help="a Python with gguf and llama_cpp")
+@click.option(
+    "--llama-tools", default=Path("build/llama.cpp/bin"), show_default=True,
+    type=click.Path(path_type=Path), help="the folder of llama-imatrix and llama-quantize",
+)  # fmt: skip
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="llama.cpp's")
 def main(
-    checkpoint: Path,
-    data: Path | None,
-    tokens: int,
-    window: int,
-    block: str,
-    precision: tuple[str, ...],
-) -> None:
+    checkpoint: Path | None, data: Path | None, tokens: int, window: int, block: str,
+    precision: tuple[str, ...], peer: str | None, cache: Path, calibration_tokens: int,
+    llama_python: str, llama_tools: Path, threads: int,
+) -> None:  # fmt: skip
     try:
-        print_table(checkpoint, data, tokens, window, int(block), precision)
+        if peer is not None:
+            logging.basicConfig(format="%(message)s")
+            logging.getLogger("pocketmoe").setLevel(logging.INFO)  # torch says too much
+            settings = peer_quality.Settings(
+                LlamaCpp(llama_python, llama_tools, threads), cache, tokens, window,
+                calibration_tokens, precision or peer_quality.PRECISIONS, int(block),
+            )  # fmt: skip
+            peer_quality.print_peer_table(settings)
+        elif checkpoint is not None:
+            print_table(checkpoint, data, tokens, window, int(block), precision or PRECISIONS)
+        else:
+            raise click.UsageError("give a CHECKPOINT, or --peer llama.cpp")
     except PocketMoEError as error:
         raise click.ClickException(str(error)) from error
 

@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +23,22 @@ from ..model.module import activate
 from ..model.routing import choose_experts
 from ..progress import Progress, Silent
 from ..runtime.text import load_tokenizer
+from ..termination import unwinding_when_terminated
 from .candidates import candidates_for, output_errors
-from .record import CalibrationRecord, LayerRecord, Provenance, model_hash, write_record
+from .record import (
+    UNFINISHED,
+    CalibrationRecord,
+    LayerRecord,
+    Provenance,
+    is_record,
+    model_hash,
+    read_record,
+    write_record,
+)
 from .stream import LayerInput, LayerStream, load_layer
 from .text import CalibrationText, read_sequences
 
-WORK = "unfinished"  # the folder of what is not done yet, within the record's
+_LEAST_SEQUENCE = 8  # tokens; shorter ones show no text
 _ROWS = 4096  # tokens that go through an expert at once
 
 _log = logging.getLogger(__name__)
@@ -47,7 +58,8 @@ def calibrate(
     progress: Progress = _SILENT,
 ) -> CalibrationRecord:
     """Writes a record to the directory `out`. all_experts: moments are those of all tokens, not
-    of an expert's own alone. resume: go on with what a run with the same arguments has left.
+    of an expert's own alone. resume: go on with what a run with the same arguments has left; a
+    record that is finished is returned as it is.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be read, or computes no finite numbers.
@@ -59,16 +71,38 @@ def calibrate(
         **identify(source), text=text.sha256, source=text.source, tokens=text.ids.size,
         seq_len=seq_len, seed=seed, all_experts=all_experts, pocketmoe=version("pocketmoe"),
     )  # fmt: skip
+    if resume and is_record(out) and not (out / UNFINISHED).exists():
+        record = read_record(out)
+        _need_same(out, asdict(record.provenance), asdict(provenance))
+        _log.warning("%s is finished already", out)
+        return record
     work = _open_work(out, asdict(provenance), resume)
-    stream = LayerStream(source, source.spec, text.ids, work)
-    progress.stage("calibrating", text.ids.size * source.spec.num_hidden_layers)
-    layers = _Run(source, stream, work, progress, all_experts=all_experts).layers()
-    names = tuple(item.name for item in candidates_for(source.spec))
-    record = CalibrationRecord(provenance, text.ids, layers, names)
-    write_record(out, record)
-    shutil.rmtree(work)
+    with unwinding_when_terminated(), _keeping_layers(out):
+        stream = LayerStream(source, source.spec, text.ids, work)
+        count = source.spec.num_hidden_layers
+        progress.stage(f"calibrating {count} layers", text.ids.size * count)
+        layers = _Run(source, stream, work, progress, all_experts=all_experts).layers()
+        names = tuple(item.name for item in candidates_for(source.spec))
+        record = CalibrationRecord(provenance, text.ids, layers, names)
+        write_record(out, record)
+        shutil.rmtree(work)
     _warn_of_unused(layers)
     return record
+
+
+@contextmanager
+def _keeping_layers(out: Path) -> Iterator[None]:
+    """A run that ends early leaves its layers; where none is done, nothing."""
+    try:
+        yield
+    except BaseException:
+        if any((out / UNFINISHED).glob("layer_*.npz")):
+            _log.warning("%s keeps the layers that are done; --resume goes on there", out)
+        else:
+            shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+            with suppress(OSError):  # it has something else in it
+                out.rmdir()
+        raise
 
 
 def identify(source: Checkpoint) -> dict[str, str]:
@@ -92,10 +126,10 @@ def _read_text(
             f"{source.path} has no {source.tokenizer_path.name}, which calibrating needs; copy it "
             "there"
         )
-    if not 1 <= seq_len <= source.spec.max_context:
+    if not _LEAST_SEQUENCE <= seq_len <= source.spec.max_context:
         raise InputError(
-            f"--seq-len must be from 1 to {source.spec.max_context}, what the model sees, not "
-            f"{seq_len}"
+            f"--seq-len must be from {_LEAST_SEQUENCE} to {source.spec.max_context}, what the "
+            f"model sees, not {seq_len}"
         )
     text = read_sequences(data, tokenizer, tokens=tokens, seq_len=seq_len, seed=seed)
     if int(text.ids.max()) >= source.spec.vocab_size:
@@ -112,12 +146,12 @@ def _open_work(out: Path, arguments: dict[str, object], resume: bool) -> Path:
     Raises:
         InputError: `out` is there without resume, or is of a run with other arguments.
     """
-    work = out / WORK
+    work = out / UNFINISHED
     settings = work / "run.json"
     if not resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             hint = "go on with --resume, or " if work.is_dir() else ""
-            raise InputError(f"{out} exists; {hint}choose another -o")
+            raise InputError(f"{out} exists; {hint}remove it, or choose another -o")
         work.mkdir(parents=True)
         settings.write_text(json.dumps(arguments), encoding="utf-8")
         return work
@@ -125,13 +159,17 @@ def _open_work(out: Path, arguments: dict[str, object], resume: bool) -> Path:
         found = json.loads(settings.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise InputError(f"{out} has nothing to resume; calibrate without --resume") from None
+    _need_same(out, found, arguments)
+    return work
+
+
+def _need_same(out: Path, found: Mapping[str, object], arguments: Mapping[str, object]) -> None:
     differing = [name for name, value in arguments.items() if found.get(name) != value]
     if differing:
         raise InputError(
             f"{out} was begun with another {differing[0].replace('_', ' ')}; resume with the same "
             "arguments, or choose another -o"
         )
-    return work
 
 
 def _warn_of_unused(layers: Sequence[LayerRecord]) -> None:

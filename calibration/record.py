@@ -22,6 +22,7 @@ from ..model.spec import ModelSpec
 
 FORMAT, VERSION = "pocketmoe calibration", 1
 RECORD, ARRAYS = "record.json", "arrays.npz"
+UNFINISHED = "unfinished"  # the folder of what is not done yet, within the record's
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,16 @@ def read_record(path: Path) -> CalibrationRecord:
     try:
         data = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = "; the calibration is unfinished: go on with --resume" if path.is_dir() else ""
-        raise InputError(f"{path} has no {RECORD}: it is no calibration record{hint}") from None
+        hint = "'pocketmoe calibrate' makes one"
+        if (path / UNFINISHED).is_dir():
+            hint = "the calibration is unfinished: go on with 'pocketmoe calibrate --resume'"
+        raise InputError(f"{path} has no {RECORD}: it is no calibration record; {hint}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path / RECORD} cannot be read ({error}); calibrate again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise InputError(f"{path / RECORD} is no calibration record")
+        raise InputError(
+            f"{path / RECORD} is no calibration record; 'pocketmoe calibrate' makes one"
+        )
     if data.get("version") != VERSION:
         raise InputError(
             f"{path} has version {str(data.get('version'))[:20]}, and this pocketmoe reads "
@@ -144,6 +149,8 @@ def read_record(path: Path) -> CalibrationRecord:
         if hashlib.sha256(content).hexdigest() != data["arrays_sha256"]:
             raise InputError(f"{path / ARRAYS} is damaged (its hash is another); calibrate again")
         return _parse(data, path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path / ARRAYS} is missing; calibrate again") from error
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is damaged ({error!r}); calibrate again") from error
 
@@ -168,13 +175,18 @@ def _parse(data: dict[str, Any], path: Path) -> CalibrationRecord:
 
 
 def check_model(record: CalibrationRecord, model: str, tokenizer: str, where: Path) -> None:
-    """Raises InputError where the record is of another model or tokenizer."""
+    """Raises InputError where the record is of another model or tokenizer. tokenizer: its hash,
+    empty where the checkpoint has none."""
     found = record.provenance
+    if found.model == model and not tokenizer:
+        raise InputError(
+            f"the checkpoint has lost the tokenizer.json that {where} was made with; copy it there"
+        )
     for what, own, wanted in (
         ("model", found.model, model), ("tokenizer", found.tokenizer, tokenizer),
     ):  # fmt: skip
         if own != wanted:
             raise InputError(
-                f"{where} is the calibration of another {what} (a {found.family}); calibrate this "
-                "checkpoint"
+                f"{where} is the calibration of another {what} (of the family {found.family}); "
+                "calibrate this checkpoint"
             )

@@ -48,6 +48,10 @@ def read_sequences(
         InputError: there is no text, or not one sequence of it, or it is not UTF-8.
     """
     count = max(1, tokens // seq_len)
+    if tokens < seq_len:
+        _log.warning(
+            "one sequence of %d tokens is used, more than the %d asked for", seq_len, tokens
+        )
     stream = _tokenize(read_texts(path), tokenizer, path)
     available = len(stream) // seq_len
     if not available:
@@ -57,8 +61,8 @@ def read_sequences(
         )
     if available < count:
         _log.warning(
-            "%s holds %d sequences of %d tokens, fewer than the %d asked for: all are used",
-            path, available, seq_len, count,
+            "%s holds %d tokens (%d sequences of %d), fewer than the %d asked for: all are used",
+            path, available * seq_len, available, seq_len, tokens,
         )  # fmt: skip
     pieces = stream[: available * seq_len].reshape(available, seq_len)
     chosen = np.sort(np.random.default_rng(seed).permutation(available)[:count])
@@ -105,7 +109,9 @@ def read_texts(path: Path) -> Iterator[str]:
                 _log.info("%s", error)
                 skipped += 1
         if skipped:
-            _log.warning("%s: %d files in it are not UTF-8 text and are left out", path, skipped)
+            _log.warning(
+                "%s: what is not UTF-8 text is left out: %d of %d files", path, skipped, len(files)
+            )
         return
     if not path.exists():
         raise InputError(f"{path} does not exist; give a file or directory with text")
@@ -131,7 +137,7 @@ def _read_file(path: Path) -> Iterator[str]:
     if path.suffix not in _JSON_LINES:
         yield text
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _text_of(line, f"{path}:{number}")
 
@@ -140,9 +146,18 @@ def _text_of(line: str, where: str) -> str:
     try:
         item = json.loads(line)
     except ValueError as error:
-        raise InputError(f"{where} is not JSON ({error})") from error
-    if isinstance(item, dict):
-        for key in _TEXT_KEYS:
-            if isinstance(item.get(key), str):
-                return str(item[key])
-    raise InputError(f'{where} has no "text": each line is to be an object with one')
+        raise InputError(f"{where} is not JSON ({error}); mend or remove the line") from error
+    found = [item[key] for key in _TEXT_KEYS if key in item] if isinstance(item, dict) else []
+    if not found:
+        raise InputError(f'{where} has no "text": each line is to be an object with one')
+    text = next((one for one in found if isinstance(one, str)), None)
+    if text is None:
+        raise InputError(f'{where}: its "text" is no string; mend or remove the line')
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: its text has half of a surrogate pair, \\u{ord(text[error.start]):04x}, "
+            "which is no character; mend or remove the line"
+        ) from error
+    return text

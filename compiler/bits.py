@@ -71,7 +71,7 @@ def plan_bits(
     if not bits.min() <= asked <= bits.max():
         raise InputError(
             f"--bits {asked:g} cannot be met: experts of this model on {target.name} take from "
-            f"{bits.min():g} to {bits.max():g} bits per weight"
+            f"{bits.min():g} to {bits.max():g} bits per weight; choose a value in between"
         )
     tied = target.kind == "gpu"
     errors, sizes = [], []

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
@@ -59,7 +59,7 @@ from .segments import SegmentPlan, plan_segments, segment_parameters
 from .stamp import stamp_segment
 from .trace import check_attention, trace_segment
 from .unfinished import Unfinished, keeping_layers
-from .workers import open_workers
+from .workers import Workers, open_workers
 
 if TYPE_CHECKING:
     from .bits import BitsPlan
@@ -144,7 +144,10 @@ def compile_bundle(
     out = Path(os.path.realpath(out)) if out.is_symlink() else out
     with ExitStack() as stack:
         work: Unfinished | None = None
+        pool: Workers | None = None
         if calibration is not None:
+            pool = open_workers(workers, chain(*formats.values()))
+            stack.callback(pool.close)
             by = resumable_by(source, precision, calibration, bits)
             by |= {"--active-experts": active_experts, "version": toolchain()}
             work = stack.enter_context(keeping_layers(out, by, resume))
@@ -163,13 +166,12 @@ def compile_bundle(
                 root, graphs, root, toolchain=RTX, compute_capabilities=capabilities,
                 progress=progress,
             )  # fmt: skip
-        if calibration is None or work is None:
+        if calibration is None or work is None or pool is None:
             experts = write_experts(root, source, spec, precision, progress)
         else:
-            with closing(open_workers(workers, chain(*formats.values()))) as pool:
-                experts = write_calibrated_experts(
-                    root, source, spec, precision, calibration, formats, pool, progress, work
-                )
+            experts = write_calibrated_experts(
+                root, source, spec, precision, calibration, formats, pool, progress, work
+            )
         dtype = write_embedding(root, source, precision)
         if tokenizer is not None:
             shutil.copyfile(tokenizer, root / TOKENIZER)

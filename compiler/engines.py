@@ -36,9 +36,9 @@ from ..runtime.gpu.hardware import Gpu
 from ..runtime.gpu.kernel_cache import KERNELS
 from ..runtime.gpu.libraries import STOCK, load_tensorrt
 from ..sizes import format_size
+from ..termination import unwinding_when_terminated
 from .engine_builder import EngineBuilder
 from .engine_monitor import BuildProgress, stoppable
-from .output import unwinding_when_terminated
 
 _TEMPORARY = ".engines."
 _TOO_LARGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

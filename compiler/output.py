@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..runtime.bundle import is_bundle
+from ..termination import unwinding_when_terminated
 
 
 def refuse_existing(out: Path, force: bool) -> None:
@@ -22,22 +22,6 @@ def refuse_existing(out: Path, force: bool) -> None:
         raise InputError(f"{out} exists; choose another -o, or replace it with --force")
     if not (is_bundle(out) or (out.is_dir() and not any(out.iterdir()))):
         raise InputError(f"{out} exists and is not a bundle, so --force does not replace it")
-
-
-@contextmanager
-def unwinding_when_terminated() -> Iterator[None]:
-    """A termination signal unwinds as Ctrl-C does, so that it leaves nothing behind either."""
-    handled = signal.getsignal(signal.SIGTERM)
-    try:
-        if handled == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not the main thread, which alone receives signals
-        handled = None
-    try:
-        yield
-    finally:
-        if handled is not None:
-            signal.signal(signal.SIGTERM, handled)
 
 
 @contextmanager

@@ -141,7 +141,9 @@ def _open(out: Path, arguments: dict[str, Any], resume: bool) -> Unfinished:
     try:
         found = json.loads(settings.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{folder} has nothing to resume; compile without --resume") from None
+        raise InputError(
+            f"there is no compile of {out} that was stopped; compile without --resume"
+        ) from None
     differing = [name for name, value in arguments.items() if found.get(name) != value]
     if differing:
         raise InputError(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT, END_OF_TEXT_ID = "<|endoftext|>", 0
 HELD_OUT_SHARE = 20
 # Tables of numbers and generated text, not programs.
 LEFT_OUT = {"site-packages", "encodings", "pydoc_data", "__pycache__", "data", "cjkencodings"}
@@ -67,9 +67,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
-    """One stream of ids, uint16 `[N]`, each text ended by id 0."""
+    """One stream of ids, int32 `[N]`, each text ended by id 0."""
     return np.concatenate(
-        [np.array([*part.ids, 0], np.uint16) for part in _encode(tokenizer, texts)]
+        [np.array([*part.ids, END_OF_TEXT_ID], np.int32) for part in _encode(tokenizer, texts)]
     )
 
 

@@ -1,20 +1,20 @@
-"""Trains a preset of the reference family on the Python standard library's sources.
+"""Trains a preset, or a config of any family, on the Python standard library's sources.
 
     python -m pocketmoe.model.train -o model/demo --work build/train
+    python -m pocketmoe.model.train --config config.json -o build/mine --work build/train-mine
 
-Interrupted, the same command continues at its last saved step. The result depends on the seed,
-the sources, the number of threads and torch's version alone, not on where it was interrupted.
+The tokenizer is made of the same text, with as many tokens as the config says. Interrupted, the
+same command continues at its last saved step. The result depends on the seed, the sources, the
+number of threads and torch's version alone, not on where it was interrupted.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,56 +24,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError, PocketMoEError
+from ..errors import ConfigError, InputError, PocketMoEError
 from . import corpus
+from .checkpoint import read_json
 from .checkpoint_writer import write_checkpoint
 from .families import find_family
+from .model_card import model_card
 from .module import Decoder
 from .presets import find_preset
 from .routing import Route, load_balancing_loss
+from .schedule import Schedule
+
+BALANCE = 0.01  # weight of the balancing loss where the config has none
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """steps: optimizer steps of tokens_per_step tokens each.
-
-    The last long_share of them use sequences of long_length instead of length. The learning rate
-    rises over warmup steps and falls linearly to 0 over the last cooldown share.
-    """
-
-    steps: int
-    tokens_per_step: int = 4096
-    length: int = 512
-    long_length: int = 2048
-    long_share: float = 0.08
-    learning_rate: float = 3e-3
-    warmup: int = 50
-    cooldown: float = 0.5
-    weight_decay: float = 0.05
-    seed: int = 0
-
-    def sequence_length(self, step: int) -> int:
-        return self.long_length if step >= self.steps * (1 - self.long_share) else self.length
-
-    def rate(self, step: int) -> float:
-        left = (self.steps - step) / max(1.0, self.cooldown * self.steps)
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup, left)
-
-    def batch(self, tokens: np.ndarray, step: int) -> Tensor:
-        """`[sequences, length + 1]` int64: each epoch reads every window once, in a fresh order."""
-        length = self.sequence_length(step)
-        count = self.tokens_per_step // length
-        windows = (len(tokens) - 1) // length - 1
-        rows = []
-        for index in range(step * count, (step + 1) * count):
-            epoch, place = divmod(index, windows)
-            order = np.random.default_rng((self.seed, epoch, length))
-            shift = int(order.integers(length))
-            start = int(order.permutation(windows)[place]) * length + shift
-            rows.append(tokens[start : start + length + 1].astype(np.int64))
-        return torch.from_numpy(np.stack(rows))
 
 
 def initialize(model: Decoder, config: dict[str, Any], seed: int) -> None:
@@ -91,6 +55,8 @@ def initialize(model: Decoder, config: dict[str, Any], seed: int) -> None:
             nn.init.normal_(parameter, std=std * scale)
         elif name.endswith("post_norm.weight"):
             nn.init.constant_(parameter, depth)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
 
 
 def make_optimizers(model: Decoder, schedule: Schedule) -> list[torch.optim.Optimizer]:
@@ -173,11 +139,29 @@ class TrainingState:
         return saved["step"], saved["seconds"]
 
 
+def read_training_config(path: Path) -> dict[str, Any]:
+    """A config.json of any family, or that of a directory; a text ends with the corpus's token.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not JSON.
+        ConfigError: its weights are said to be quantized.
+    """
+    config = read_json(path / "config.json" if path.is_dir() else path)
+    if config.get("quantization_config"):
+        raise ConfigError(
+            f"{path}: a checkpoint is trained unquantized; remove quantization_config"
+        )
+    return config | {"eos_token_id": corpus.END_OF_TEXT_ID}
+
+
 def train(
-    preset: str, schedule: Schedule, root: Path, work: Path, out: Path, save_every: int
-) -> None:
-    """Runs the schedule, then writes the checkpoint and its model card to `out`."""
-    config = find_preset(preset)
+    name: str, config: dict[str, Any], schedule: Schedule, root: Path, work: Path, out: Path,
+    save_every: int,
+) -> None:  # fmt: skip
+    """Runs the schedule, then writes the checkpoint and its model card to `out`.
+
+    name: what the card calls the model.
+    """
     work.mkdir(parents=True, exist_ok=True)
     text = corpus.read_corpus(root)
     if not text.held_out:
@@ -196,10 +180,11 @@ def train(
     logger.info("corpus: %d training tokens, %d held out", len(training), len(held_out))
 
     model = Decoder(find_family(config).read_config(config))
+    balance = float(config.get("router_aux_loss_coef", BALANCE))
     initialize(model, config, schedule.seed)
     optimizers = make_optimizers(model, schedule)
     state = TrainingState(work / "state.pt", model, optimizers)
-    identity = {"preset": preset, "corpus": text.sha256, **asdict(schedule)}
+    identity = {"config": config, "corpus": text.sha256, **asdict(schedule)}
     first, spent = state.load(identity)
     began = time.monotonic() - spent
     for step in range(first, schedule.steps):
@@ -207,7 +192,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step)
         batch = schedule.batch(training, step)
-        loss, balancing = train_step(model, batch, config["router_aux_loss_coef"], optimizers)
+        loss, balancing = train_step(model, batch, balance, optimizers)
         done, seconds = step + 1, time.monotonic() - began
         if done % 10 == 0 or done == schedule.steps:
             left = seconds / done * (schedule.steps - done)
@@ -223,49 +208,18 @@ def train(
     seconds = time.monotonic() - began
     final = held_out_loss(model, held_out, schedule.length, 128)
     bytes_per_token = sum(len(part.encode()) for part in text.held_out) / len(held_out)
-    card = model_card(preset, schedule, text, len(training), seconds, final, bytes_per_token)
+    card = model_card(
+        name, model.spec.family, schedule, text, len(training), seconds, final, bytes_per_token
+    )
     parameters = {
-        name: tensor.to(torch.float16)
-        for name, tensor in model.state_dict().items()
-        if name != "head.weight" or not model.spec.tie_word_embeddings
+        parameter: tensor.to(torch.float16)
+        for parameter, tensor in model.state_dict().items()
+        if parameter != "head.weight" or not model.spec.tie_word_embeddings
     }
     write_checkpoint(
         out, config, parameters, {"tokenizer.json": tokenizer.to_str(), "README.md": card}
     )
     logger.info("wrote %s; held-out loss %.4f nats per token", out, final)
-
-
-def model_card(
-    preset: str, schedule: Schedule, text: corpus.Corpus, training_tokens: int,
-    seconds: float, loss: float, bytes_per_token: float,
-) -> str:  # fmt: skip
-    """Markdown: data, steps, time, held-out loss."""
-    tokens = schedule.steps * schedule.tokens_per_step
-    facts = {
-        "Data": f"the standard library of Python {platform.python_version()}, "
-        f"{len(text.training)} files ({training_tokens:,} tokens); sha256 {text.sha256[:16]}",
-        "Held out": f"{len(text.held_out)} files, chosen by the hash of their paths",
-        "Steps": f"{schedule.steps} × {schedule.tokens_per_step} tokens = "
-        f"{tokens / 1e6:.1f} M tokens",
-        "Time": f"{seconds / 60:.0f} minutes on {torch.get_num_threads()} CPU threads",
-        "Held-out loss": f"{loss:.3f} nats per token, {loss / math.log(2) / bytes_per_token:.3f} "
-        "bits per byte",
-        "Schedule": f"`{json.dumps(asdict(schedule))}`",
-        "torch": torch.__version__,
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    return f"""# pocketmoe `{preset}`
-
-A small Mixture-of-Experts model of pocketmoe's reference family. It writes text that looks like
-Python; it is here to try the compiler and the runtime with, and fit for nothing else.
-
-| | |
-|---|---|
-{table}
-
-The training text is under the PSF licence; the weights are under Apache-2.0, as pocketmoe is.
-Made by `python -m pocketmoe.model.train --preset {preset} --steps {schedule.steps} -o {preset}`.
-"""
 
 
 class Refusal(click.ClickException):
@@ -274,8 +228,12 @@ class Refusal(click.ClickException):
     exit_code = 2
 
 
-@click.command(help="Train a preset of the reference family on the Python standard library.")
+@click.command(help="Train a preset, or a config of any family, on the Python standard library.")
 @click.option("--preset", default="demo", show_default=True)
+@click.option(
+    "--config", "config_path", type=click.Path(exists=True, path_type=Path),
+    help="a config.json, or a directory with one, in place of a preset",
+)  # fmt: skip
 @click.option("--steps", default=1000, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1))
@@ -286,14 +244,18 @@ class Refusal(click.ClickException):
 )
 @click.option("-o", "--output", "out", required=True, type=click.Path(path_type=Path))
 def main(
-    preset: str, steps: int, seed: int, threads: int, root: Path | None, save_every: int,
-    work: Path, out: Path,
+    preset: str, config_path: Path | None, steps: int, seed: int, threads: int, root: Path | None,
+    save_every: int, work: Path, out: Path,
 ) -> None:  # fmt: skip
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(threads)
     schedule = Schedule(steps=steps, seed=seed)
     try:
-        train(preset, schedule, root or corpus.standard_library(), work, out, save_every)
+        if config_path is None:
+            name, config = preset, find_preset(preset)
+        else:
+            name, config = out.name, read_training_config(config_path)
+        train(name, config, schedule, root or corpus.standard_library(), work, out, save_every)
     except PocketMoEError as error:
         raise Refusal(str(error)) from error
 

@@ -84,7 +84,7 @@ def evaluate(
         )
     progress = progress or Silent()
     progress.stage("evaluating", windows.tokens)
-    scores = _Scores(windows, compared=logits is not None)
+    scores = Scores(windows, compared=logits is not None)
     for number in range(len(windows)):
         ids = windows[number]
         expected = logits(number) if logits is not None else None
@@ -103,8 +103,8 @@ def evaluate(
     return scores.result(deviations, seed, session.stats.lossy)
 
 
-class _Scores:
-    """Figures of each token, as they come."""
+class Scores:
+    """Figures of each token, as they come; windows in their order."""
 
     def __init__(self, windows: Windows, *, compared: bool):
         count = int((windows.lengths - 1).sum())
@@ -138,7 +138,7 @@ class _Scores:
             self._done += len(own)
 
     def result(
-        self, deviations: Deviations | None, seed: int, lossy: tuple[str, ...]
+        self, deviations: Deviations | None = None, seed: int = 0, lossy: tuple[str, ...] = ()
     ) -> Evaluation:
         bootstrap = BlockBootstrap(len(self._windows), seed)
         sizes = self._windows.lengths - 1

@@ -160,10 +160,19 @@ def token_bytes(routes: Routes) -> int:
     return nbytes // max(1, tokens)
 
 
+def used_bytes(routes: Routes) -> int:
+    """Of all pages that were asked for, each counted once."""
+    pages = {(visit.layer, expert) for visit in routes.visits for expert in visit.experts}
+    return sum(routes.page_bytes[layer] for layer, _ in pages)
+
+
 def usual_capacities(routes: Routes) -> list[int]:
-    """Budgets to look at where none is given: from half of one token's pages to eight times."""
-    token = max(2, token_bytes(routes))
-    return [token // 2, token, 2 * token, 4 * token, 8 * token]
+    """Budgets to look at where none is given: from half of one token's pages to eight times, as far
+    as there are pages that were asked for."""
+    token, everything = max(2, token_bytes(routes)), used_bytes(routes)
+    sizes = [token // 2, token, 2 * token, 4 * token, 8 * token]
+    smaller = [size for size in sizes if size < everything]
+    return smaller if len(smaller) == len(sizes) else [*smaller, everything]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,13 @@ from .refusals import RequestError
 
 _IDLE = 30.0  # seconds that a client may send nothing
 _MOST_DRAINED, _LONGEST_DRAIN = 256 << 20, 20.0  # bytes, seconds
-_ROOMS = 2  # bodies of full size that are held at once
+_LEAST, _MOST, _PER_TOKEN = 1 << 20, 8 << 20, 64  # bytes of a body
+ROOMS = 2  # bodies of full size that are held at once
+
+
+def usual_body(context: int) -> int:
+    """Bytes of a body: many more than a prompt of that many tokens has."""
+    return min(max(_LEAST, context * _PER_TOKEN), _MOST)
 
 
 class BodyRoom:
@@ -33,7 +39,7 @@ class BodyRoom:
             self._held -= body.size
 
     def take(self, size: int) -> None:
-        if self._held + size > _ROOMS * self.limit:
+        if self._held + size > ROOMS * self.limit:
             raise RequestError(
                 "other requests with large bodies are being read; try again later",
                 status=429,

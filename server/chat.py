@@ -8,13 +8,19 @@ from typing import Any
 from ..errors import InputError
 from ..runtime.chat import Message
 from ..runtime.grammar import Grammar
-from ..runtime.text import encode
 from .chat_answer import CallTask, ChatAnswer
 from .fields import Fields, check_depth, parse_object
 from .formats import read_format
 from .messages import read_messages
 from .options import read_max_tokens, read_options
-from .prepared import Prepared, check_grammar, check_model, check_prompt, new_heading
+from .prepared import (
+    Prepared,
+    check_grammar,
+    check_length,
+    check_model,
+    encode_prompt,
+    new_heading,
+)
 from .refusals import refusal_of, unsupported, wrong
 from .service import Service
 from .tools import Tools, read_tools
@@ -31,7 +37,7 @@ _MOST_ALTERNATIVES = 20
 
 def prepare_chat(service: Service, body: bytes) -> Prepared:
     """Raises RequestError."""
-    fields = Fields(parse_object(body))
+    fields = Fields(parse_object(body, service.most_values))
     check_model(fields, service.name)
     fields.refuse(_UNSUPPORTED)
     if fields.sequence("modalities", 2) not in ([], ["text"]):
@@ -55,7 +61,6 @@ def prepare_chat(service: Service, body: bytes) -> Prepared:
         task = CallTask(tools, service.tool_form, service.mark_token(service.tool_form))
         beginning, grammar = how_to_call(task, tools)
     ids = encode_chat(service, messages, variables, beginning)
-    check_prompt(service, ids, "messages")
     check_grammar(service, grammar, "tools" if task is not None else "response_format")
     heading = new_heading(service, "chat.completion", options)
     spell = None if options.logprobs is None else service.spell
@@ -72,11 +77,12 @@ def encode_chat(
         raise wrong(
             "messages", "need a chat template, which the bundle has not; use /v1/completions"
         )
+    check_length(service, sum(len(message["content"]) for message in messages), "messages")
     try:
         text = template.render(messages, **variables)
-        return encode(service.session.tokenizer, text + beginning, add_special_tokens=False)
     except InputError as error:
         raise refusal_of(error, "messages") from error
+    return encode_prompt(service, text + beginning, "messages", add_special_tokens=False)
 
 
 def how_to_call(task: CallTask, tools: Tools) -> tuple[str, Grammar | None]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import InputError
-from ..runtime.text import encode
 from .fields import Fields, parse_object
 from .formats import read_format
 from .options import MOST_CHOICES, read_max_tokens, read_options
-from .prepared import Prepared, check_grammar, check_model, check_prompt, new_heading
-from .refusals import refusal_of, show, unsupported, wrong
+from .prepared import (
+    Prepared,
+    check_grammar,
+    check_model,
+    check_prompt,
+    encode_prompt,
+    new_heading,
+)
+from .refusals import show, unsupported, wrong
 from .service import Service
 from .text_answer import TextAnswer
 
@@ -20,7 +25,7 @@ _MOST_ALTERNATIVES = 5
 
 def prepare_completion(service: Service, body: bytes) -> Prepared:
     """Raises RequestError."""
-    fields = Fields(parse_object(body))
+    fields = Fields(parse_object(body, service.most_values))
     check_model(fields, service.name)
     prompts = read_prompts(fields)
     if fields.text("suffix"):
@@ -41,7 +46,7 @@ def prepare_completion(service: Service, body: bytes) -> Prepared:
     ids, texts = [], []
     for index, prompt in enumerate(prompts):
         where = f"prompt[{index}]" if len(prompts) > 1 else "prompt"
-        encoded, text = encode_prompt(service, prompt, where, with_text=echo)
+        encoded, text = encode_one(service, prompt, where, with_text=echo)
         ids.append(encoded)
         texts += [text] * options.choices
     check_grammar(service, grammar, "response_format")
@@ -73,17 +78,12 @@ def check_ids(ids: Any) -> list[int]:
     return checked
 
 
-def encode_prompt(
+def encode_one(
     service: Service, prompt: str | list[int], where: str, *, with_text: bool
 ) -> tuple[list[int], str]:
     """Token ids, and the text where that is wanted."""
-    tokenizer = service.session.tokenizer
     if isinstance(prompt, list):
         check_prompt(service, prompt, where)
-        return prompt, tokenizer.decode(prompt) if with_text else ""
-    try:
-        ids = encode(tokenizer, prompt)
-    except InputError as error:
-        raise refusal_of(error, where) from error
-    check_prompt(service, ids, where)
+        return prompt, service.session.tokenizer.decode(prompt) if with_text else ""
+    ids = encode_prompt(service, prompt, where, add_special_tokens=True)
     return ids, prompt if with_text else ""

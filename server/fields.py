@@ -15,13 +15,15 @@ DEEPEST = 100  # levels of a schema, of a tool, or of a call's arguments
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """A request's body.
+def parse_object(body: bytes, most: int = 100_000) -> dict[str, Any]:
+    """A request's body. most: values that it may have, as each takes memory.
 
     Raises:
         RequestError: it is not a JSON object in UTF-8, or holds what JSON cannot (NaN, a number
-            that is no finite float, half a character).
+            that is no finite float, half a character), or too much.
     """
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > most:
+        raise RequestError(f"the body has more than {most} values", code="body_too_large")
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:

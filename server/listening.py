@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
         self._stopping: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """uvicorn's own raises the signals anew at the end; here they are the way to end well."""
         in_main = threading.current_thread() is threading.main_thread()
         known = (signal.SIGINT, signal.SIGTERM) if in_main else ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -13,6 +15,35 @@ from ..runtime.stats import process_memory
 from .pool import Pool
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+
+
+_WINDOW = 10.0  # seconds
+
+
+class Speed:
+    """Tokens per second, of the last ten seconds."""
+
+    def __init__(self) -> None:
+        self._told: deque[tuple[float, int]] = deque()
+
+    def count(self, tokens: int) -> None:
+        now = time.monotonic()
+        if self._told and now - self._told[-1][0] < _WINDOW / 20:
+            begun, before = self._told[-1]
+            self._told[-1] = (begun, before + tokens)
+        else:
+            self._told.append((now, tokens))
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        while self._told and now - self._told[0][0] > _WINDOW:
+            self._told.popleft()
+
+    @property
+    def value(self) -> float:
+        now = time.monotonic()
+        self._forget(now)
+        return sum(tokens for _, tokens in self._told) / _WINDOW
 
 
 class Metrics:
@@ -38,7 +69,12 @@ class Metrics:
             "From a request's arrival to the first piece of its answer.",
             buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
-        self.registry.register(_State(session, pool))
+        self._speed = Speed()
+        self.registry.register(_State(session, pool, self._speed))
+
+    def count_new(self, tokens: int) -> None:
+        self.new_tokens.inc(tokens)
+        self._speed.count(tokens)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
@@ -48,17 +84,16 @@ class Metrics:
 class _State(Collector):
     """What is read when somebody asks."""
 
-    def __init__(self, session: Session, pool: Pool):
-        self._session, self._pool = session, pool
+    def __init__(self, session: Session, pool: Pool, speed: Speed):
+        self._session, self._pool, self._speed = session, pool, speed
 
     def collect(self) -> Iterator[Metric]:
         stats, pool = self._session.stats, self._pool
-        speed = stats.new_tokens_per_second
         gauges = {
             "queue_length": ("Requests that wait, or are being prepared.", pool.queued),
             "running_requests": ("Requests that generate.", pool.running),
             "sessions": ("Requests that can generate at once.", len(pool.sessions)),
-            "new_tokens_per_second": ("Of all that was generated, while it was.", speed),
+            "new_tokens_per_second": ("In the last ten seconds.", self._speed.value),
             "page_hit_rate": ("Share of page requests that the cache answered.", stats.hit_rate),
             "cached_pages": ("Pages that the cache has room for.", stats.cache_slots),
             "pages": ("Pages of the bundle.", stats.num_pages),

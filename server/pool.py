@@ -15,10 +15,11 @@ _SHORTEST_RETRY, _LONGEST_RETRY = 1, 60  # seconds
 
 def shared(session: Session, ids: Sequence[int]) -> int:
     """How many tokens a prompt has in common with what a session has seen, from its beginning."""
-    for count, (seen, wanted) in enumerate(zip(session.seen, ids, strict=False)):
-        if seen != wanted:
+    seen = session.seen
+    for count, (one, other) in enumerate(zip(seen, ids, strict=False)):
+        if one != other:
             return count
-    return min(len(session.seen), len(ids))
+    return min(len(seen), len(ids))
 
 
 class Pool:

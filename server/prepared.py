@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING
 from ..errors import PocketMoEError
 from ..runtime.context import check_tokens
 from ..runtime.grammar import Grammar, Matcher
+from ..runtime.text import encode
 from .answer import Answer, Heading
 from .fields import Fields
 from .options import Options
 from .refusals import RequestError, refusal_of, show
 from .running import Turn
+
+_FIRST_CHARACTERS = 8  # of a text, for each token of the context
+_SURE = 64  # tokens
 
 if TYPE_CHECKING:
     from .service import Service
@@ -63,6 +67,47 @@ def check_prompt(service: Service, ids: Sequence[int], param: str) -> None:
         check_tokens(ids, session.manifest.spec, position=0, context=session.context)
     except PocketMoEError as error:
         raise refusal_of(error, param) from error
+
+
+def encode_prompt(
+    service: Service, text: str, param: str, *, add_special_tokens: bool
+) -> list[int]:
+    """Token ids of a text.
+
+    One that is far too long is refused by its beginning: a tokenizer takes up to two hundred times
+    the text's size, which the memory budget does not count.
+
+    Raises:
+        RequestError: it does not fit into the context, or is not valid.
+    """
+    tokenizer, context = service.session.tokenizer, service.session.context
+    check_length(service, len(text), param)
+    size = _FIRST_CHARACTERS * (context + 1)
+    while size < len(text):
+        # Where a text is cut, a few tokens can be others; so many more it takes to be sure.
+        if len(encode(tokenizer, text[:size], add_special_tokens=False)) > context + _SURE:
+            raise too_long(service, param)
+        size *= 4
+    try:
+        ids = encode(tokenizer, text, add_special_tokens=add_special_tokens)
+    except PocketMoEError as error:
+        raise refusal_of(error, param) from error
+    check_prompt(service, ids, param)
+    return ids
+
+
+def check_length(service: Service, characters: int, param: str) -> None:
+    """Raises RequestError where so many characters cannot fit, whatever they are."""
+    if characters > service.longest_token * service.session.context:
+        raise too_long(service, param)
+
+
+def too_long(service: Service, param: str) -> RequestError:
+    return RequestError(
+        f"{param} has more tokens than the context of {service.session.context} tokens; shorten it",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def check_grammar(service: Service, grammar: Grammar | None, param: str) -> None:

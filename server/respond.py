@@ -65,6 +65,7 @@ class Work:
                 self._first = False
                 now = asyncio.get_running_loop().time()
                 self._service.metrics.first_token.observe(now - self._begun)
+            self._service.metrics.count_new(len(event.piece.token_ids))
             chunks = self._answer.push(event.index, event.piece)
             if self._answer.is_closed(event.index):
                 self._running.close_turn(event.index)
@@ -83,7 +84,6 @@ class Work:
         usage.new += event.new
         metrics.prompt_tokens.inc(self._prompts[event.index])
         metrics.cached_tokens.inc(event.reused)
-        metrics.new_tokens.inc(event.new)
 
 
 async def respond(request: Request, service: Service, prepare: Prepare) -> Response:

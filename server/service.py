@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ..errors import PocketMoEError
 from ..runtime.session import Session
 from ..runtime.text import TokenBytes
-from .bodies import BodyRoom
+from .bodies import BodyRoom, usual_body
 from .metrics import Metrics
 from .pool import Pool, stopping
 from .refusals import refusal_of
@@ -20,15 +20,17 @@ from .running import Running, Turn, timed_out
 from .tool_forms import ToolForm, find_tool_form
 
 _PREPARING = 2  # threads that read requests
+_VALUES, _VALUES_PER_TOKEN = 100_000, 16
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """body: bytes of a request. queue: requests that may wait. timeout: seconds that a request may
-    take in all. grace: seconds for what runs when the server is told to stop."""
+    """body: bytes of a request; None for what the context suggests. queue: requests that may wait.
+    timeout: seconds that a request may take in all. grace: seconds for what runs when the server is
+    told to stop."""
 
-    body: int = 8 << 20
+    body: int | None = None
     queue: int = 32
     timeout: float = 600.0
     grace: float = 30.0
@@ -41,9 +43,13 @@ class Service:
         self.name, self.limits = name, limits
         self.created = int(time.time())
         self.pool = Pool(sessions, limits.queue)
-        self.bodies = BodyRoom(limits.body)
+        self.bodies = BodyRoom(limits.body or usual_body(sessions[0].context))
         self.session = sessions[0]  # for what no session's state matters for
         self.metrics = Metrics(self.session, self.pool)
+        vocabulary = self.session.tokenizer.get_vocab(with_added_tokens=True)
+        self.longest_token = max(map(len, vocabulary))  # characters; those of bytes are no fewer
+        # A token of a prompt may hold several commas or brackets, which are counted.
+        self.most_values = _VALUES + _VALUES_PER_TOKEN * self.session.context
         self._spell = TokenBytes(self.session.tokenizer)
         self.tool_form, self.why_no_tools = find_tool_form(self.session.chat_template)
         self._preparing = ThreadPoolExecutor(_PREPARING, "prepare")

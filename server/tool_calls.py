@@ -43,6 +43,7 @@ class CallReader:
         self._form, self._names, self._mark_token = form, names, mark_token
         self._held = ""  # not told yet
         self._inside = begun
+        self._space = ""  # before the call that has begun
         self._plain = False  # no call can follow
         self._any = False  # whether a call was told
 
@@ -66,8 +67,9 @@ class CallReader:
                     yield from self._tell(final)
                     return
                 self._held, self._inside = rest, True
-                if before.strip():
-                    yield before
+                told = before.rstrip()  # the space before a call is no text
+                self._space = before[len(told) :]
+                yield from self._text(told)
             if self._form.kind != "tagged":  # the rest of the answer is calls
                 if final:
                     yield from self._all(self._form.mark + self._held)
@@ -78,7 +80,7 @@ class CallReader:
             call = self._call_of(inner)
             self._held, self._inside = rest, False
             if call is None or not found:
-                yield from self._text(self._form.mark + inner + found)
+                yield from self._text(self._space + self._form.mark + inner + found)
             else:
                 self._any = True
                 yield call
@@ -116,7 +118,7 @@ class CallReader:
         if calls:
             yield from calls
         else:
-            yield text
+            yield from self._text(self._space + text)
 
     def _listed(self, text: str) -> list[ToolCall]:
         rest = text.removeprefix(self._form.mark).strip(_SEPARATORS)

@@ -70,17 +70,25 @@ CALLS = (TOKENS[:530], TOKENS[530:700], *([token] for token in TOKENS[700:712]))
 
 
 def write_bundle(
-    root: Path, spec: ModelSpec, model: Decoder, precision: Precision, context: int = 1024
+    root: Path,
+    spec: ModelSpec,
+    model: Decoder,
+    precision: Precision,
+    context: int = 1024,
+    *,
+    devices: bool = True,
 ) -> Path:
-    """A bundle without a tokenizer, with graphs for both the host and devices."""
+    """A bundle without a tokenizer, with graphs for the host and, if wanted, for devices."""
     root.mkdir(parents=True, exist_ok=True)
     source: Any = Weights(model)
     experts = write_experts(root, source, spec, precision, Silent())
     segments, backbone_bytes = write_backbone(root, source, spec, precision, Silent())
     dtype = write_embedding(root, source, precision)
-    with source.tensors() as reader:
-        read = tile_reader(reader, spec, lambda _: None)
-        graphs = write_device_graphs(root, spec, precision, read, context=context)
+    graphs = None
+    if devices:
+        with source.tensors() as reader:
+            read = tile_reader(reader, spec, lambda _: None)
+            graphs = write_device_graphs(root, spec, precision, read, context=context)
     manifest = Manifest(
         spec=spec, target="cpu", precision=precision, embedding_dtype=dtype, segments=segments,
         experts=experts, backbone_bytes=backbone_bytes, toolchain=toolchain(), graphs=graphs,

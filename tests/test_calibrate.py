@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,9 +16,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from pocketmoe.calibration import calibrate as calibrate_module
 from pocketmoe.calibration.calibrate import calibrate
-from pocketmoe.calibration.record import ARRAYS, RECORD, read_record
+from pocketmoe.calibration.record import ARRAYS, RECORD, UNFINISHED, read_record
 from pocketmoe.calibration.stream import LayerStream
 from pocketmoe.cli import main
 from pocketmoe.compiler.verify import load_decoder
@@ -171,7 +169,14 @@ class TestRefusals:
         path.write_text('{"text": "' + "x" * 4000 + '"}\n{"other": 1}\n')
         with pytest.raises(InputError, match=r'a\.jsonl:2 has no "text"'):
             calibrate(tiny_checkpoint, path, tmp_path / "c", tokens=64, seq_len=16)
-        path.write_text('{"text": ' + json.dumps(TEXT) + "}\n")
+        path.write_text('{"text": 7}\n')
+        with pytest.raises(InputError, match='its "text" is no string'):
+            calibrate(tiny_checkpoint, path, tmp_path / "c", tokens=64, seq_len=16)
+        path.write_text('{"text": "\\ud800 abc"}\n')
+        with pytest.raises(InputError, match=r"half of a surrogate pair, \\ud800"):
+            calibrate(tiny_checkpoint, path, tmp_path / "c", tokens=64, seq_len=16)
+        assert not (tmp_path / "c").exists()
+        path.write_text('{"text": ' + json.dumps(TEXT + "\u2028", ensure_ascii=False) + "}\n")
         record = calibrate(tiny_checkpoint, path, tmp_path / "c", tokens=64, seq_len=16)
         assert record.ids.shape == (4, 16)
 
@@ -188,6 +193,20 @@ class TestRefusals:
         save_file(tensors, broken / "model.safetensors")
         with pytest.raises(CheckpointError, match="holds NaN or infinite values"):
             calibrate(broken, text, tmp_path / "c", tokens=64, seq_len=16)
+        assert not (tmp_path / "c").exists()  # no layer was done
+
+    def test_a_finished_record(self, tiny_checkpoint: Path, text: Path, tmp_path: Path) -> None:
+        out = tmp_path / "cal"
+        made = calibrate(tiny_checkpoint, text, out, tokens=128, seq_len=32)
+        again = calibrate(tiny_checkpoint, text, out, tokens=128, seq_len=32, resume=True)
+        assert again.provenance == made.provenance
+        with pytest.raises(InputError, match="begun with another text"):
+            calibrate(tiny_checkpoint, text, out, tokens=128, seq_len=32, seed=1, resume=True)
+        with pytest.raises(InputError, match="exists; remove it"):
+            calibrate(tiny_checkpoint, text, out, tokens=128, seq_len=32)
+        (out / ARRAYS).unlink()
+        with pytest.raises(InputError, match=r"arrays\.npz is missing"):
+            read_record(out)
 
     def test_records(self, tiny_checkpoint: Path, text: Path, tmp_path: Path) -> None:
         out = tmp_path / "cal"
@@ -215,9 +234,9 @@ def test_an_interrupt_leaves_what_can_be_resumed(
         "--tokens", "4096", "--seq-len", "64", "-o", str(out),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    state = out / calibrate_module.WORK / "state.npz"
+    work = out / UNFINISHED
     for _ in range(600):
-        if state.exists() or process.poll() is not None:
+        if any(work.glob("layer_*.npz")) or process.poll() is not None:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -225,7 +244,7 @@ def test_an_interrupt_leaves_what_can_be_resumed(
     if process.returncode == 0:
         pytest.skip("it was done before the interrupt came")
     assert process.returncode == 130
-    os.utime(state)
+    assert any(work.glob("layer_*.npz"))
     done = subprocess.run([*command, "--resume"], capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert read_record(out).ids.size == 4096

@@ -108,7 +108,7 @@ def test_layers_are_kept_when_a_later_one_fails(
         "compile", tiny_checkpoint, "--target", "cpu", *PRECISION, "--calibration", record,
         "-o", tmp_path / "out",
     )  # fmt: skip
-    assert "has nothing to resume" in call(*arguments, "--resume").stderr
+    assert "there is no compile of" in call(*arguments, "--resume").stderr
     leave = LayerStream.leave
 
     def failing(stream: LayerStream) -> float:

@@ -1,6 +1,7 @@
 """bench/compare_llama_cpp.py: all of it that needs no llama.cpp."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from pocketmoe.bench import compared_files, gguf_file
 from pocketmoe.bench.compare_llama_cpp import agree, read_names
@@ -18,6 +20,7 @@ from pocketmoe.bench.shapes import SHAPES, with_layers
 from pocketmoe.bench.side_runs import Request, SideRun, median, parse_result, run_side
 from pocketmoe.bench.stored_tensors import stored_tensors
 from pocketmoe.errors import InputError
+from pocketmoe.model.corpus import train_tokenizer
 from pocketmoe.runtime.bundle import read_manifest
 
 SMALL = {
@@ -95,6 +98,36 @@ def test_the_gguf_holds_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None
         name = f"model.layers.1.mlp.experts.{expert}.down_proj.weight"
         expected = stored[name].float().numpy()
         assert np.abs(values[expert] - expected).max() < np.abs(expected).max() / 7
+
+
+def test_an_f32_gguf_holds_the_checkpoint_and_its_vocabulary(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    from safetensors.torch import load_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    tokenizer = train_tokenizer(["def main():\n    return 0\n"], 300)
+    tokenizer.save(str(copy / "tokenizer.json"))
+    out = tmp_path / "out.gguf"
+    gguf_file.write_gguf(copy, out, f32=True)
+    reader = gguf.GGUFReader(out)
+    stored = load_file(next(checkpoint.glob("*.safetensors")))
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    for tensor in gguf_file.gguf_tensors(2, 4):
+        expected = np.stack([stored[name].float().numpy() for name in tensor.sources])
+        np.testing.assert_array_equal(tensors[tensor.name].data.ravel(), expected.ravel())
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    assert tokens == [tokenizer.id_to_token(number) for number in range(SMALL["vocab_size"])]
+    assert reader.fields["tokenizer.ggml.token_type"].contents()[:2] == [3, 1]
+
+
+def test_another_kind_of_tokenizer_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, "a"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(gguf_file.CheckpointError, match="no byte-level BPE"):
+        gguf_file.add_vocabulary(None, tmp_path / "tokenizer.json", 1)
 
 
 def test_a_python_without_llama_cpp_is_told_how_to_install_it(

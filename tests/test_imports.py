@@ -5,6 +5,7 @@ count like any other.
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "pocketmoe"
-FOLDERS = ("model", "targets", "runtime", "calibration", "compiler")
+FOLDERS = ("model", "targets", "runtime", "calibration", "compiler", "export", "server")
 
 NEVER_IMPORTS = {
-    "model": ("targets", "runtime", "calibration", "compiler"),
-    "targets": ("compiler", "calibration", "runtime"),
-    "runtime": ("compiler", "calibration"),
-    "calibration": ("compiler",),
-    "compiler": (),
+    "model": ("targets", "runtime", "calibration", "compiler", "export", "server"),
+    "targets": ("compiler", "calibration", "runtime", "export", "server"),
+    "runtime": ("compiler", "calibration", "export", "server"),
+    "calibration": ("compiler", "export", "server"),
+    "compiler": ("export", "server"),
+    "export": ("model", "targets", "calibration", "compiler", "server"),
+    "server": ("compiler", "calibration", "targets", "model", "export"),
 }
 # What the runtime may know of a model. The packages themselves count, as importing a file of
 # theirs runs their __init__.py.
@@ -34,8 +37,18 @@ NOT_IN_THE_BASE_INSTALL = {
     "scipy",
     "transformers",
     "matplotlib",
+    "packaging",
+    "zstandard",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
 }
 MAY_PRINT = ("cli", "console")
+# The installer is a program of its own, of the standard library alone.
+INSTALLER = f"{NAME}.export.device"
+INSTALLER_MAY_PRINT = ("export.device.console", "export.device.environment")
+# What it may use where it is there, to read zstd.
+INSTALLER_MAY_TRY = {"compression", "backports", "zstandard"}
 
 DYNAMIC = ("importlib.import_module", "import_module", "__import__")
 TYPING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
@@ -172,7 +185,7 @@ def prints_and_environment(root: Path) -> list[str]:
     found = []
     for path in package_files(root):
         name = module_name(path, root)
-        if name in [f"{NAME}.{allowed}" for allowed in MAY_PRINT]:
+        if name in [f"{NAME}.{allowed}" for allowed in (*MAY_PRINT, *INSTALLER_MAY_PRINT)]:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
@@ -185,6 +198,18 @@ def prints_and_environment(root: Path) -> list[str]:
             for used in {"os.environ", "os.environb", "os.getenv"}.intersection(names):
                 found.append(f"{name}:{node.lineno} reads {used}")
     return found
+
+
+def installer_imports(root: Path) -> list[str]:
+    """Return a line for each import of the installer that a device may lack."""
+    return [
+        f"{name}:{imported.line} imports {imported.module}"
+        for name, imports in read_modules(root).items()
+        if within(name, INSTALLER)
+        for imported in imports
+        if not within(imported.module, INSTALLER)
+        and imported.module.split(".")[0] not in sys.stdlib_module_names | INSTALLER_MAY_TRY
+    ]
 
 
 def runtime_modules(root: Path) -> list[str]:
@@ -202,6 +227,10 @@ def test_runtime_reaches_nothing_beyond_the_base_install() -> None:
 def test_package_and_command_line_load_with_the_base_install() -> None:
     starts = [NAME, *(f"{NAME}.{name}" for name in MAY_PRINT)]
     assert heavy_imports(ROOT, starts=starts, only_loading=True) == []
+
+
+def test_the_installer_needs_the_standard_library_alone() -> None:
+    assert installer_imports(ROOT) == []
 
 
 def test_only_the_command_line_prints_and_reads_the_environment() -> None:
@@ -241,12 +270,22 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
         ("runtime/a.py", "from ..model import module"),
         ("calibration/a.py", "class A:\n    def f(self):\n        import pocketmoe.compiler"),
         ("compiler/a.py", "import runtime"),
+        ("runtime/a.py", "from ..server.pool import Pool"),
+        ("server/a.py", "from ..compiler import compile"),
         ("cli.py", "from model.spec import ModelSpec"),
+        ("compiler/a.py", "from ..export import app"),
+        ("export/a.py", "from ..model.spec import ModelSpec"),
     ],
 )
 def test_a_planted_import_is_found(tmp_path: Path, file: str, text: str) -> None:
     root = write_tree(tmp_path, {"model/module.py": "", file: text})
     assert len(forbidden_imports(root)) == 1
+
+
+def test_a_planted_import_of_the_installer_is_found(tmp_path: Path) -> None:
+    text = "import json, click\nfrom ..contents import x\nfrom .store import y"
+    files = {"export/device/a.py": text, "export/contents.py": "", "export/device/store.py": ""}
+    assert len(installer_imports(write_tree(tmp_path, files))) == 2
 
 
 def test_what_is_allowed_is_not_found(tmp_path: Path) -> None:

@@ -106,9 +106,10 @@ def refused(server: LiveServer, companion: Companion) -> Any:
         (b'{"temperature": -Infinity}', "-Infinity"),
         (b'{"temperature": 1e999}', "too large"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "not JSON"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"[" * 90_000, "nested too deeply"),
+        (b'{"a":' * 90_000, "nested too deeply"),
         (b"\xef\xbb\xbf{}", "not JSON"),
+        (b'{"x": [' + b"[]," * 60_000 + b"[]]}", "more than 108192 values"),
     ],
 )
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -271,7 +272,7 @@ def test_another_model(refused: Any) -> None:
     assert error["code"] == "model_not_found"
 
 
-@pytest.mark.parametrize("prompt", ["x " * 100_000, [5] * 100_000])
+@pytest.mark.parametrize("prompt", ["x " * 300_000, [5] * 100_000])
 def test_a_prompt_longer_than_the_context(refused: Any, prompt: Any) -> None:
     error = refused(TEXT, completion(prompt=prompt), "prompt", "context of 512 tokens")
     assert error["code"] == "context_length_exceeded"
@@ -314,7 +315,8 @@ def test_other_content(refused: Any) -> None:
         ("GET", "/v1/nothing", 404),
         ("GET", "/v1/models/", 404),
         ("GET", "/v1/models/a/b/%00%ff", 404),
-        ("PUT", "/", 404),
+        ("PUT", "/", 405),
+        ("PUT", "/nothing", 404),
     ],
 )
 def test_paths(refused: Any, method: str, path: str, status: int) -> None:

@@ -78,13 +78,10 @@ class TestPlaces:
         if stream:
             next(opened.events())
         server.wait_for(running=1)
-        before = server.service.metrics.registry.get_sample_value("pocketmoe_new_tokens_total")
         opened.close()
         begun = time.monotonic()
         server.wait_for(running=0)
         assert time.monotonic() - begun < 1  # of the 8 s that it would have taken
-        after = server.service.metrics.registry.get_sample_value("pocketmoe_new_tokens_total")
-        assert after == before  # what nobody got does not count
 
     def test_who_goes_while_it_waits(self, server: LiveServer) -> None:
         running = Stream(server.port, TEXT, completion(**LONG))

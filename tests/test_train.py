@@ -1,5 +1,6 @@
 """Training as a process: it learns, survives a kill, and says what is wrong with its input."""
 
+import json
 import random
 import re
 import signal
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pocketmoe.model.checkpoint import Checkpoint
+from pocketmoe.model.families import find_family
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +79,21 @@ def test_a_killed_run_ends_as_if_it_had_not_been(corpus: Path, tmp_path: Path) -
     assert other.returncode != 0
     assert "belongs to a run with other settings" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+def test_a_config_of_another_family(corpus: Path, tmp_path: Path) -> None:
+    """An OLMoE that is trained can be read, and ends texts as the corpus does."""
+    config = {**find_family({"model_type": "olmoe"}).tiny, "vocab_size": 384}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arguments = command(corpus, tmp_path, steps=2)
+    arguments[arguments.index("--preset") : arguments.index("--steps")] = [
+        "--config", str(tmp_path / "config.json"),
+    ]  # fmt: skip
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    spec = Checkpoint(tmp_path / "out").spec
+    assert (spec.family, spec.eos_token_ids) == ("olmoe", (0,))
+    assert "of the family `olmoe`" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_loss_falls(corpus: Path, tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""Summarises a text of any length: parts that fit into the context, then their summaries together.
+
+python examples/summarize.py BUNDLE notes.txt --memory-budget 2GiB --context 2048
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pocketmoe
+
+TASK = "Summarise this text in a few sentences:"
+SUMMARY_TOKENS = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Summarise a text of any length.")
+    parser.add_argument("bundle")
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--memory-budget")
+    parser.add_argument("--context", type=int)
+    parser.add_argument("--tokens", type=int, default=SUMMARY_TOKENS, help="of a summary")
+    given = parser.parse_args()
+    text = given.text.read_text(encoding="utf-8")
+    with pocketmoe.open(
+        given.bundle, memory_budget=given.memory_budget, context=given.context
+    ) as session:
+        while len(parts := list(split(session, text, given.tokens))) > 1:
+            print(f"{len(parts)} parts", flush=True)
+            shorter = "\n".join(summarize(session, part, given.tokens) for part in parts)
+            if len(shorter) >= len(text):
+                raise SystemExit("the summaries are no shorter than the text: use a larger context")
+            text = shorter
+        print(summarize(session, text, given.tokens))
+
+
+def summarize(session: pocketmoe.Session, text: str, tokens: int) -> str:
+    return session.generate(prompt_for(session, text), max_new_tokens=tokens).text().strip()
+
+
+def prompt_for(session: pocketmoe.Session, text: str) -> str | list[dict[str, str]]:
+    """As the chat template wants it; where there is none, a text that asks to be continued."""
+    if session.chat_template is None:
+        return f"{TASK}\n\n{text}\n\nSummary:"
+    return [{"role": "user", "content": f"{TASK}\n\n{text}"}]
+
+
+def split(session: pocketmoe.Session, text: str, tokens: int) -> Iterator[str]:
+    """Parts of whole lines (of words, where a line is too long) that leave room for a summary."""
+
+    def fits(part: str) -> bool:
+        prompt = prompt_for(session, part)
+        ids = session.encode(prompt) if isinstance(prompt, str) else session.encode_chat(prompt)
+        return len(ids) + tokens <= session.context
+
+    part = ""
+    for line in text.splitlines(keepends=True):
+        for piece in [line] if fits(line) else line.split(" "):
+            piece = piece if piece.endswith("\n") or piece == line else f"{piece} "
+            if part and not fits(part + piece):
+                yield part
+                part = ""
+            part += piece
+    yield part
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The virtual environment of a runtime, made without an index."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .errors import InstallError
+from .manifest import Runtime
+
+_ENV = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("PIP_", "PYTHON")) and name != "VIRTUAL_ENV"
+}
+_OWN_PIP = "pip-"
+
+
+def check_fits(runtime: Runtime) -> None:
+    """Raises InstallError where the machine is not one that the runtime was exported for."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower())
+    if (machine or platform.machine()) != runtime.machine or sys.platform != "linux":
+        raise InstallError(
+            f"the app is for linux-{runtime.machine}, this is {sys.platform}-{platform.machine()}; "
+            "export it with --for this one"
+        )
+    try:
+        glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
+    except (OSError, ValueError):
+        glibc = ""  # another C library
+    if not glibc or _numbers(glibc) < _numbers(runtime.glibc):
+        raise InstallError(
+            f"the app needs glibc {runtime.glibc} or newer, this machine has {glibc or 'another'}; "
+            "export it with --glibc"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def find_python(runtime: Runtime, chosen: str | None) -> str:
+    """The interpreter for the runtime: `chosen`, this one, or one in the path."""
+    wanted = runtime.python
+    base = getattr(sys, "_base_executable", "") or sys.executable
+    for candidate in [chosen] if chosen else [base, f"python{wanted}", "python3"]:
+        path = shutil.which(candidate)
+        if path is not None and _version_of(path) == wanted:
+            return path
+    where = f"{chosen} is another" if chosen else "none was found"
+    raise InstallError(
+        f"the app needs Python {wanted}, and {where}; install it, name it with --python, or "
+        "export the app with --for the version that is here"
+    )
+
+
+def _version_of(python: str) -> str:
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def make_environment(
+    python: str, wheels: Path, venv: Path, lock: int, *, system_packages: bool
+) -> None:
+    """Installs all of the folder `wheels` into a new environment. The pip that does it is among
+    them and stays outside; so the system needs neither pip nor ensurepip.
+
+    lock: a file descriptor that what is started keeps open.
+    """
+    files = sorted(wheels.glob("*.whl"))
+    pips = [path for path in files if path.name.startswith(_OWN_PIP)]
+    if not pips:
+        raise InstallError("the app's wheels lack pip; export it again")
+    command = [python, "-I", "-m", "venv", "--without-pip"]
+    _run([*command, *["--system-site-packages"] * system_packages, str(venv)], lock)
+    inside = [str(venv / "bin/python"), "-I", str(pips[0] / "pip")]
+    rest = [str(path) for path in files if path not in pips]
+    quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-cache-dir"]
+    _run([*inside, "install", "--no-index", "--no-deps", *quiet, *rest], lock)
+    if not system_packages:  # whose state is not the app's
+        _run([*inside, "check", "--disable-pip-version-check"], lock)
+
+
+def try_out(venv: Path, bundle: Path | None, kernels: bool, lock: int) -> str | None:
+    """Runs the runtime, and has it read the bundle. Returns what is worth telling.
+
+    Raises:
+        InstallError: it does not run, or this runtime does not read this bundle.
+    """
+    python = [str(venv / "bin/python"), "-I"]
+    _run([*python, "-m", "pocketmoe", "--version"], lock)
+    if bundle is not None:
+        _run([*python, "-m", "pocketmoe", "inspect", str(bundle), "--json"], lock)
+    if kernels:
+        code = "import sys; from pocketmoe.runtime.native.library import available as a"
+        done = subprocess.run(
+            [*python, "-c", f"{code}; sys.exit(not a())"], capture_output=True, check=False,
+            env=_ENV, cwd="/", pass_fds=[lock],
+        )  # fmt: skip
+        if done.returncode:
+            return (
+                "the native kernels do not load on this machine; ONNX Runtime computes, more slowly"
+            )
+    return None
+
+
+def _run(command: list[str], lock: int) -> None:
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False, env=_ENV, cwd="/",
+        stdin=subprocess.DEVNULL, pass_fds=[lock],
+    )  # fmt: skip
+    if done.returncode:
+        told = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        errors = [line for line in told if line.lower().startswith("error")]
+        said = (errors or told[-1:] or [f"exit code {done.returncode}"])[0]
+        raise InstallError(f"{' '.join(command[2:4])} failed: {said}")

@@ -1,0 +1,166 @@
+"""Installing an app, or one of its parts: all is checked before anything is switched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from .console import Advance, note
+from .environment import check_fits, find_python, make_environment, try_out
+from .errors import InstallError
+from .manifest import BUNDLE, INSTALLER, LICENCES, MODEL_LICENCES, UNIT, WHEELS, App, read_manifest
+from .receive import receive
+from .scripts import MANAGE, RUN, unit_text
+from .source import Source
+from .store import Store, Version
+
+_RESERVE = 64 << 20  # bytes that stay free on the disk
+
+
+@dataclass(frozen=True)
+class Choices:
+    """expect: the identity that the app must have. python: the interpreter. name: of the app,
+    where it has none of its own."""
+
+    expect: str | None = None
+    python: str | None = None
+    name: str | None = None
+    system_packages: bool = False
+
+
+def install(source: Source, store: Store, choices: Choices) -> Version:
+    """Raises InstallError, after which the app is what it was before."""
+    app = read_manifest(source.manifest)
+    if choices.expect and choices.expect.lower().removeprefix("sha256:") != app.identity:
+        raise InstallError(f"the app's content is {app.identity}, not what --expect says")
+    python = ""
+    if app.runtime is not None:
+        check_fits(app.runtime)
+        python = find_python(app.runtime, choices.python)
+    with store.locked():
+        store.sweep()
+        return _Installation(source, app, store, choices, python).run()
+
+
+class _Installation:
+    """One, under the lock."""
+
+    def __init__(self, source: Source, app: App, store: Store, choices: Choices, python: str):
+        self._source, self._app, self._store, self._python = source, app, store, python
+        self._choices = choices
+        self._current = store.current()
+        self._name = self._choose_name(choices.name)
+        self._parts = {
+            part: app.part_id(part)
+            for part, there in (("runtime", app.runtime), ("bundle", app.model))
+            if there is not None
+        }
+        if "runtime" not in self._parts and self._current is None:
+            raise InstallError(f"{store.root} has no runtime; install one before a bundle alone")
+        self._missing = {part for part, known in self._parts.items() if not store.has(part, known)}
+
+    def _choose_name(self, chosen: str | None) -> str:
+        there, new = self._store.name, self._app.name or chosen
+        if there is not None and new is not None and there != new:
+            raise InstallError(
+                f"{self._store.root} holds the app {there}, not {new}; choose another --to"
+            )
+        return there or new or "app"
+
+    def run(self) -> Version:
+        wanted = {name for part in self._missing for name in self._app.part(part)}
+        self._check_space(wanted)
+        staged = self._store.staging()
+        try:
+            note("checking and copying")
+            total = sum(item.size for item in self._app.files.values())
+            receive(self._source, self._app, staged, wanted, Advance(total))
+            if "bundle" in self._missing:
+                self._take_bundle(staged)
+            if "runtime" in self._missing:
+                self._make_runtime(staged)
+            version = self._combine()
+            self._try(version)
+        except BaseException:
+            for part in self._missing:
+                shutil.rmtree(self._store.place(part, self._parts[part]), ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        if self._current is not None and _same(version, self._current):
+            return self._current
+        return self._switch(version)
+
+    def _check_space(self, wanted: set[str]) -> None:
+        need = _RESERVE + sum(self._app.files[name].size for name in wanted)
+        if "runtime" in self._missing and self._app.runtime is not None:
+            need += self._app.runtime.installed_bytes * 3 // 2  # with what Python compiles
+        free = shutil.disk_usage(self._store.root).free
+        if free < need:
+            raise InstallError(
+                f"{self._store.root} has {free / 1e6:.0f} MB free, and the app takes "
+                f"{need / 1e6:.0f} MB; free some space or choose another --to"
+            )
+
+    def _make_runtime(self, staged: Path) -> None:
+        """In its place at once, as an environment cannot be moved; it counts once it is marked."""
+        place = self._store.place("runtime", self._parts["runtime"])
+        place.mkdir(parents=True)
+        note("installing the runtime")
+        lock = self._store.lock
+        assert lock is not None
+        make_environment(
+            self._python, staged / WHEELS, place / "venv", lock,
+            system_packages=self._choices.system_packages,
+        )  # fmt: skip
+        for name in (INSTALLER, UNIT, LICENCES):
+            if (staged / name).exists():
+                os.replace(staged / name, place / name)
+
+    def _take_bundle(self, staged: Path) -> None:
+        place = self._store.place("bundle", self._parts["bundle"])
+        place.mkdir(parents=True)
+        os.replace(staged / BUNDLE, place / self._name)
+        if (staged / MODEL_LICENCES).exists():
+            os.replace(staged / MODEL_LICENCES, place / "licences")
+
+    def _combine(self) -> Version:
+        number = max((version.number for version in self._store.versions()), default=0) + 1
+        before = self._current
+        bundle, model = self._parts.get("bundle"), self._app.model
+        if bundle is None and before is not None:
+            bundle, model = before.bundle, before.model
+        runtime = self._parts.get("runtime") or (before.runtime if before is not None else "")
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return Version(number, runtime, bundle, model, before and before.number, when)
+
+    def _try(self, version: Version) -> None:
+        lock = self._store.lock
+        assert lock is not None
+        bundle = None
+        if version.bundle is not None:
+            bundle = self._store.place("bundle", version.bundle) / self._name
+        venv = self._store.place("runtime", version.runtime) / "venv"
+        kernels = self._app.runtime is not None and self._app.runtime.kernels
+        if told := try_out(venv, bundle, kernels, lock):
+            note(f"note: {told}")
+        for part in self._missing:
+            self._store.complete(part, self._parts[part])
+
+    def _switch(self, version: Version) -> Version:
+        store, name = self._store, self._name
+        template = store.place("runtime", version.runtime) / UNIT
+        unit = unit_text(template.read_text(encoding="utf-8"), store.root, name)
+        scripts = {
+            "run": (RUN, 0o755), "manage": (MANAGE, 0o755), f"{name}.service": (unit, 0o644),
+        }  # fmt: skip
+        store.add_version(version, name, scripts)
+        store.switch(version, list(scripts))
+        return version
+
+
+def _same(version: Version, other: Version) -> bool:
+    return (version.runtime, version.bundle) == (other.runtime, other.bundle)

@@ -1,0 +1,92 @@
+"""The programs in examples/, run as a reader would run them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from pocketmoe.cli import main
+from pocketmoe.runtime.opening import open_bundle
+from pocketmoe.tests.serving import server_process
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def run(name: str, *arguments: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_generate(tiny_bundle: Path) -> None:
+    assert "page hits" in run("generate.py", tiny_bundle, "def main(", "1GiB")
+
+
+@pytest.mark.parametrize("bundle", ["tiny_bundle", "served_bundle"])
+def test_summarize(bundle: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """A text of several contexts; the model is random, so its summary is only compared."""
+    path = request.getfixturevalue(bundle)
+    text = tmp_path / "text.txt"
+    text.write_text("def main():\n    return 0\n" * 40 + "import " * 300)
+    out = run("summarize.py", path, text, "--context", "256", "--tokens", "8")
+    assert int(re.match(r"(\d+) parts\n", out)[1]) > 4  # type: ignore[index]
+    text.write_text("def main():\n    return 0\n")
+    told = run("summarize.py", path, text, "--tokens", "8")
+    with open_bundle(path) as session:
+        task = f"Summarise this text in a few sentences:\n\n{text.read_text()}"
+        prompt = (
+            f"{task}\n\nSummary:"
+            if session.chat_template is None
+            else [{"role": "user", "content": task}]
+        )
+        assert told == session.generate(prompt, max_new_tokens=8).text().strip() + "\n"
+
+
+def test_async_app(tiny_bundle: Path) -> None:
+    prompts = ["def main(", "import os", "class Stack:"]
+    lines = run("async_app.py", tiny_bundle, *prompts, "--tokens", "8").splitlines()
+    with open_bundle(tiny_bundle, context=512) as session:
+        for prompt, line in zip(prompts, lines, strict=False):
+            text = session.generate(prompt, max_new_tokens=8).text()
+            assert line == f"{prompt!r} -> {text!r}"
+    assert re.match(r"3 answers in .*given up; the loop went round [1-9]", lines[-1])
+
+
+def test_langchain_client(served_bundle: Path) -> None:
+    pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
+    with server_process(served_bundle, "--parallel", "2") as (_, port):
+        url = f"http://127.0.0.1:{port}/v1"
+        told = run("langchain_client.py", url, "a router", "a pager", "--tokens", "8")
+    assert "a router: '" in told
+    assert "a pager: '" in told
+    assert re.search(r"(?m)^\d+ tokens$", told)
+
+
+def test_dockerfile() -> None:
+    """No Docker here: its steps name files, extras and options that are there."""
+    text = (EXAMPLES / "Dockerfile").read_text()
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    steps = [line.split(" ", 1) for line in lines if line and not line.startswith("#")]
+    assert {word for word, _ in steps} <= {
+        "FROM", "RUN", "COPY", "USER", "EXPOSE", "ENTRYPOINT", "CMD",
+    }  # fmt: skip
+    (extras,) = re.findall(r"'/source\[(.*?)\]'", text)
+    project = (ROOT / "pyproject.toml").read_text()
+    assert all(re.search(rf"(?m)^{extra} = \[", project) for extra in extras.split(","))
+    assert (ROOT / "model/demo").is_dir()
+    (command,) = (json.loads(rest) for word, rest in steps if word == "CMD")
+    serve = main.get_command(click.Context(main), command[0])
+    assert serve is not None
+    parsed = serve.make_context("serve", command[1:], resilient_parsing=False)
+    assert (parsed.params["host"], parsed.params["memory_budget"]) == ("0.0.0.0", "auto")
+    ignored = (EXAMPLES / "Dockerfile.dockerignore").read_text().split()
+    assert {"build", ".venv", "**/*.so"} <= set(ignored)
