@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .chat import prepare_chat
@@ -81,7 +81,6 @@ def make_application(service: Service, access: Access) -> Starlette:
         Route("/openapi.json", openapi, methods=["GET"]),
     ]
     routes += live_routes(service)
-    routes.append(Mount("/", PageFiles(directory=PAGE, html=True)))
     middleware = [Middleware(Counting, service=service, routes=routes)]
     if access.origins:
         middleware.append(Middleware(
@@ -102,6 +101,8 @@ def make_application(service: Service, access: Access) -> Starlette:
         },
     )
     application.router.redirect_slashes = False
+    # Not mounted at "/", which would take wrong methods of other paths too.
+    application.router.default = PageFiles(directory=PAGE, html=True)
     return application
 
 
@@ -119,8 +120,11 @@ async def not_routed(request: Request, error: Exception) -> Response:
     message = {404: f"there is nothing at {path}", 405: f"{request.method} is not for {path}"}
     told = message.get(error.status_code, str(error.detail))
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers.setdefault("Allow", "GET, HEAD")  # of files, which are not routes
     return refusal_response(
-        RequestError(told, status=error.status_code, code=code, headers=error.headers)
+        RequestError(told, status=error.status_code, code=code, headers=headers)
     )
 
 

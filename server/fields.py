@@ -15,7 +15,7 @@ DEEPEST = 100  # levels of a schema, of a tool, or of a call's arguments
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_object(body: bytes, most: int) -> dict[str, Any]:
+def parse_object(body: bytes, most: int = 100_000) -> dict[str, Any]:
     """A request's body. most: values that it may have, as each takes memory.
 
     Raises:

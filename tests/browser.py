@@ -3,6 +3,7 @@
 import contextlib
 import mimetypes
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,14 @@ def send(page: Any, text: str) -> None:
 def await_end(page: Any) -> None:
     page.wait_for_selector("#stop", state="hidden")
     page.wait_for_selector(".foot")
+
+
+def wait_until(page: Any, script: str, arg: object = None, seconds: float = 30.0) -> None:
+    """Until a script returns what is true. Playwright's own way is against the page's policy."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(script, arg):
+        assert time.monotonic() < end, script
+        page.wait_for_timeout(30)
 
 
 def set_tokens(page: Any, most: int) -> None:

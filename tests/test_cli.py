@@ -51,7 +51,10 @@ class TestStart:
         assert result.output == call("--help").output
         commands = result.output.partition("Commands:")[2].splitlines()
         names = [line.split()[0] for line in commands if line.strip()]
-        order = "inspect targets plan calibrate compile build verify run replay eval bench report"
+        order = (
+            "inspect targets plan calibrate compile build verify run chat serve replay eval bench "
+            "report export"
+        )
         assert names == order.split()
 
     def test_version(self) -> None:

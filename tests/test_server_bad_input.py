@@ -315,7 +315,8 @@ def test_other_content(refused: Any) -> None:
         ("GET", "/v1/nothing", 404),
         ("GET", "/v1/models/", 404),
         ("GET", "/v1/models/a/b/%00%ff", 404),
-        ("PUT", "/", 404),
+        ("PUT", "/", 405),
+        ("PUT", "/nothing", 404),
     ],
 )
 def test_paths(refused: Any, method: str, path: str, status: int) -> None:

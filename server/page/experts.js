@@ -32,8 +32,7 @@ export class Experts {
     if (told.first) this.used.fill(0);
     for (let i = 0; i < told.used.length; i += 2) this.used[told.used[i]] += told.used[i + 1];
     if (!told.first) this.warm(told.used);
-    if (told.first) this.recent = [];
-    else if (told.used.length) this.recent.push([now, told.used]);
+    if (!told.first && told.used.length) this.recent.push([now, told.used]);
     while (this.recent.length && this.recent[0][0] < now - LATELY) this.recent.shift();
   }
 

@@ -10,7 +10,7 @@ const LARGEST = 0.75; // of a cell, so that there is always a rim
 const ROOMY = 6; // CSS pixels
 const AGAIN = 255; // no shade: a cell to be drawn
 const GUTTER = 24; // CSS pixels, for the layers' numbers
-const SPEAK_EVERY = 4000; // ms
+const SPEAK_EVERY = 2000; // ms
 
 const still = matchMedia('(prefers-reduced-motion: reduce)');
 
@@ -24,7 +24,7 @@ export class Grid {
     this.cursor = null; // [row, expert], where the keyboard or the pointer is
     this.frame = 0;
     this.last = 0;
-    this.spoken = 0;
+    this.speaking = 0; // a timer
     new ResizeObserver(() => this.resize()).observe(canvas);
     onTheme(() => requestAnimationFrame(() => this.resize()));
     this.listen();
@@ -39,10 +39,7 @@ export class Grid {
 
   // After the experts have changed.
   update() {
-    if (performance.now() - this.spoken > SPEAK_EVERY) {
-      this.describe();
-      if (this.cursor) this.tell();
-    }
+    this.speaking ||= setTimeout(() => this.speak(), SPEAK_EVERY);
     if (still.matches) this.paintStill();
     else if (!this.frame) {
       this.last = performance.now();
@@ -112,16 +109,16 @@ export class Grid {
         const shade = experts.resident[index] * (LEVELS + 1) + level;
         if (this.drawn[index] === shade) continue;
         this.drawn[index] = shade;
-        this.cell(...place(layout, row, i), shade, level);
+        this.cell(place(layout, row, i), shade, level);
       }
     }
     this.outline();
   }
 
   // Where there is room, use is a square that shrinks, so that whether it is in memory stays seen.
-  cell(x, y, shade, level) {
+  cell([x, y, width], shade, level) {
     const { pen, layout, shades } = this;
-    const wide = layout.cellWidth - layout.gap;
+    const wide = width - layout.gap;
     const high = layout.cellHeight - layout.gap;
     const room = Math.min(wide, high) >= ROOMY * layout.ratio;
     pen.fillStyle = shades[room ? shade - level : shade];
@@ -135,8 +132,8 @@ export class Grid {
 
   outline() {
     if (!this.cursor || this.layout.cellWidth < 5) return;
-    const [x, y] = place(this.layout, ...this.cursor);
-    const wide = this.layout.cellWidth - this.layout.gap;
+    const [x, y, width] = place(this.layout, ...this.cursor);
+    const wide = width - this.layout.gap;
     const high = this.layout.cellHeight - this.layout.gap;
     this.pen.strokeStyle = getComputedStyle(document.body).color;
     this.pen.lineWidth = Math.max(1, this.layout.ratio);
@@ -145,11 +142,16 @@ export class Grid {
     this.drawn[this.experts.layers[this.cursor[0]].start + this.cursor[1]] = AGAIN;
   }
 
+  // Now and then, as nobody can listen to every change.
+  speak() {
+    this.speaking = 0;
+    this.describe();
+    if (this.cursor) this.tell();
+  }
+
   describe() {
-    this.spoken = performance.now();
     const { experts } = this;
-    const now = this.spoken / 1000;
-    const busy = experts.lately(now).reduce((sum, one) => sum + one, 0);
+    const busy = experts.lately(performance.now() / 1000).reduce((sum, one) => sum + one, 0);
     const layers = count(experts.layers.length, 'layer');
     this.canvas.setAttribute('aria-label',
       `${layers} of up to ${count(experts.widest, 'expert')}. ${experts.held} of ${experts.total} `

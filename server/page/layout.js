@@ -1,20 +1,24 @@
 // Where the cells of the grid lie, in pixels of the screen. Pure numbers.
 
 const LEAST = 2.5; // CSS pixels: a layer takes several lines rather than narrower cells
+const LOWEST = 1.5; // but not lower ones than this
+const NARROW = 4; // the screen's pixels
 const MOST = 20;
 
 // width, most: CSS pixels; ratio: of the screen's pixels to them; gutter: CSS pixels, for numbers.
 export function layOut({ rows, widest, width, most, ratio, gutter }) {
   const room = Math.max(1, width - gutter);
   let lines = 1;
-  while (room / Math.ceil(widest / lines) < LEAST && lines < 16) lines *= 2;
+  while (room / Math.ceil(widest / lines) < LEAST && most / (rows * 2 * lines) >= LOWEST) lines *= 2;
   const columns = Math.max(1, Math.ceil(widest / lines));
-  const cellWidth = Math.max(1, Math.floor(Math.min(room / columns, MOST) * ratio));
+  const wide = Math.min(room / columns, MOST) * ratio;
+  // Narrow cells, which have no gap, may differ by a pixel; wide ones would look uneven.
+  const cellWidth = wide < NARROW ? Math.max(1, wide) : Math.floor(wide);
   const shape = lines > 1 ? 1 : 1.6; // cells may be taller than wide, but not by much
   const high = Math.min((most * ratio) / Math.max(1, rows * lines), cellWidth * shape, MOST * ratio);
   const cellHeight = Math.max(1, Math.floor(high));
   const between = lines > 1 && cellHeight >= 2 ? Math.max(1, Math.round(ratio)) : 0;
-  const gap = cellWidth >= 4 && cellHeight >= 4 ? Math.max(1, Math.round(ratio)) : 0;
+  const gap = cellWidth >= NARROW && cellHeight >= NARROW ? Math.max(1, Math.round(ratio)) : 0;
   return {
     lines, columns, cellWidth, cellHeight, gap, between,
     left: Math.round(gutter * ratio),
@@ -24,11 +28,15 @@ export function layOut({ rows, widest, width, most, ratio, gutter }) {
   };
 }
 
+// Left, top and width of a cell with its gap.
 export function place(layout, row, expert) {
   const line = Math.floor(expert / layout.columns);
+  const column = expert % layout.columns;
+  const left = Math.round(layout.left + column * layout.cellWidth);
   return [
-    layout.left + (expert % layout.columns) * layout.cellWidth,
+    left,
     row * (layout.lines * layout.cellHeight + layout.between) + line * layout.cellHeight,
+    Math.round(layout.left + (column + 1) * layout.cellWidth) - left,
   ];
 }
 
