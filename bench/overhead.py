@@ -2,7 +2,7 @@
 python bench/overhead.py build/demo [--tokens 64] [--rounds 9]
 
 The two take turns, with the same prompt and tokens, all experts in memory. Also, without a model:
-what sampling takes from a vocabulary of 150,000.
+what sampling takes from a vocabulary of 150,000, and what a grammar does.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import pocketmoe
+from pocketmoe.runtime.grammar import Grammar, Matcher
 from pocketmoe.runtime.sampling import Sampler, Sampling, log_probabilities
+from pocketmoe.runtime.stats import process_memory
 
 VOCABULARY = 150_000
 WAYS: dict[str, dict[str, Any]] = {
@@ -25,6 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.8},
     "temperature, top-k 40": {"temperature": 0.8, "top_k": 40},
     "temperature, top-p 0.95": {"temperature": 0.8, "top_p": 0.95},
+    "temperature 5, top-p 0.95": {"temperature": 5.0, "top_p": 0.95},
     "temperature, min-p 0.05": {"temperature": 0.8, "min_p": 0.05},
     "penalties, greedy": {"repetition_penalty": 1.1, "frequency_penalty": 0.2},
 }
@@ -66,6 +70,31 @@ def microseconds(run: Callable[[], object]) -> float:
     return statistics.median(times) * 1e6
 
 
+def print_grammar() -> None:
+    """Of a JSON schema, with a byte-level tokenizer of random words."""
+    random, words = np.random.default_rng(0), dict.fromkeys(pre_tokenizers.ByteLevel.alphabet())
+    while len(words) < VOCABULARY:
+        letters = random.integers(97, 123, int(random.integers(2, 9)), np.uint8).tobytes().decode()
+        words["Ġ" * int(random.integers(2)) + letters] = None
+    tokenizer = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    grammar = Grammar.json_schema({"properties": {"name": {"type": "string"}}, "type": "object"})
+    memory, begun = process_memory("VmRSS"), time.perf_counter()
+    matcher = Matcher(grammar, tokenizer, VOCABULARY, (0,))
+    seconds, more = time.perf_counter() - begun, process_memory("VmRSS") - memory
+    times = []
+    while not matcher.complete and len(times) < 300:
+        begun = time.perf_counter()
+        allowed = matcher.allowed()
+        times.append((time.perf_counter() - begun) * 1e6)
+        matcher.add(int(random.choice(allowed)))
+    print(
+        f"{statistics.median(times):8.0f} µs  a grammar's mask, at most {max(times):.0f} µs; "
+        f"the first grammar takes {seconds:.1f} s and {more >> 20} MiB"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle")
@@ -89,6 +118,7 @@ def main() -> None:
         f"{args.rounds} rounds), {extra / 50_000:.2%} of a token at 20 tokens per second"
     )
     logits = np.random.default_rng(0).standard_normal(VOCABULARY).astype(np.float32) * 3
+    logits[:20] += 15  # as a model has it: a few tokens take most of it
     for name, how in WAYS.items():
         sampler = Sampler(Sampling(seed=0, **how), VOCABULARY, range(1000))
         for made in range(500):
@@ -100,6 +130,7 @@ def main() -> None:
         np.arange(0, 150_000, 3),
     )
     print(f"{microseconds(lambda: sampler.sample(logits, allowed)):8.0f} µs  50,000 allowed tokens")
+    print_grammar()
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ from .device_graphs import write_device_graphs
 from .engines import build_engines
 from .experts import build_pages, choose_workers, write_expert_layer
 from .footprint import page_formats
+from .licences import copy_licences
 from .output import building, refuse_existing
 from .precision import check_blocks
 from .predictors import write_predictors
@@ -175,6 +176,7 @@ def compile_bundle(
         dtype = write_embedding(root, source, precision)
         if tokenizer is not None:
             shutil.copyfile(tokenizer, root / TOKENIZER)
+        copy_licences(source.path, root)
         manifest = Manifest(
             spec=spec,
             target=target.name,

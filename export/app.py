@@ -78,13 +78,17 @@ def export_app(request: Request, out: Path, progress: Progress) -> Exported:
     if request.bundle is None and not request.runtime_only:
         raise InputError("which bundle? name it, or export a runtime with --runtime-only")
     manifest = None if request.bundle is None else read_manifest(request.bundle)
-    name = request.name or (request.bundle and request.bundle.resolve().name)
+    name = request.name
+    if name is None and request.bundle is not None:
+        name = request.bundle.resolve().name
     if name is not None and not is_name(name):
         raise InputError(f"{name!r} cannot be an app's name (letters, digits, '.', '_', '-'); "
                          "choose one with --name")  # fmt: skip
     contents: dict[str, Content] = {places.INSTALLER: of_bytes(make_installer())}
     notes: list[str] = []
-    platform, wheels, runtime = None, [], None
+    platform: Platform | None = None
+    wheels: list[Wheel] = []
+    runtime: Runtime | None = None
     with ExitStack() as ends:
         if not request.bundle_only:
             folder = Path(ends.enter_context(tempfile.TemporaryDirectory()))

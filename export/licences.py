@@ -8,13 +8,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..runtime.licence_files import is_licence
 from .device.manifest import LICENCES, MODEL_LICENCES
 from .requirements import Wheel
 
-_TEXT = re.compile(
-    r"(licen[cs]es?|copying|notice|copyright|authors|third.?party.?(notices?|licen[cs]es?))"
-    r"([._-][^/]*)?", re.IGNORECASE,
-)  # fmt: skip
 _NO_TEXT = (".py", ".pyc", ".pyi", ".so", ".h", ".json")
 _LARGEST = 4 << 20  # bytes of one text
 
@@ -51,7 +48,7 @@ def licence_of(wheel: Wheel) -> str | None:
 
 def model_licences(bundle: Path, given: Sequence[Path]) -> dict[str, Path]:
     """Those of the model: files that were given, and what lies in the bundle's folder."""
-    there = [path for path in bundle.iterdir() if path.is_file() and _is_text(path.name)]
+    there = [path for path in bundle.iterdir() if path.is_file() and is_licence(path.name)]
     return {f"{MODEL_LICENCES}{path.name}": path for path in [*sorted(there), *given]}
 
 
@@ -66,8 +63,4 @@ def _texts(path: Path) -> dict[str, bytes]:
 
 def _is_licence(name: str) -> bool:
     within = re.search(r"\.dist-info/licen[cs]es?/", name) is not None
-    return (within or _is_text(name.rpartition("/")[2])) and not name.endswith(_NO_TEXT)
-
-
-def _is_text(name: str) -> bool:
-    return _TEXT.fullmatch(name) is not None
+    return (within or is_licence(name.rpartition("/")[2])) and not name.endswith(_NO_TEXT)

@@ -151,5 +151,5 @@ def _download(
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-        said = (lines or done.stderr.splitlines() or ["it said nothing"])[-1]
+        said = (lines or done.stderr.splitlines()[-1:] or ["it said nothing"])[0]
         raise ExportError(f"pip finds no wheels for {platform}: {said.removeprefix('ERROR: ')}")

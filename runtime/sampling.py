@@ -26,8 +26,6 @@ import numpy as np
 
 from ..errors import InputError
 
-_NUCLEUS = 256  # of the likeliest tokens, how many are looked at first for top-p
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -242,11 +240,12 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _nucleus(weights: np.ndarray, share: float) -> np.ndarray:
-    """Places of the largest, as few as reach this share of the sum, the largest first."""
-    wanted, count = share * weights.sum(), _NUCLEUS
-    while True:  # sorting all of a large vocabulary would take longer than all else
-        places = likeliest(weights, count)
-        sums = np.cumsum(weights[places])
-        if sums[-1] >= wanted or count >= len(weights):
-            return places[: int(np.count_nonzero(sums - weights[places] < wanted))]
-        count *= 8
+    """Places of the largest, ascending, as few as reach this share of the sum."""
+    total = weights.sum()
+    # What is below this weighs too little, even all together, for any of it to be wanted; sorting
+    # all of a large vocabulary would take longer than all else.
+    some = np.flatnonzero(weights > (1 - share) * 0.5 * total / len(weights))
+    weights = weights[some]
+    ranked = np.sort(weights)[::-1]  # the numbers alone: far quicker than their places
+    count = int(np.count_nonzero(np.cumsum(ranked) - ranked < share * total))
+    return some[_largest(weights, count)] if count < len(some) else some

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from .service import Service
 PERIOD = 0.25  # seconds between looks at the model
 SILENCE = 5.0  # seconds after which something is told although nothing has changed
 MOST_WATCHERS = 16
+_MOST_VALUES = 16  # of a request for another budget, which has one
 
 
 def live_routes(service: Service) -> list[Route]:
@@ -77,7 +78,7 @@ class Live:
     async def set_budget(self, request: Request) -> Response:
         """Takes {"memory_budget": bytes, or text such as "2GiB"}."""
         with self._service.bodies.body() as body:
-            fields = Fields(parse_object(await body.read(request)))
+            fields = Fields(parse_object(await body.read(request), _MOST_VALUES))
         budget = fields.need("memory_budget")
         fields.finish()
         model = self._service.session.model
@@ -93,7 +94,7 @@ class Live:
         await self._service.prepare(follow)  # giving memory back may take a while
         return JSONResponse({"memory_budget": model.plan.budget, "slots": model.plan.slots})
 
-    async def lines(self) -> AsyncIterator[bytes]:
+    async def lines(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, until the server stops. The first one tells the use of experts since
         the model was opened; each other one, since the one before it."""
         self._watchers += 1

@@ -3,6 +3,7 @@ all of it. The runtime is a small package made up for it; tests/test_export.py h
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -136,13 +137,13 @@ def root(installed_once: Path) -> Iterator[Path]:
 
 
 def snapshot(root: Path) -> dict[str, str]:
-    """Every file and link below `root`, but for what running Python caches."""
+    """Every file and link below `root`, but for what running Python caches, and the lock."""
     found = {}
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()
         if path.is_symlink():
             found[name] = os.readlink(path)
-        elif path.is_file() and "__pycache__" not in name:
+        elif path.is_file() and "__pycache__" not in name and name != ".lock":
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -486,19 +487,15 @@ class TestInterrupted:
         assert "is installed already" in told[0]
         assert "version 2 runs from now on" in told[1]
 
-    def test_a_lock_that_is_held(
-        self, root: Path, second: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        import contextlib
-
+    def test_a_lock_that_is_held(self, root: Path, second: Path) -> None:
         from pocketmoe.export.device.errors import InstallError
 
-        with Store(root).locked(), contextlib.ExitStack() as ends:
-            other = Store(root)
-            with pytest.raises(InstallError, match="another installation"), other.locked(0.2):
-                pass
-            source = open_source(second, ends)
-        install(source, Store(root), Choices())
+        refused = pytest.raises(InstallError, match="another installation")
+        with Store(root).locked(), refused, Store(root).locked(0.2):
+            pass
+        with contextlib.ExitStack() as ends:
+            version, changed = install(open_source(second, ends), Store(root), Choices())
+        assert (version.number, changed) == (2, True)
 
     @pytest.mark.slow
     def test_killed_at_any_moment(self, root: Path, second: Path) -> None:

@@ -31,8 +31,12 @@ class Choices:
     system_packages: bool = False
 
 
-def install(source: Source, store: Store, choices: Choices) -> Version:
-    """Raises InstallError, after which the app is what it was before."""
+def install(source: Source, store: Store, choices: Choices) -> tuple[Version, bool]:
+    """Returns the version that runs now, and whether it is another than before.
+
+    Raises:
+        InstallError: the app is what it was before.
+    """
     app = read_manifest(source.manifest)
     if choices.expect and choices.expect.lower().removeprefix("sha256:") != app.identity:
         raise InstallError(f"the app's content is {app.identity}, not what --expect says")
@@ -70,7 +74,7 @@ class _Installation:
             )
         return there or new or "app"
 
-    def run(self) -> Version:
+    def run(self) -> tuple[Version, bool]:
         wanted = {name for part in self._missing for name in self._app.part(part)}
         self._check_space(wanted)
         staged = self._store.staging()
@@ -91,8 +95,9 @@ class _Installation:
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         if self._current is not None and _same(version, self._current):
-            return self._current
-        return self._switch(version)
+            return self._current, False
+        self._switch(version)
+        return version, True
 
     def _check_space(self, wanted: set[str]) -> None:
         need = _RESERVE + sum(self._app.files[name].size for name in wanted)
@@ -135,7 +140,8 @@ class _Installation:
             bundle, model = before.bundle, before.model
         runtime = self._parts.get("runtime") or (before.runtime if before is not None else "")
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return Version(number, runtime, bundle, model, before and before.number, when)
+        previous = None if before is None else before.number
+        return Version(number, runtime, bundle, model, previous, when)
 
     def _try(self, version: Version) -> None:
         lock = self._store.lock
@@ -150,7 +156,7 @@ class _Installation:
         for part in self._missing:
             self._store.complete(part, self._parts[part])
 
-    def _switch(self, version: Version) -> Version:
+    def _switch(self, version: Version) -> None:
         store, name = self._store, self._name
         template = store.place("runtime", version.runtime) / UNIT
         unit = unit_text(template.read_text(encoding="utf-8"), store.root, name)
@@ -159,7 +165,6 @@ class _Installation:
         }  # fmt: skip
         store.add_version(version, name, scripts)
         store.switch(version, list(scripts))
-        return version
 
 
 def _same(version: Version, other: Version) -> bool:

@@ -23,6 +23,7 @@ def main(arguments: list[str], beside: Path) -> int:
     """Returns the exit code. beside: the folder of the installer, which may be an unpacked app."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    os.umask(0o022)  # a service may run as another user
     try:
         return int(given.action(given, beside))
     except InstallError as error:
@@ -74,15 +75,14 @@ def _install(given: argparse.Namespace, beside: Path) -> int:
         name = read_manifest(source.manifest).name or given.name or "app"
         store = Store(_root(given.to, name))
         choices = Choices(given.expect, given.python, given.name, given.system_site_packages)
-        before = store.current() if store.root.is_dir() else None
-        version = install(source, store, choices)
-    if before == version:
+        version, changed = install(source, store, choices)
+    if not changed:
         say(f"{store.root}: version {version.number} is installed already")
         return 0
     say(f"{store.root}: version {version.number} runs from now on")
     if version.bundle is None:
         say("it has no bundle yet; install one")
-    elif before is None:
+    elif version.before is None:
         say(f"  {store.root}/run --prompt 'Hello'")
         say(f"  {store.root}/manage status")
         unit = f"{store.name}.service"

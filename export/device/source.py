@@ -62,7 +62,8 @@ class Archive:
 
     def __init__(self, path: Path, ends: contextlib.ExitStack):
         self._path = path
-        stream, self._errors = _decompressed(path, ends)
+        stream, own_errors = _decompressed(path, ends)
+        self._broken: tuple[type[Exception], ...] = (*_BROKEN, *own_errors)
         with self._told():
             tar = tarfile.open(fileobj=stream, mode="r|")  # noqa: SIM115 - `ends` closes it
             self._tar = ends.enter_context(tar)
@@ -100,7 +101,7 @@ class Archive:
         """Says of an archive that cannot be read that it cannot."""
         try:
             yield
-        except (*_BROKEN, *self._errors) as error:
+        except self._broken as error:
             raise InstallError(
                 f"{self._path} is damaged, or no archive ({error}); get it again"
             ) from error

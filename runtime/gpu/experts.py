@@ -12,7 +12,7 @@ from ...model.spec import ModelSpec
 from ..bundle import Manifest
 from ..device_graphs import DeviceGraphs, page_inputs
 from ..experts import Routing
-from ..pages import PageFormat, align
+from ..pages import ExpertKey, PageFormat, align
 from .buffers import FLOAT, INT64, BatchBuffers, most_experts, row_step
 from .device import ALIGNMENT, Device, Stream
 from .executor import Executor, Loader, check_names
@@ -173,10 +173,19 @@ class _OnePage:
     def done(self, layer: int, experts: Sequence[int]) -> None:
         pass
 
+    def resident(self) -> frozenset[ExpertKey]:
+        return frozenset()
+
     def holds(self, layer: int, expert: int) -> bool:
         return True
 
     def settle(self) -> None:
+        pass
+
+    def make_room(self, nbytes: int) -> None:
+        pass
+
+    def give_room(self, nbytes: int) -> None:
         pass
 
     def close(self) -> None:
