@@ -183,6 +183,8 @@ async def run_load(port: int, pid: int, clients: int, seconds: float, tokens: in
     print(f"requests         {counts}")
     print(f"tokens           {new:.0f}, {new / seconds:.0f} per second")
     print(f"first piece      {middle:.2f} s in the middle, {late:.2f} s for 95 %")
+    print(f"pages            {metrics['cached_pages']:.0f} of {metrics['pages']:.0f} in the cache, "
+          f"{metrics['page_hit_rate']:.0%} hits")  # fmt: skip
     print(f"different        {len(load.different)} {load.different[:3] or ''}")
     print(f"memory           {format_size(before.memory)} before, {format_size(most)} at most, "
           f"{format_size(after.memory)} after; budget {format_size(int(budget))}")  # fmt: skip
