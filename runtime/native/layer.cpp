@@ -21,11 +21,12 @@ uint8_t* Buffer::at_least(int64_t bytes) {
 namespace {
 
 // Rows of an item of work: enough to be worth fetching an item, few enough to share them evenly.
-// A single token reads memory, the more in a row the better; many tokens compute.
+// A few tokens read memory, the more in a row the better; many tokens compute.
 constexpr int64_t MOST_ROWS = 512, FEWEST_ROWS = 32;
-int64_t rows_of_item(int64_t rows_of_all, bool single, int threads) {
+constexpr int FEW_TOKENS = 4;
+int64_t rows_of_item(int64_t rows_of_all, int64_t tokens, int threads) {
   int64_t rows = FEWEST_ROWS;
-  while (single && rows < MOST_ROWS && rows_of_all >= 8 * rows * threads) rows *= 2;
+  while (tokens <= FEW_TOKENS && rows < MOST_ROWS && rows_of_all >= 8 * rows * threads) rows *= 2;
   return rows;
 }
 
@@ -142,13 +143,12 @@ void run_experts(Engine& engine, const pm_format& format, const Batch& batch, fl
   const bool quantized = is_quantized(format.precision);
   int most = 0;
   for (const Group& group : groups) most = std::max(most, group.count);
-  const bool single = most == 1;
   const Activation activation{format.activation, format.alpha, format.limit};
 
   // An item of gate and up makes whole blocks of inner activations, so that it can quantize them.
   const int64_t inner_rows = std::max<int64_t>(
-      rows_of_item(n_groups * intermediate, single, engine.pool.threads()), format.block);
-  const int64_t outer_rows = rows_of_item(hidden, single, engine.pool.threads());
+      rows_of_item(n_groups * intermediate, most, engine.pool.threads()), format.block);
+  const int64_t outer_rows = rows_of_item(hidden, most, engine.pool.threads());
   const int64_t inner_items = (intermediate + inner_rows - 1) / inner_rows;
   const int64_t outer_items = (hidden + outer_rows - 1) / outer_rows;
 
@@ -219,8 +219,9 @@ int64_t scratch_bytes(const pm_format& format, int threads, int64_t n_tokens, in
   const bool quantized = is_quantized(format.precision);
   const ScratchSizes sizes(std::max(format.hidden, format.intermediate),
                            std::max(gate.row_bytes(), down.row_bytes()), quantized);
-  const int64_t results = 2 * std::max(MOST_ROWS, std::min<int64_t>(n_rows, MAX_TOKENS) *
-                                                     std::max<int64_t>(FEWEST_ROWS, format.block));
+  const int64_t results =
+      2 * std::max(FEW_TOKENS * MOST_ROWS, std::min<int64_t>(n_rows, MAX_TOKENS) *
+                                               std::max<int64_t>(FEWEST_ROWS, format.block));
   const int64_t input = quantized ? layout_of(gate).bytes() : 0;
   const int64_t inner = quantized ? layout_of(down).bytes() : round_up(4 * format.intermediate, 64);
   return threads * round_up(Workspace::bytes(sizes, results), 64) + n_tokens * input +
@@ -250,7 +251,7 @@ void run_products(Engine& engine, const Matrix* matrices, int count, int64_t n_t
     row_bytes = std::max(row_bytes, matrices[i].row_bytes());
   }
   if (n_tokens == 0 || rows_of_all == 0) return;
-  const int64_t item_rows = rows_of_item(rows_of_all, n_tokens == 1, engine.pool.threads());
+  const int64_t item_rows = rows_of_item(rows_of_all, n_tokens, engine.pool.threads());
   const auto items_of = [&](const Matrix& w) { return (w.rows + item_rows - 1) / item_rows; };
   int64_t items = 0;
   for (int i = 0; i < count; ++i) items += items_of(matrices[i]);
