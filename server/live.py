@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import cached_property
 from typing import Any
 
@@ -93,7 +93,7 @@ class Live:
         await self._service.prepare(follow)  # giving memory back may take a while
         return JSONResponse({"memory_budget": model.plan.budget, "slots": model.plan.slots})
 
-    async def lines(self) -> AsyncIterator[bytes]:
+    async def lines(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, until the server stops. The first one tells the use of experts since
         the model was opened; each other one, since the one before it."""
         self._watchers += 1
