@@ -74,8 +74,13 @@ class LlamaCpp:
             "--process-output",
         ])  # fmt: skip
 
-    def quantize(self, model: Path, kind: str, out: Path, importance: Path | None = None) -> None:
+    def quantize(
+        self, model: Path, kind: str, out: Path, importance: Path | None = None,
+        overrides: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """overrides: a part of tensors' names and their type, as "attn=q8_0"."""
         options = ["--imatrix", str(importance)] if importance is not None else []
+        options += [word for item in overrides for word in ("--tensor-type", item)]
         self._run([
             str(self.tools / "llama-quantize"), *options, str(model), str(out), kind,
             str(self.threads),

@@ -7,12 +7,12 @@ Q4_K_M. Then both run the same held-out windows, and their logits are held again
 checkpoint in float32. llama.cpp keeps keys and values in float32 here too, as pocketmoe does.
 
 Bits per weight are those of the file: all bytes of weights and scales, embedding and head included,
-over the number of parameters; of both sides without tokenizer, metadata and padding.
+over the number of parameters; of pages with what fills them up, and of both sides without tokenizer
+and metadata.
 """
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +26,9 @@ from pocketmoe.bench.llama_cpp_files import LlamaCpp
 from pocketmoe.bench.peer_model import peer_checkpoint
 from pocketmoe.bench.quality_reference import Yardstick, figure, read_tokens
 from pocketmoe.calibration.calibrate import calibrate
-from pocketmoe.calibration.candidates import CANDIDATES
+from pocketmoe.calibration.candidates import candidates_named
 from pocketmoe.calibration.record import CalibrationRecord, is_record, read_record
+from pocketmoe.compiler.bits import plan_bits
 from pocketmoe.compiler.calibrated import Calibration
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import parse_precision
@@ -41,10 +42,9 @@ from pocketmoe.runtime.weight_index import weights_file
 from pocketmoe.targets import find_target
 
 CPU = find_target("cpu")
-LEAST_BITS = min(item.bits for item in CANDIDATES)
 SEQUENCE = 512  # tokens of a window of calibration
 PRECISIONS = ("backbone=int8,head=int8",)
-YARDSTICK = "Q4_K_M"  # whose size and KL are those to be held against
+YARDSTICK = "llama.cpp Q4_K_M + imatrix"  # whose size and KL are those to be held against
 _PIECE = 2048  # characters of the training text that lie together
 _SPARE = SEQUENCE // 2  # tokens more than are used, so that a few less do no harm
 
@@ -64,11 +64,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """padded: bits per weight with the padding of pages; None where there is none."""
+    """bits: per weight of the file."""
 
     name: str
     bits: float
-    padded: float | None
     result: Evaluation
 
 
@@ -109,28 +108,34 @@ def check_tokens(ours: CalibrationRecord, theirs: np.ndarray) -> None:
         )
 
 
-def weight_bits(manifest: Manifest, *, padded: bool) -> float:
-    """Per weight, of pages, embedding and segments; padded: with what pages are filled up by."""
-    nbytes = manifest.files[EMBEDDING].size
+def weight_bits(manifest: Manifest) -> float:
+    """Per weight, of pages, embedding and segments."""
+    nbytes = manifest.expert_bytes + manifest.files[EMBEDDING].size
     nbytes += sum(manifest.files[weights_file(segment)].size for segment in manifest.segments)
-    if padded:
-        nbytes += manifest.expert_bytes
-    else:
-        nbytes += sum(place.nbytes for page in manifest.pages() for place in page.format.tensors())
     return 8 * nbytes / count_parameters(manifest.spec).total
 
 
-def bits_that_fit(manifest: Manifest, bits: float, most: float) -> float:
-    """What `--bits` may be so that the file has at most `most` per weight; manifest: of a bundle
-    with the same backbone, of `bits` per weight, whose experts have one format."""
+def bits_that_fit(record: CalibrationRecord, path: Path, manifest: Manifest, most: float) -> float:
+    """What `--bits` may be, in hundredths, so that the file has at most `most` per weight; the
+    least that there is where nothing fits.
+
+    manifest: of a bundle with the same backbone.
+    """
     counted = count_parameters(manifest.spec)
-    own = manifest.experts[0].formats[0].weight_bits
-    room = (most - bits) * counted.total / counted.experts
-    return math.floor((own + room) * 1000) / 1000
+    pages = (most - weight_bits(manifest)) * counted.total / 8 + manifest.expert_bytes
+    possible = [item.bits for item in candidates_named(record.candidates)]
+    first = min(8 * pages / counted.experts, max(possible))
+    for hundredths in range(int(100 * first), int(100 * min(possible)), -1):
+        bits = hundredths / 100
+        plan = plan_bits(record, manifest.spec, CPU, bits, path)
+        if sum(item.nbytes for layer in plan.formats.values() for item in layer) <= pages:
+            return bits
+    return min(possible)
 
 
 def llama_rows(settings: Settings, checkpoint: Path, yardstick: Yardstick) -> list[Row]:
-    """The checkpoint as F32, which shows that the file is the same model, Q4_0, and Q4_K_M."""
+    """The checkpoint as F32, which shows that the file is the same model; Q4_0 and Q4_K_M; and
+    what Q4_K_M would be with the attention in as many bits as pocketmoe gives it."""
     llama, cache = settings.llama, settings.cache
     plain, importance = cache / "f32.gguf", cache / f"imatrix-{settings.calibration_tokens}.gguf"
     text = cache / f"calibration-{settings.calibration_tokens}.txt"
@@ -144,17 +149,20 @@ def llama_rows(settings: Settings, checkpoint: Path, yardstick: Yardstick) -> li
             made = folder / importance.name
             llama.write_importance(plain, text, SEQUENCE, made)
             made.rename(importance)
-        for kind, matrix in (
-            ("F32", None), ("Q4_0", importance), ("Q4_K_M", None), ("Q4_K_M", importance)
-        ):  # fmt: skip
+        for label, kind, matrix, overrides in (
+            ("llama.cpp F32", None, None, ()),
+            ("llama.cpp Q4_0 + imatrix", "Q4_0", importance, ()),
+            ("llama.cpp Q4_K_M", "Q4_K_M", None, ()),
+            (YARDSTICK, "Q4_K_M", importance, ()),
+            (f"{YARDSTICK}, attention in Q8_0", "Q4_K_M", importance, ("attn=q8_0",)),
+        ):
             file = plain
-            if kind != "F32":
+            if kind is not None:
                 file = folder / f"{kind}.gguf"
-                llama.quantize(plain, kind, file, matrix)
+                llama.quantize(plain, kind, file, matrix, overrides)
             found = llama.logits(file, yardstick.windows, folder)
             result = yardstick.score(lambda window, found=found: found.logits[window])
-            label = f"llama.cpp {kind}" + (" + imatrix" if matrix else "")
-            rows.append(Row(label, found.bits, None, result))
+            rows.append(Row(label, found.bits, result))
     return rows
 
 
@@ -174,13 +182,13 @@ def own_rows(settings: Settings, checkpoint: Path, yardstick: Yardstick, most: f
                     checkpoint, bundle, target=CPU, precision=precision, calibration=made,
                     bits=bits, force=True,
                 )  # fmt: skip
-                own = weight_bits(manifest, padded=False)
                 label = f"pocketmoe, rounded, {text}"
                 if made is not None:
                     label = f"pocketmoe, gptq, --bits {bits:g}, {text}"
                 result = yardstick.measure(bundle)
-                rows.append(Row(label, own, weight_bits(manifest, padded=True), result))
-                bits = max(LEAST_BITS, bits_that_fit(manifest, own, most))
+                rows.append(Row(label, weight_bits(manifest), result))
+                if made is None:
+                    bits = bits_that_fit(calibration.record, path, manifest, most)
     return rows
 
 
@@ -192,7 +200,7 @@ def print_peer_table(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         yardstick = Yardstick(checkpoint, token_ids, settings.window, Path(folder))
         rows = llama_rows(settings, checkpoint, yardstick)
-        peer = next(row for row in rows if YARDSTICK in row.name and "imatrix" in row.name)
+        peer = next(row for row in rows if row.name == YARDSTICK)
         rows += own_rows(settings, checkpoint, yardstick, peer.bits)
     click.echo(table(rows, peer))
 
@@ -204,15 +212,14 @@ def table(rows: Sequence[Row], peer: Row) -> str:
         f"{first.tokens} tokens in windows of {first.window}; the checkpoint in float32 has "
         f"perplexity {first.reference_perplexity:.3f}. In brackets: 95 % intervals.",
         "",
-        f"| Model | bits | with padding | Perplexity | Change | KL, mean | of {peer.name} |",
-        "|---|---|---|---|---|---|---|",
+        f"| Model | bits | Perplexity | Change | KL, mean | of {peer.name} |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         result = row.result
         cells = (
             row.name,
             f"{row.bits:.3f}",
-            f"{row.padded:.3f}" if row.padded is not None else "",
             f"{result.perplexity:.3f}",
             figure(result, "perplexity_ratio", lambda value: f"{value - 1:+.2%}"),
             figure(result, "kl_mean", lambda value: f"{value:.2e}"),

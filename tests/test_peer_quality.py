@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +38,7 @@ from pocketmoe.runtime.evaluate import Evaluation
 from pocketmoe.runtime.windows import cut_windows
 from pocketmoe.tests.conftest import SOURCE
 
+FORMS = (("int4", 32), ("int8", 64))
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -75,16 +78,37 @@ def test_other_tokens_are_refused() -> None:
 
 
 def test_bits_are_those_of_all_weights(tiny_bundle: Path) -> None:
-    """int4 with a scale for 32, int8 likewise, the embedding in fp16."""
+    """int4 with a scale for 32, int8 likewise, the embedding in fp16; pages are filled up."""
     manifest = read_manifest(tiny_bundle)
     counted = count_parameters(manifest.spec)
-    bits = weight_bits(manifest, padded=False)
-    rest = counted.total - counted.experts
-    least = (4.5 * counted.experts + 8.5 * rest) / counted.total
-    assert least < bits < least + 32 * counted.embedding / counted.total
-    assert weight_bits(manifest, padded=True) > bits
-    fits = bits_that_fit(manifest, bits, bits + 0.25)
-    assert fits == pytest.approx(4.5 + 0.25 * counted.total / counted.experts, abs=2e-3)
+    least = (4.5 * counted.experts + 8.5 * (counted.total - counted.experts)) / counted.total
+    filled = sum(
+        page.nbytes - sum(place.nbytes for place in page.format.tensors())
+        for page in manifest.pages()
+    )
+    most = least + (32 * counted.embedding + 8 * filled) / counted.total
+    assert least + 8 * filled / counted.total < weight_bits(manifest) < most
+
+
+def test_bits_that_fit_into_the_room_that_there_is(tiny_bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    page = manifest.experts[0].formats[0]
+    kinds = [replace(page, precision=kind, block_size=size) for kind, size in FORMS]
+    layers = [
+        SimpleNamespace(layer=item.layer, errors=np.tile([4.0, 1.0], (len(item.offsets), 1)))
+        for item in manifest.experts
+    ]
+    record = SimpleNamespace(layers=layers, candidates=tuple(item.name for item in kinds))
+    bits = weight_bits(manifest)
+    counted = count_parameters(manifest.spec)
+    least = bits_that_fit(record, tmp_path, manifest, bits - 1)  # type: ignore[arg-type]
+    assert least == kinds[0].weight_bits
+    step = 8 * (kinds[1].nbytes - kinds[0].nbytes) / counted.total
+    # Room for half of the experts in the larger form.
+    half = bits + manifest.num_pages / 2 * step
+    found = bits_that_fit(record, tmp_path, manifest, half)  # type: ignore[arg-type]
+    assert found == pytest.approx((kinds[0].weight_bits + kinds[1].weight_bits) / 2, abs=0.3)
+    assert bits_that_fit(record, tmp_path, manifest, half + 2) > found  # type: ignore[arg-type]
 
 
 def test_logits_of_the_checkpoint_have_no_divergence(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -139,7 +163,7 @@ def test_a_tool_that_fails_is_named(tmp_path: Path) -> None:
 def test_the_table_holds_kls_against_the_peer() -> None:
     def row(name: str, kl: float) -> Row:
         result = Evaluation(16, 2, 30, 9.0, 9.0, 1.01, kl, intervals={"kl_mean": (kl, 2 * kl)})
-        return Row(name, 4.8, None, result)
+        return Row(name, 4.8, result)
 
     peer = row("Q4_K_M", 2e-3)
     *_, first, second = table([peer, row("ours", 1e-3)], peer).splitlines()
