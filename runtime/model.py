@@ -16,12 +16,13 @@ from ..errors import InputError
 from .budget import AUTO, MemoryPlan, fit_budget, read_budget
 from .bundle import Manifest
 from .chat import load_chat_template
-from .combining import Combiner, Seat
+from .combining import Combiner
 from .generation import Clock
 from .lossy import ExpertChoice
 from .pages import ExpertKey
 from .recording import Recording
 from .runner import Observer, Runner
+from .shares import Seat
 from .stats import Counters, Stats, process_memory
 
 

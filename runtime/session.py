@@ -12,15 +12,15 @@ import numpy as np
 
 from ..errors import InputError
 from ..model.rope import frequencies
-from .backbone import BY_LENGTH
 from .budget import MemoryPlan
 from .chat import Message
-from .combining import Seat
 from .context import check_tokens, choose_context
 from .generation import Clock, encode_chat, encode_text, start_generation
 from .model import Model
+from .rope_table import BY_LENGTH
 from .runner import Observer
 from .sampling import Sampler
+from .shares import Seat
 from .stats import Counters, Stats
 
 

@@ -23,9 +23,9 @@ import pocketmoe
 from pocketmoe.errors import BudgetError, BundleError, InputError, PocketMoEError
 from pocketmoe.model.spec import ModelSpec
 from pocketmoe.runtime import budget, page_file
-from pocketmoe.runtime.combining import Request, Seat, share_batch
 from pocketmoe.runtime.native import library
 from pocketmoe.runtime.session import Session
+from pocketmoe.runtime.shares import Request, Seat, share_batch
 from pocketmoe.tests.device_bundles import HALF, write_bundle
 from pocketmoe.tests.test_segments import SPECS, make_decoder
 
@@ -102,7 +102,10 @@ scripts_of = st.lists(
 class TestEquality:
     @NATIVE
     @settings(
-        max_examples=25, deadline=None, phases=PHASES, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=25,
+        deadline=None,
+        phases=PHASES,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     @given(scripts=scripts_of, slots=st.sampled_from([None, 3, 9, 20]))
     def test_each_has_the_bytes_that_it_has_alone(
