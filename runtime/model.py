@@ -22,6 +22,7 @@ from .lossy import ExpertChoice
 from .pages import ExpertKey
 from .recording import Recording
 from .runner import Observer, Runner
+from .shares import Seat
 from .stats import Counters, Stats, process_memory
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import BundleError
 from ..model.spec import SILU, Activation
@@ -131,8 +131,7 @@ def page_format_from_json(data: Mapping[str, Any]) -> PageFormat:
     return page_format
 
 
-@dataclass(frozen=True)
-class ExpertKey:
+class ExpertKey(NamedTuple):
     """layer: index of the decoder layer; expert: index within it."""
 
     layer: int

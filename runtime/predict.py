@@ -91,24 +91,28 @@ class Predictor:
         following = self._following.get(layer)
         if following is None or following not in self._weights:
             return None
-        if len(hidden) == 1:
-            return following, np.argsort(-self._scores(following, hidden[0]))[:count].tolist()
-        some = hidden[:: -(-len(hidden) // _SAMPLE)]
-        best = [np.argsort(-self._scores(following, one))[:count] for one in some]
-        wanted = np.bincount(np.concatenate(best), minlength=len(self._bias[following]))
+        scores = self._scores(following, hidden[:: -(-len(hidden) // _SAMPLE)])
+        best = np.argsort(-scores)[:, :count]
+        if len(best) == 1:
+            return following, best[0].tolist()
+        wanted = np.bincount(best.ravel(), minlength=len(self._bias[following]))
         order = np.argsort(-wanted, kind="stable")
         return following, order[: np.count_nonzero(wanted)].tolist()
 
     def _scores(self, layer: int, hidden: np.ndarray) -> np.ndarray:
-        """Of a layer's experts for one token, float32 `[H]`."""
-        square = np.var(hidden) if self._centred else np.dot(hidden, hidden) / len(hidden)
-        scores = self._weights[layer] @ hidden / np.sqrt(square + self._eps) + self._bias[layer]
+        """Of a layer's experts for tokens, float32 `[T, H]`; `[T, experts]`."""
+        if self._centred:
+            square = hidden.var(axis=1)
+        else:
+            square = np.einsum("th,th->t", hidden, hidden) / hidden.shape[1]
+        scores = hidden @ self._weights[layer].T / np.sqrt(square + self._eps)[:, None]
+        scores += self._bias[layer]
         correction = self._correction[layer]
         if self._sigmoid[layer]:
             return np.asarray(1.0 / (1.0 + np.exp(-scores)) + correction)
         if correction.any():  # else the order of the logits is that of their softmax
-            scores = np.exp(scores - scores.max())
-            scores = scores / scores.sum() + correction
+            scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+            scores = scores / scores.sum(axis=1, keepdims=True) + correction
         return np.asarray(scores)
 
     def remember(self, layer: int, experts: list[int]) -> None:

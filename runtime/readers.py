@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
 
 import numpy as np
@@ -44,10 +45,17 @@ class Load:
     )  # fmt: skip
 
     def __init__(
-        self, page: ExpertPage, file: PageFile, slot: Slot, where: str, *, early: bool = False
+        self,
+        page: ExpertPage,
+        file: PageFile,
+        slot: Slot,
+        where: Callable[[], str],
+        *,
+        early: bool = False,
     ):
+        """where: names the page in errors."""
         self.page, self.file, self.slot, self.where, self.early = page, file, slot, where, early
-        self.stamp: Stamp | None = None  # of the file, when it was last looked at
+        self.stamp: Stamp | None = None  # of the file, as it was some time before the read
         self.error: Exception | None = None
         self.unwanted = self.dropped = self.finished = False
         self.parts_left = 0
@@ -92,7 +100,7 @@ class Readers:
         """
         if not self._threads:
             self._start()
-        if self._verify:
+        if self._verify and load.stamp is None:
             self._stamp(load)
         nbytes = load.page.nbytes
         count = max(1, round(nbytes / PART_BYTES))
@@ -205,7 +213,8 @@ class Readers:
         self._record(load, "hash", started, page.nbytes)
         if not right:
             load.error = BundleError(
-                f"{load.where} is damaged: its hash is not the manifest's; compile the bundle again"
+                f"{load.where()} is damaged: its hash is not the manifest's; "
+                "compile the bundle again"
             )
             return
         with self._lock:
@@ -247,5 +256,5 @@ class Readers:
     @staticmethod
     def _failure(load: Load, reason: str) -> BundleError:
         return BundleError(
-            f"{load.where} cannot be read ({reason}); check the disk, or compile the bundle again"
+            f"{load.where()} cannot be read ({reason}); check the disk, or compile the bundle again"
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pocketmoe.errors import BundleError, ContextError, EngineError, InputError
+from pocketmoe.errors import BudgetError, BundleError, ContextError, EngineError, InputError
 from pocketmoe.model.attention import KeyValueCache
 from pocketmoe.model.module import Decoder
 from pocketmoe.runtime.bundle import read_manifest
@@ -27,11 +28,13 @@ from pocketmoe.runtime.gpu.direct import open_device_session
 from pocketmoe.runtime.gpu.host_device import HostDevice
 from pocketmoe.runtime.gpu.host_slots import SharedSlots
 from pocketmoe.runtime.gpu.onnx_executor import OnnxLoader
+from pocketmoe.runtime.gpu.kv import device_kv_bytes
 from pocketmoe.runtime.gpu.opening import TierSizes
 from pocketmoe.runtime.gpu.slots import DeviceSlots
 from pocketmoe.runtime.next_use import NextUse
 from pocketmoe.runtime.policy import CachePolicy, Lfu, Lru
 from pocketmoe.runtime.routes import read_routes
+from pocketmoe.runtime.session import Session
 from pocketmoe.tests.device_bundles import (
     CALLS,
     HALF,
@@ -373,3 +376,70 @@ def test_a_damaged_graph_is_found(mixed: Path, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(BundleError, match=r"expert_000.onnx is damaged"):
         open_here(root)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_several_sessions_give_what_each_gives_alone(
+    mixed: Path, resident_soon: np.ndarray, unified: bool
+) -> None:
+    device = HostDevice(unified=unified, delay=ragged(3))
+    sizes = TierSizes(slots=40, host_slots=12)
+    with open_device_session(mixed, device, sizes=sizes) as first:
+        before = device.memory()[0]
+        slots = first.stats.gpu_slots
+        tier: Any = first._runner._tier  # type: ignore[attr-defined]
+        nbytes = device_kv_bytes(MIXED, 1024, 128, 512) + device_kv_bytes(MIXED, 800, 128, 512)
+        page = first.manifest.page_bytes
+        tier.spare = nbytes - 5 * page  # so that five slots have to go
+        second, third = first.another(), first.another(context=800)
+        found: dict[int, np.ndarray] = {}
+
+        def work(number: int, session: Session) -> None:
+            found[number] = run(session, SOON)
+
+        threads = [
+            threading.Thread(target=work, args=item)
+            for item in enumerate((first, second, third))
+        ]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for logits in found.values():
+            assert np.array_equal(logits, resident_soon)
+        assert len(found) == 3
+        assert unified or slots - 7 <= first.stats.gpu_slots <= slots - 5
+        assert first.model.usage.sum() > 0
+        assert first.model.resident()
+        with pytest.raises(ContextError, match="longer context"):
+            first.another(context=1025)
+        third.close()
+        assert np.array_equal(_again(second), resident_soon)
+        second.close()
+        assert first.stats.gpu_slots == slots
+        assert unified or device.memory()[0] == before
+    device.close()
+    assert device.memory()[0] == device.memory()[1]
+
+
+def _again(session: Session) -> np.ndarray:
+    session.reset()
+    return run(session, SOON)
+
+
+def test_another_session_that_leaves_too_few_slots_is_refused(mixed: Path) -> None:
+    with open_here(mixed, slots=TOP_K + 1) as session:
+        session._runner._tier.spare = 1000  # type: ignore[attr-defined]
+        with pytest.raises(BudgetError, match="fewer sessions"):
+            session.another()
+        assert session.stats.gpu_slots == TOP_K + 1
+        session.forward([1, 2, 3])
+
+
+def test_what_was_seen_can_be_run_again(mixed: Path) -> None:
+    with open_here(mixed) as session:
+        whole = session.forward(TOKENS[:40])
+        assert session.rewind(30) == 30
+        again = session.forward(TOKENS[30:40])
+        assert np.abs(again - whole[30:]).max() / np.abs(whole).max() < 6e-3
+        assert session.seen == tuple(TOKENS[:40])

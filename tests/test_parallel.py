@@ -23,9 +23,9 @@ import pocketmoe
 from pocketmoe.errors import BudgetError, BundleError, InputError, PocketMoEError
 from pocketmoe.model.spec import ModelSpec
 from pocketmoe.runtime import budget, page_file
-from pocketmoe.runtime.combining import Request, Seat, share_batch
 from pocketmoe.runtime.native import library
 from pocketmoe.runtime.session import Session
+from pocketmoe.runtime.shares import Request, Seat, share_batch
 from pocketmoe.tests.device_bundles import HALF, write_bundle
 from pocketmoe.tests.test_segments import SPECS, make_decoder
 

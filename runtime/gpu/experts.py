@@ -16,7 +16,7 @@ from ..pages import ExpertKey, PageFormat, align
 from .buffers import FLOAT, INT64, BatchBuffers, most_experts, row_step
 from .device import ALIGNMENT, Device, Stream
 from .executor import Executor, Loader, check_names
-from .slots import Page, Tier
+from .slots import Page, Pages
 from .uploads import Uploads
 
 _ROWS = ALIGNMENT // FLOAT  # rows and weights of an expert begin at multiples of so many
@@ -80,7 +80,7 @@ class DeviceExperts:
             self._loaded[name] = loader.load(name)
         return self._loaded[name]
 
-    def run_token(self, layer: int, routing: Routing, tier: Tier, *, has_base: bool) -> None:
+    def run_token(self, layer: int, routing: Routing, tier: Pages, *, has_base: bool) -> None:
         """One token. Experts that it goes without are bound to a page of another, at weight 0."""
         item, buffers, executor = self._layers[layer], self._buffers, self._layers[layer].token
         experts = routing.experts
@@ -102,7 +102,7 @@ class DeviceExperts:
         tier.done(layer, experts)
 
     def run_batch(
-        self, layer: int, routing: Routing, tokens: int, tier: Tier, *, has_base: bool
+        self, layer: int, routing: Routing, tokens: int, tier: Pages, *, has_base: bool
     ) -> None:
         """Several tokens."""
         item, buffers, stream = self._layers[layer], self._buffers, self._stream
@@ -157,9 +157,7 @@ class DeviceExperts:
 
 
 class _OnePage:
-    """A tier in which every page is the same."""
-
-    hits = requests = copied = slots = 0
+    """Every page is the same."""
 
     def __init__(self, address: int):
         self._address = address

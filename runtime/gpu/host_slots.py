@@ -47,7 +47,7 @@ class SharedSlots:
         self._pager = pager
         self._compute = compute
         self._used = device.event()
-        self.slots = 0
+        self.slots = self.spare = 0
         self.hits = self.requests = self.copied = 0
 
     def visit(self, layer: int, experts: Sequence[int]) -> Iterator[list[Page]]:

@@ -44,6 +44,13 @@ def fewest_slots(manifest: Manifest) -> int:
     return min(manifest.num_pages, top_k + 1)
 
 
+def spare_bytes(free: int, taken: int, budget: int | None) -> int:
+    """What the sessions of a model may take of a device beside `taken`. budget: as in
+    choose_slots."""
+    spare = free - max(min(_RESERVE, free // 8), free // _RESERVE_SHARE)
+    return max(0, spare if budget is None else min(spare, budget - taken))
+
+
 def choose_slots(memory: DeviceMemory, budget: int | None, name: str, context: int) -> int:
     """How many pages the GPU holds. budget: bytes that the session may take of it; None: what is
     free, less a reserve.

@@ -31,6 +31,7 @@ from .memory import (
     needed_bytes,
     out_of_memory,
     plan_host,
+    spare_bytes,
 )
 from .runner import DeviceRunner
 from .slots import DeviceSlots, Tier
@@ -167,7 +168,9 @@ def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
             reason=request.reason,
             device=device.info.name,
         )
-        runner.use(tier, pager, engines, max(0, free - device.memory()[0]))
+        taken = max(0, free - device.memory()[0])
+        tier.spare = spare_bytes(device.memory()[0], taken, request.sizes.gpu)
+        runner.use(tier, pager, engines, taken)
         undo.pop_all()
         runner.on_close(stream.free)
     _log.info(

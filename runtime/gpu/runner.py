@@ -13,9 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from ...errors import BudgetError, ContextError, EngineError
-from ...sizes import format_size
-from ..backbone import RopeTable
+from ...errors import EngineError
 from ..budget import MemoryPlan
 from ..bundle import Manifest
 from ..device_graphs import DeviceGraphs
@@ -25,13 +23,14 @@ from ..lossy import ExpertChoice
 from ..pager import Pager
 from ..pages import ExpertKey
 from ..recording import Recording
+from ..rope_table import RopeTable
 from ..runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
 from .buffers import FLOAT, INT64, BatchBuffers, most_experts
+from .caches import DeviceCaches
 from .device import Device, Stream
-from .errors import DeviceMemoryError
 from .executor import Loader
 from .experts import DeviceExperts
-from .kv import DeviceKv, device_kv_bytes
+from .kv import DeviceKv
 from .scope import Scope
 from .segments import DeviceSegments
 from .slots import Tier
@@ -72,7 +71,6 @@ class DeviceRunner:
         self.usage = count_usage(spec)
         # One after another: what a graph rounds depends on the tokens that it gets at once.
         self.joins = False
-        self._caches: dict[DeviceKv, tuple[Scope, int]] = {}  # but the first; bytes of each
         self._process = os.getpid()
         self._taken = 0
         row = spec.hidden_size * FLOAT
@@ -84,8 +82,8 @@ class DeviceRunner:
             self._embedding = Embedding(root, manifest)
             undo.callback(self._embedding.close)
             self._buffers = BatchBuffers(scope, stream, spec, chunk, batch, rotated)
-            # The first session's, which also engines are tried with before there is one.
-            self._first: DeviceKv | None = DeviceKv(scope, stream, spec, context, chunk, batch)
+            self._caches = DeviceCaches(device, scope, stream, spec, context, chunk, batch)
+            undo.callback(self._caches.close_all)
             self._segments = DeviceSegments(
                 root, manifest, graphs, loader, scope, stream, self._buffers, chunk, rotated
             )
@@ -122,47 +120,16 @@ class DeviceRunner:
         return DeviceFigures(tier.requests, tier.hits, tier.copied, tier.slots, self._taken)
 
     def open_cache(self, context: int) -> DeviceKv:
-        first, self._first = self._first, None
-        if first is not None:
-            return first
-        if context > self._context:
-            raise ContextError(
-                f"context {context} is more than the {self._context} tokens of the first session "
-                "on this GPU; open that one with a longer context"
-            )
-        nbytes = device_kv_bytes(self._spec, context, self._chunk, self._batch)
-        self._tier.settle()
-        self._tier.make_room(nbytes)
-        scope = Scope(self._device)
-        try:
-            cache = DeviceKv(scope, self._stream, self._spec, context, self._chunk, self._batch)
-        except DeviceMemoryError as error:
-            scope.close()
-            self._tier.give_room(nbytes)
-            raise BudgetError(
-                f"the GPU has no memory for another session of {context} tokens "
-                f"({format_size(nbytes)}); use a shorter context, or fewer sessions"
-            ) from error
-        self._caches[cache] = scope, nbytes
-        return cache
+        return self._caches.open(context, self._tier)
 
     def close_cache(self, cache: Cache) -> None:
-        """The first session's memory is kept for the next one that is opened."""
-        kv = cast(DeviceKv, cache)
-        kv.reset()
-        if kv not in self._caches:
-            self._first = kv
-            return
-        scope, nbytes = self._caches.pop(kv)
         self._stream.synchronize()
-        scope.close()
-        self._tier.give_room(nbytes)
+        self._caches.close(cast(DeviceKv, cache), self._tier)
 
     def take_caches(self, plan: MemoryPlan, contexts: Sequence[int]) -> MemoryPlan:
         if not self._device.info.unified:
             return plan
-        sizes = [device_kv_bytes(self._spec, n, self._chunk, self._batch) for n in contexts[1:]]
-        return replace(plan, kv=sum(sizes))  # the first is in plan.backbone
+        return replace(plan, kv=self._caches.more_bytes(contexts))
 
     def resident(self) -> frozenset[ExpertKey]:
         return self._tier.resident()
@@ -309,9 +276,7 @@ class DeviceRunner:
         """Runs every graph at its largest, on zeros, for engines that take memory when they run."""
         if not self._loader.grows:
             return
-        page, kv = self._device.allocate(slot_bytes), self._first
-        if kv is None:
-            raise RuntimeError("engines are tried before a session is opened")
+        page, kv = self._device.allocate(slot_bytes), self._caches.first
         try:
             self._stream.clear(page.address, slot_bytes)
             kv.pretend(self._context - self._chunk)
@@ -341,7 +306,3 @@ class DeviceRunner:
         with ExitStack() as ends:
             ends.push(self._last.pop_all())
             ends.push(self._ends.pop_all())
-            for scope, _ in self._caches.values():
-                ends.callback(scope.close)
-            ends.callback(self._stream.synchronize)
-            self._caches = {}

@@ -29,19 +29,24 @@ _EVENTS = 64
 Page = tuple[int, int]  # an expert, and the device address of its page
 
 
-class Tier(Protocol):
-    """Pages where the device computes with them. See DeviceSlots, which is one."""
-
-    hits: int
-    requests: int
-    copied: int
-    slots: int
+class Pages(Protocol):
+    """Pages where the device computes with them. See DeviceSlots, which has them."""
 
     def visit(self, layer: int, experts: Sequence[int]) -> Iterator[list[Page]]: ...
 
     def gather(self, layer: int, experts: Sequence[int]) -> list[int]: ...
 
     def done(self, layer: int, experts: Sequence[int]) -> None: ...
+
+
+class Tier(Pages, Protocol):
+    """The pages of all layers. spare: bytes of the device that may still be taken."""
+
+    hits: int
+    requests: int
+    copied: int
+    slots: int
+    spare: int
 
     def holds(self, layer: int, expert: int) -> bool: ...
 
@@ -54,7 +59,8 @@ class Tier(Protocol):
         ...
 
     def make_room(self, nbytes: int) -> None:
-        """Gives up slots so that there is room for something else of so many bytes beside it.
+        """Something else takes so many bytes of the device: slots are given up where it needs more
+        than is spare.
 
         Raises:
             BudgetError: too few would be left.
@@ -62,7 +68,7 @@ class Tier(Protocol):
         ...
 
     def give_room(self, nbytes: int) -> None:
-        """What room was made for is not there any more."""
+        """It has given them back: the slots are there again."""
         ...
 
     def close(self) -> None: ...
@@ -101,7 +107,8 @@ class DeviceSlots:
         self._compute = compute
         self._page_bytes = page_bytes
         self._policy = policy or NextUse(max(1, len(page_bytes)))
-        self.slots = slots
+        self.slots = self._planned = slots
+        self.spare = 0
         self._device = device
         self._fewest = fewest
         self._slot_bytes = max(page_bytes.values(), default=1)
@@ -257,7 +264,7 @@ class DeviceSlots:
         return frozenset(list(self._resident)) | self._pager.resident()
 
     def make_room(self, nbytes: int) -> None:
-        fewer = -(-nbytes // self._slot_bytes)
+        fewer = max(0, -(-(nbytes - self.spare) // self._slot_bytes))
         if self.slots - fewer < self._fewest:
             raise BudgetError(
                 f"the GPU has no memory for another session: of the room for {self.slots} pages it "
@@ -265,12 +272,18 @@ class DeviceSlots:
                 "context, or fewer sessions"
             )
         self._resize(self.slots - fewer)
+        self.spare -= nbytes
 
     def give_room(self, nbytes: int) -> None:
-        self._resize(self.slots + -(-nbytes // self._slot_bytes))
+        self.spare += nbytes
+        more = max(0, self.spare // self._slot_bytes)
+        self._resize(min(self._planned, self.slots + more))
 
     def _resize(self, slots: int) -> None:
-        """Makes the slots anew, with no page in them."""
+        """Makes the slots anew, with no page in them, where they become more or fewer."""
+        if slots == self.slots:
+            return
+        self.spare += (self.slots - slots) * self._slot_bytes
         self._copies.synchronize()
         self._compute.synchronize()
         self._policy.evict((), self.slots + 1)
