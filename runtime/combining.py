@@ -18,8 +18,9 @@ from contextlib import contextmanager, suppress
 import numpy as np
 
 from ..errors import InputError, PocketMoEError
-from .recording import Recording, is_prompt
-from .runner import Cache, Cancelled, Observer, Part, Runner
+from .recording import Recording
+from .runner import Cancelled, Observer, Part, Runner
+from .shares import Request, Seat, share_batch
 
 # Seconds that a batch waits for a sequence after its last token: a share of what the batch before
 # took, within bounds.

@@ -17,7 +17,7 @@ from .budget import AUTO, MemoryPlan, fit_budget, read_budget
 from .bundle import Manifest
 from .chat import load_chat_template
 from .clock import Clock
-from .combining import Combiner, Seat
+from .combining import Combiner
 from .lossy import ExpertChoice
 from .pages import ExpertKey
 from .recording import Recording

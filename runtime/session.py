@@ -13,17 +13,17 @@ import numpy as np
 from ..errors import InputError
 from ..model.rope import frequencies
 from .async_generation import AsyncGeneration
-from .backbone import BY_LENGTH
 from .budget import MemoryPlan
 from .chat import Message
 from .clock import Clock
-from .combining import Seat
 from .context import check_tokens, choose_context
 from .generation import Generation, Request, start_generation
 from .grammar import Grammar
 from .model import Model
 from .prompts import encode_chat, encode_text
+from .rope_table import BY_LENGTH
 from .runner import Observer
+from .shares import Seat
 from .stats import Counters, Stats
 
 
