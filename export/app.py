@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import ExportError, InputError
 from ..progress import Progress
 from ..runtime.bundle import Manifest, read_manifest
-from .archive import compression_of, write_archive
+from .archive import compression_of, refuse_existing, write_archive
 from .contents import Content, of_bundle, of_bytes, of_file, sizes_of
 from .device import manifest as places
 from .device.manifest import App, Runtime, is_name, write_manifest
@@ -73,6 +73,7 @@ def export_app(request: Request, out: Path, progress: Progress) -> Exported:
         InputError, BundleError, ExportError: each says what to do.
     """
     compression_of(out)
+    refuse_existing(out, force=request.force)
     if request.runtime_only and request.bundle_only:
         raise InputError("--runtime-only and --bundle-only exclude each other")
     if request.bundle is None and not request.runtime_only:

@@ -78,6 +78,12 @@ class _Checked:
         )
 
 
+def refuse_existing(out: Path, *, force: bool) -> None:
+    """Raises InputError where something is at `out` that is not to be replaced."""
+    if os.path.lexists(out) and not force:
+        raise InputError(f"{out} exists; choose another -o, or replace it with --force")
+
+
 def write_archive(
     out: Path, top: str, contents: Mapping[str, Content], progress: Progress, *, force: bool
 ) -> tuple[int, str]:
@@ -89,8 +95,7 @@ def write_archive(
         BundleError: a file is not what its hash says.
     """
     kind = compression_of(out)
-    if os.path.lexists(out) and not force:
-        raise InputError(f"{out} exists; choose another -o, or replace it with --force")
+    refuse_existing(out, force=force)
     with _whole(out) as file:
         counted = _Counted(file)
         with _compressed(kind, cast(BinaryIO, counted)) as stream:

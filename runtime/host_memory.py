@@ -8,6 +8,7 @@ of its budget.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 from collections.abc import Iterator
@@ -70,6 +71,14 @@ def read_host_memory(root: Path = Path("/")) -> HostMemory:
     budget = max(1, free - max(_LEAST_MARGIN, free // _MARGIN_SHARE))
     _log.info("memory budget %s: of %s, from %s", format_size(budget), format_size(free), source)
     return HostMemory(budget, free, source)
+
+
+def give_back_freed() -> None:
+    """Has the C library return the memory that nothing uses to the system, where it can (glibc):
+    it keeps much of what was freed, and would count it against the next budget."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

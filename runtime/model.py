@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from .bundle import Manifest
 from .chat import load_chat_template
 from .clock import Clock
 from .combining import Combiner
+from .host_memory import give_back_freed
 from .lossy import ExpertChoice
 from .pages import ExpertKey
 from .recording import Recording
@@ -125,6 +127,8 @@ class Model:
                 return
             self._closed = True
         with ExitStack() as ends:  # each is done, whatever becomes of those before it
+            ends.callback(give_back_freed)
+            ends.callback(gc.collect)  # weights hang in circles of segments, steps and buffers
             ends.callback(self.recording.close)
             ends.callback(self.runner.close)
             if self._on_close is not None:

@@ -14,6 +14,7 @@ from .bundle import TOKENIZER, Manifest, read_manifest
 from .context import choose_context
 from .damage import incomplete_engines
 from .experts import choose_kernels
+from .host_memory import give_back_freed
 from .host_runner import HostRunner
 from .installed import find_onnxruntime
 from .lossy import ExpertChoice
@@ -157,6 +158,7 @@ def _open(
             from .ort import set_up  # loads ONNX Runtime, which takes memory
 
             threads = set_up(threads)
+        give_back_freed()
         plan = plan_memory(
             manifest.footprint,
             context=seen,

@@ -38,7 +38,7 @@ def prepare_completion(service: Service, body: bytes) -> Prepared:
     grammar = read_format(fields)
     fields.finish()
     if best_of not in (None, options.choices):
-        raise unsupported("best_of other than n")
+        raise unsupported("best_of", "leave it out, or give the same as n")
     if echo and logprobs is not None:
         raise unsupported("echo together with logprobs")
     if len(prompts) * options.choices > MOST_CHOICES:

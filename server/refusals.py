@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ContextError, InputError, PocketMoEError
+
+_log = logging.getLogger(__name__)
 
 INVALID = "invalid_request_error"
 BUSY = "rate_limit_error"
@@ -46,6 +49,7 @@ def refusal_of(error: PocketMoEError, param: str | None = None) -> RequestError:
         return RequestError(str(error), param=param, code="context_length_exceeded")
     if isinstance(error, InputError):
         return RequestError(str(error), param=param)
+    _log.error("a request has failed: %s", error)
     # A retry would meet the same damage.
     return RequestError(str(error), status=500, headers={"x-should-retry": "false"})
 
