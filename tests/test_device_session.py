@@ -27,8 +27,8 @@ from pocketmoe.runtime.gpu.backends import onnx_backend
 from pocketmoe.runtime.gpu.direct import open_device_session
 from pocketmoe.runtime.gpu.host_device import HostDevice
 from pocketmoe.runtime.gpu.host_slots import SharedSlots
-from pocketmoe.runtime.gpu.onnx_executor import OnnxLoader
 from pocketmoe.runtime.gpu.kv import device_kv_bytes
+from pocketmoe.runtime.gpu.onnx_executor import OnnxLoader
 from pocketmoe.runtime.gpu.opening import TierSizes
 from pocketmoe.runtime.gpu.slots import DeviceSlots
 from pocketmoe.runtime.next_use import NextUse
