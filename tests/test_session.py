@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -460,3 +461,11 @@ def test_another_thread_gets_an_error_and_disturbs_nothing(tiny_bundle: Path) ->
         assert session.turn == turn + 1
         assert len(refused) == 3 * len(session.manifest.segments)
         assert logits.tobytes() == expected[:50].tobytes()
+
+
+def test_closing_frees_the_weights(tiny_bundle: Path) -> None:
+    session = pocketmoe.open(tiny_bundle)
+    session.forward([1, 2, 3])
+    backbone = weakref.ref(session._runner._backbone)  # type: ignore[attr-defined]
+    session.close()
+    assert backbone() is None  # at once, not when garbage is next collected
