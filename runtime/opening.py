@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def open_bundle(
     Raises:
         BundleError, BudgetError, ContextError, EngineError, InputError: each says what to do.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"a bundle is named by a path, not by {type(path).__name__}")
     with opening_alone():
         return _open(
             Path(path), memory_budget, threads, context, verify_pages, kernels, prefetch,
@@ -103,8 +106,8 @@ def _open(
     host_budget = host_memory if host_memory == AUTO else read_budget(host_memory, "host memory")
     if threads is None:
         threads = len(os.sched_getaffinity(0))
-    elif threads < 1:
-        raise InputError(f"threads must be 1 or more, not {threads}")
+    elif isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1:
+        raise InputError(f"threads must be a whole number, 1 or more, not {threads!r}")
     manifest = read_manifest(root)
     if left_out := incomplete_engines(root, manifest):
         _log.warning("%s", left_out)

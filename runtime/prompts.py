@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from ..errors import InputError
 from .chat import Message
 from .text import encode
@@ -35,8 +37,13 @@ def encode_chat(
 def encode_prompt(
     session: Session, prompt: str | Sequence[int] | Sequence[Message]
 ) -> Sequence[int]:
+    """Raises InputError where it is none of these."""
     if isinstance(prompt, str):
         return encode_text(session, prompt)
+    if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
+        raise InputError(
+            f"a prompt is text, token ids, or a list of messages, not {type(prompt).__name__}"
+        )
     if len(prompt) and isinstance(prompt[0], Mapping):
         return encode_chat(session, cast("Sequence[Message]", prompt), {})
     return cast("Sequence[int]", prompt)

@@ -176,19 +176,21 @@ class Session:
         """
         if self._closed:
             return
-        with self._use():
+        with self._use("the session runs in another thread; end that first: cancel its generation"):
             self._closed = True
             self.model.close_seat(self._seat)
 
     @contextmanager
-    def _use(self) -> Iterator[None]:
+    def _use(
+        self, refusal: str = "the session is in use by another thread; open one for each thread"
+    ) -> Iterator[None]:
         """Around what changes its past.
 
         Raises:
             InputError: another thread does so.
         """
         if not self._busy.acquire(blocking=False):
-            raise InputError("the session is in use by another thread; open one for each thread")
+            raise InputError(refusal)
         try:
             yield
         finally:

@@ -31,11 +31,13 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def encode(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of `text`; raises InputError where the text is not valid Unicode.
+    """Token ids of `text`; raises InputError where it is no text, or not valid Unicode.
 
     Special tokens that the text spells out are always recognized; add_special_tokens: also add
     those that the tokenizer puts around any text, such as the one that begins it.
     """
+    if not isinstance(text, str):
+        raise InputError(f"text to encode must be a string, not {type(text).__name__}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ..errors import BudgetError
+from ..errors import BudgetError, InputError
 from .fields import Fields, parse_object
 from .live_sample import Facts, Sampler, budget_bounds
-from .refusals import RequestError
+from .refusals import RequestError, refusal_of
 from .respond import unless_gone
 from .service import Service
 
@@ -90,6 +90,8 @@ class Live:
                 raise RequestError(
                     str(error), param="memory_budget", code="budget_too_small"
                 ) from error
+            except InputError as error:
+                raise refusal_of(error, "memory_budget") from error
 
         await self._service.prepare(follow)  # giving memory back may take a while
         return JSONResponse({"memory_budget": model.plan.budget, "slots": model.plan.slots})

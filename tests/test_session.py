@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -447,7 +448,7 @@ def test_another_thread_gets_an_error_and_disturbs_nothing(tiny_bundle: Path) ->
 
         def disturb(*_: object) -> None:
             def use(call: Callable[[], object]) -> None:
-                with pytest.raises(InputError, match="in use by another thread") as caught:
+                with pytest.raises(InputError, match="another thread") as caught:
                     call()
                 refused.append(str(caught.value))
 
@@ -461,6 +462,28 @@ def test_another_thread_gets_an_error_and_disturbs_nothing(tiny_bundle: Path) ->
         assert session.turn == turn + 1
         assert len(refused) == 3 * len(session.manifest.segments)
         assert logits.tobytes() == expected[:50].tobytes()
+
+
+@pytest.mark.parametrize("prompt", [None, 5, {"role": "user"}, b"abc", object()])
+def test_what_is_no_prompt(tiny_bundle: Path, prompt: object) -> None:
+    with pocketmoe.open(tiny_bundle) as session, pytest.raises(InputError, match="a prompt is"):
+        session.generate(prompt)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"path": None}, "named by a path"),
+        ({"path": b"x"}, "named by a path"),
+        ({"threads": "x"}, "threads must be a whole number"),
+        ({"threads": True}, "threads must be a whole number"),
+    ],
+)
+def test_what_cannot_be_opened(tiny_bundle: Path, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        pocketmoe.open(**{"path": tiny_bundle, **arguments})
+    with pocketmoe.open(tiny_bundle) as session, pytest.raises(InputError, match="a string, not"):
+        session.encode(b"abc")  # type: ignore[arg-type]
 
 
 def test_closing_frees_the_weights(tiny_bundle: Path) -> None:
