@@ -74,13 +74,17 @@ def open_bundle(
     Raises:
         BundleError, BudgetError, ContextError, EngineError, InputError: each says what to do.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputError(f"a bundle is named by a path, not by {type(path).__name__}")
     with opening_alone():
         return _open(
-            Path(path), memory_budget, threads, context, verify_pages, kernels, prefetch,
+            _path(path), memory_budget, threads, context, verify_pages, kernels, prefetch,
             active_experts, skip_cold, record_routes, trace, backend, gpu_memory, host_memory,
         )  # fmt: skip
+
+
+def _path(named: object) -> Path:
+    if isinstance(named, (str, os.PathLike)):
+        return Path(named)
+    raise InputError(f"a bundle is named by a path, not by {type(named).__name__}")
 
 
 def _open(
@@ -104,10 +108,7 @@ def _open(
     gpu_memory = None if gpu_memory == AUTO else gpu_memory
     gpu_budget = read_budget(gpu_memory, "GPU memory") if gpu_memory is not None else None
     host_budget = host_memory if host_memory == AUTO else read_budget(host_memory, "host memory")
-    if threads is None:
-        threads = len(os.sched_getaffinity(0))
-    elif isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1:
-        raise InputError(f"threads must be a whole number, 1 or more, not {threads!r}")
+    threads = _choose_threads(threads)
     manifest = read_manifest(root)
     if left_out := incomplete_engines(root, manifest):
         _log.warning("%s", left_out)
@@ -188,6 +189,14 @@ def _open(
         )  # fmt: skip
         undo.pop_all()
     return session
+
+
+def _choose_threads(wanted: object) -> int:
+    if wanted is None:
+        return len(os.sched_getaffinity(0))
+    if isinstance(wanted, bool) or not isinstance(wanted, Integral) or int(wanted) < 1:
+        raise InputError(f"threads must be a whole number, 1 or more, not {wanted!r}")
+    return int(wanted)
 
 
 def _why_no_gpu(backend: str, kernels: str, manifest: Manifest) -> str:
