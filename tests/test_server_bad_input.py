@@ -257,7 +257,7 @@ def test_parameters_of_chats(refused: Any, change: Any, param: str) -> None:
         ({"logprobs": 6}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"suffix": "x"}, "suffix"),
-        ({"best_of": 3}, "best_of is not supported"),
+        ({"best_of": 3}, "best_of"),
         ({"echo": True, "logprobs": 1}, "echo together with logprobs"),
         ({"logit_bias": {"100000": 1}}, None),
         ({"messages": [USER]}, "messages"),
