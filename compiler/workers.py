@@ -206,7 +206,10 @@ class RayCluster:
                 ray.init(where, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"there is no Ray cluster at {address} ({reason})") from error
+            raise InputError(
+                f"there is no Ray cluster at {address} ({reason}); is it up, and has "
+                "RAY_AUTH_TOKEN its token, where it wants one?"
+            ) from error
         self._own = where is None
 
     def share(self, arrays: Arrays) -> Shared:
