@@ -3,6 +3,15 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from .errors import (
+    BudgetError,
+    BundleError,
+    ContextError,
+    EngineError,
+    InputError,
+    PocketMoEError,
+)
+
 if TYPE_CHECKING:
     from .runtime.generation import Generation
     from .runtime.grammar import Grammar
@@ -10,13 +19,17 @@ if TYPE_CHECKING:
     from .runtime.pieces import Piece
     from .runtime.session import Session
 
-__all__ = ["Generation", "Grammar", "Piece", "Session", "__version__", "open"]
+_LATE = ("Generation", "Grammar", "Piece", "Session", "open")  # loaded with their first use
+__all__ = [
+    "BudgetError", "BundleError", "ContextError", "EngineError", "Generation", "Grammar",
+    "InputError", "Piece", "PocketMoEError", "Session", "__version__", "open",
+]  # fmt: skip
 __version__ = version("pocketmoe")
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded with the first use, so that importing pocketmoe stays quick.
-    if name not in __all__:
+    # So that importing pocketmoe stays quick.
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .runtime import generation, grammar, opening, pieces, session
 

@@ -61,7 +61,7 @@ class CommandLine(click.Group):
         except click.ClickException as error:
             print_error(_usage_message(error))
         except click.Abort:
-            print_interrupted()
+            _tell_interrupted()
             sys.exit(INTERRUPTED)
         sys.exit(FAILED)
 
@@ -81,7 +81,7 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print_interrupted()
+        _tell_interrupted()
         raise click.exceptions.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         _silence_stdout()
@@ -99,8 +99,15 @@ def one_line_errors(*, debug: bool) -> Iterator[None]:
     except Exception as error:
         if not _began_with_an_interrupt(error):
             raise
-        print_interrupted()
+        _tell_interrupted()
         raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _tell_interrupted() -> None:
+    print_interrupted()
+    # Once a KeyboardInterrupt has passed through an `exec` of text, as dataclasses have, CPython
+    # ends by the signal whatever the exit code; another such `exec` makes it forget.
+    exec("")
 
 
 def _began_with_an_interrupt(error: BaseException | None) -> bool:

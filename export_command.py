@@ -86,7 +86,12 @@ def export_command(
     if as_json:
         print_json(done)
         return
-    rows = [("size", format_size(done.size)), ("sha256", done.sha256), ("content", done.identity)]
+    rows = [
+        ("unpacks to", f"{done.folder}/"),
+        ("size", format_size(done.size)),
+        ("sha256", done.sha256),
+        ("content", done.identity),
+    ]
     if done.platform is not None:
         rows += [
             ("for", done.platform),

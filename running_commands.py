@@ -80,7 +80,7 @@ def run(
 ) -> None:
     """Generate text from a prompt."""
     if prompt is None and not chat:
-        raise click.UsageError("Missing option '--prompt'.", ctx)
+        raise click.UsageError("give a --prompt, or --chat", ctx)
     if system is not None and not chat:
         raise click.UsageError("--system needs --chat", ctx)
     if target is not None and not stats:

@@ -128,6 +128,10 @@ def serve(
             memory = "" if budget is None else f", in {format_size(budget)}"
             print_note(f"serving {service.name} at {url_of(listener)}/v1{memory}; Ctrl-C ends it")
 
-        if not asyncio.run(run_server(make_server(application, service), listener, ready)):
-            os._exit(1)  # somebody insisted, and a thread still computes
-        service.close()
+        server = make_server(application, service, print_note)
+        with server.signals(), ends.pop_all():
+            if not asyncio.run(run_server(server, listener, ready)):
+                os._exit(1)  # somebody insisted, and a thread still computes
+            service.close()
+    if server.force_exit and server.cut_off:
+        raise SystemExit(1)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from .console import end_cue, print_error, print_facts, print_note, print_pieces
 from .errors import ContextError, InputError, PocketMoEError
 from .line_editor import LineEditor
-from .runtime.context import longer_context
 from .runtime.conversation import Conversation
 from .saved_chat import load_messages, save_messages
 from .sizes import format_size
@@ -121,17 +120,33 @@ class TerminalChat:
                 if stop.is_set():
                     print_note("(stopped)")
         except ContextError as error:
-            raise ContextError(f"{error}; /reset starts one here") from error
+            raise ContextError(self._does_not_fit()) from error
         last = conversation.last
         if last is not None and last.finish_reason == "length":
             session = self._session
             if session.position == session.context:
-                longer = longer_context(session.manifest.spec, session.context)
                 print_note(
-                    f"(the context of {session.context} tokens is full: /reset begins anew{longer})"
+                    f"(the context of {session.context} tokens is full: /reset begins anew"
+                    f"{self._longer()})"
                 )
             else:
                 print_note(f"(ended after {last.new_tokens} tokens, by --max-tokens)")
+
+    def _does_not_fit(self) -> str:
+        context = self._session.context
+        if len(self._conversation.messages) < 2:
+            return (
+                f"the text does not fit into the context of {context} tokens: shorten it"
+                f"{self._longer()}"
+            )
+        return (
+            f"the conversation does not fit into the context of {context} tokens any more: /reset "
+            f"begins anew{self._longer()}"
+        )
+
+    def _longer(self) -> str:
+        longest = self._session.manifest.spec.max_context
+        return f", or start with --context {longest}" if self._session.context < longest else ""
 
     def _help(self, rest: str) -> None:
         print_facts("commands", list(COMMANDS.items()))

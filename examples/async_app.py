@@ -69,7 +69,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--memory-budget")
     given = parser.parse_args()
-    asyncio.run(run(given.bundle, given.prompts, given.tokens, given.memory_budget))
+    try:
+        asyncio.run(run(given.bundle, given.prompts, given.tokens, given.memory_budget))
+    except pocketmoe.PocketMoEError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

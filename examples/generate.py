@@ -5,7 +5,7 @@ python examples/generate.py build/demo 'def main(' 128MiB
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import pocketmoe
 
@@ -22,4 +22,12 @@ def main(bundle: str, prompt: str, memory_budget: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Generate text within a memory budget.")
+    parser.add_argument("bundle")
+    parser.add_argument("prompt")
+    parser.add_argument("memory_budget", help="such as 128MiB, or auto")
+    given = parser.parse_args()
+    try:
+        main(given.bundle, given.prompt, given.memory_budget)
+    except pocketmoe.PocketMoEError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -23,17 +23,24 @@ def main() -> None:
     parser.add_argument("--context", type=int)
     parser.add_argument("--tokens", type=int, default=SUMMARY_TOKENS, help="of a summary")
     given = parser.parse_args()
-    text = given.text.read_text(encoding="utf-8")
-    with pocketmoe.open(
-        given.bundle, memory_budget=given.memory_budget, context=given.context
-    ) as session:
-        while len(parts := list(split(session, text, given.tokens))) > 1:
-            print(f"{len(parts)} parts", flush=True)
-            shorter = "\n".join(summarize(session, part, given.tokens) for part in parts)
-            if len(shorter) >= len(text):
-                raise SystemExit("the summaries are no shorter than the text: use a larger context")
-            text = shorter
-        print(summarize(session, text, given.tokens))
+    try:
+        text = given.text.read_text(encoding="utf-8")
+        with pocketmoe.open(
+            given.bundle, memory_budget=given.memory_budget, context=given.context
+        ) as session:
+            print(summarize_all(session, text, given.tokens))
+    except (OSError, pocketmoe.PocketMoEError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def summarize_all(session: pocketmoe.Session, text: str, tokens: int) -> str:
+    while len(parts := list(split(session, text, tokens))) > 1:
+        print(f"{len(parts)} parts", flush=True)
+        shorter = "\n".join(summarize(session, part, tokens) for part in parts)
+        if len(shorter) >= len(text):
+            raise SystemExit("the summaries are no shorter than the text: use a larger context")
+        text = shorter
+    return summarize(session, text, tokens)
 
 
 def summarize(session: pocketmoe.Session, text: str, tokens: int) -> str:

@@ -48,10 +48,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Exported:
-    """size and sha256: of the archive. identity: of its content, for `install --expect`.
-    unlicensed: packages whose wheel has no text of a licence. notes: what is worth a warning."""
+    """folder: that it unpacks to. size and sha256: of the archive. identity: of its content, for
+    `install --expect`. unlicensed: packages whose wheel has no text of a licence. notes: what is
+    worth a warning."""
 
     path: str
+    folder: str
     size: int
     sha256: str
     identity: str
@@ -121,7 +123,8 @@ def export_app(request: Request, out: Path, progress: Progress) -> Exported:
         size, sha256 = write_archive(out, top, {**first, **rest}, progress, force=request.force)
     texts = {name.split("/")[1] for name in contents if name.startswith(places.LICENCES)}
     return Exported(
-        str(out), size, sha256, app.identity, name, None if platform is None else str(platform),
+        str(out), top, size, sha256, app.identity, name,
+        None if platform is None else str(platform),
         tuple(wheel.path.name for wheel in wheels), runtime.installed_bytes if runtime else 0,
         bool(runtime and runtime.kernels), model,
         sum(item.size for item in app.part("bundle").values()) if model else 0,

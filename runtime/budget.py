@@ -66,7 +66,12 @@ class MemoryPlan:
     @property
     def smallest(self) -> int:
         """The smallest budget, in whole MiB; a process that starts a little larger fits too."""
-        return -(-(self.fixed + self.fewest * self.page + _MARGIN_BYTES) // MIB) * MIB
+        return _whole_mib(self.least + _MARGIN_BYTES)
+
+    @property
+    def least(self) -> int:
+        """The smallest budget for this very process."""
+        return replace(self, predicts=False).fixed + self.fewest * self.page
 
 
 def read_budget(budget: object, what: str = "memory budget") -> int | None:
@@ -225,10 +230,12 @@ def fit_budget(
     auto: bool = False,
     what: str = "memory budget",
     sessions: int = 1,
+    running: bool = False,
 ) -> MemoryPlan:
     """The plan with as many cached pages as another budget leaves room for; None: all of them.
 
-    context: tokens of all sessions. what: the budget's name in errors.
+    context: tokens of all sessions. what: the budget's name in errors. running: it is for this very
+    process, so the smallest that an error names needs no margin.
 
     Raises:
         BudgetError: see plan_memory.
@@ -236,13 +243,14 @@ def fit_budget(
     plan = replace(plan, budget=budget, auto=auto, predicts=False, slots=num_pages)
     if budget is None:
         return plan
-    if budget < plan.fixed + plan.fewest * plan.page:
+    if budget < plan.least:
         one = sessions == 1
+        smallest = _whole_mib(plan.least) if running else plan.smallest
         raise BudgetError(
             f"{what} {format_size(budget)} is too small for {name} with "
             + (f"a context of {context} tokens" if one
                else f"{sessions} sessions of {context} tokens of context in all")
-            + f"; the smallest that works is {plan.smallest // MIB}MiB "
+            + f"; the smallest that works is {smallest // MIB}MiB "
             + ("(a shorter context needs less)" if one
                else "(fewer sessions, or shorter contexts, need less)")
         )  # fmt: skip
@@ -251,3 +259,7 @@ def fit_budget(
         plan = replace(plan, predicts=True)
         slots = (budget - plan.fixed) // plan.page
     return replace(plan, slots=min(num_pages, slots))
+
+
+def _whole_mib(size: int) -> int:
+    return -(-size // MIB) * MIB

@@ -200,6 +200,8 @@ def read_manifest(root: Path) -> Manifest:
         BundleError: no bundle, another version, a damaged manifest, or a missing or cut file.
     """
     path = root / MANIFEST
+    if root.exists() and not root.is_dir():
+        raise BundleError(f"{root} is a file; a bundle is a directory")
     if not root.is_dir():
         raise BundleError(f"bundle {root} does not exist; `pocketmoe compile` makes one")
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import warnings
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -68,6 +70,7 @@ class Model:
         self._wanted: MemoryPlan | None = opening.plan  # to be followed when no batch is under way
         self._planning = threading.Lock()  # held for `plan`, `_wanted` and `_contexts`
         self._closed = False
+        self._dropped: deque[Seat] = deque()  # of sessions that were forgotten, and not closed
         self._combiner = Combiner(
             self.runner, self.plan.chunk, self.plan.batch, self.recording, self._follow_plan
         )
@@ -109,8 +112,30 @@ class Model:
             undo.pop_all()
         return seat
 
+    def drop_seat(self, seat: Seat) -> None:
+        """Its session was forgotten without `close`. It takes no lock, as a garbage collector may
+        call it anywhere; see reclaim."""
+        self._dropped.append(seat)
+        warnings.warn(
+            f"a session of {self.root} was not closed; use `with`, or close()", ResourceWarning,
+            stacklevel=2,
+        )  # fmt: skip
+
+    def reclaim(self) -> None:
+        """Gives back the memory of sessions that were forgotten."""
+        while self._dropped:
+            try:
+                seat = self._dropped.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            self._close_seat(seat)
+
     def close_seat(self, seat: Seat) -> None:
         """Its session is closed; the model too if it was the last. Nothing is done after a fork."""
+        self._close_seat(seat)
+        self.reclaim()
+
+    def _close_seat(self, seat: Seat) -> None:
         if self.process != os.getpid():
             return
         with self._combiner.still(), ExitStack() as ends:
@@ -153,6 +178,7 @@ class Model:
             sessions=len(contexts),
             name=str(self.root),
             auto=self.plan.auto,
+            running=True,
         )
 
     def run(
@@ -170,6 +196,8 @@ class Model:
             BundleError: a page cannot be read. Whole batches before it are seen.
             Cancelled: `cancelled`, asked before each batch, said so; the same holds.
         """
+        if self._dropped:
+            self.reclaim()
         with self.recording.call(seat.cache.position, len(ids), self.runner.pager):
             self._combiner.run(seat, ids, logits, observe, cancelled)
         if self._wanted is not None:

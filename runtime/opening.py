@@ -83,6 +83,8 @@ def open_bundle(
 
 def _path(named: object) -> Path:
     if isinstance(named, (str, os.PathLike)):
+        if not os.fspath(named):
+            raise InputError("the path of the bundle is empty")
         return Path(named)
     raise InputError(f"a bundle is named by a path, not by {type(named).__name__}")
 

@@ -50,12 +50,12 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, lambda value: value >= 0, "0 or more")
+        _check("temperature", self.temperature, lambda value: value >= 0, ", 0 or more")
         check_whole("top-k", self.top_k, 0, "0 (all tokens) or more")
-        _check("top-p", self.top_p, lambda value: 0 < value <= 1, "more than 0 and at most 1")
-        _check("min-p", self.min_p, lambda value: 0 <= value <= 1, "from 0 to 1")
+        _check("top-p", self.top_p, lambda value: 0 < value <= 1, ", more than 0 and at most 1")
+        _check("min-p", self.min_p, lambda value: 0 <= value <= 1, " from 0 to 1")
         _check(
-            "repetition penalty", self.repetition_penalty, lambda value: value > 0, "more than 0"
+            "repetition penalty", self.repetition_penalty, lambda value: value > 0, ", more than 0"
         )
         _check("frequency penalty", self.frequency_penalty)
         _check("presence penalty", self.presence_penalty)
@@ -70,7 +70,7 @@ class Sampling:
 
 
 def check_whole(name: str, value: object, least: int, what: str) -> None:
-    """Raises InputError where `value` is no whole number from `least` on."""
+    """Raises InputError where `value` is no whole number from `least` on, which `what` tells."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise InputError(f"{name} must be {what}, not {_told(value)}")
 
@@ -79,14 +79,15 @@ def _check(
     name: str,
     value: object,
     fits: Callable[[float], bool] = math.isfinite,
-    what: str = "a finite number",
+    range_: str = "",
 ) -> None:
+    """range_: what else it must be, as the end of a sentence."""
     number = math.nan
     if not isinstance(value, bool) and isinstance(value, Real):
         with suppress(OverflowError):  # a whole number that no float can hold
             number = float(value)
     if not (math.isfinite(number) and fits(number)):
-        raise InputError(f"{name} must be {what}, not {_told(value)}")
+        raise InputError(f"{name} must be a finite number{range_}, not {_told(value)}")
 
 
 def _told(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -53,6 +54,8 @@ class Session:
         self._pager = model.runner.pager
         self._closed = False
         self._busy = threading.Lock()  # held by a call of `forward`
+        self._dropped = weakref.finalize(self, self.model.drop_seat, seat)
+        self._dropped.atexit = False
 
     def __enter__(self) -> Session:
         return self
@@ -178,6 +181,7 @@ class Session:
             return
         with self._use("the session runs in another thread; end that first: cancel its generation"):
             self._closed = True
+            self._dropped.detach()
             self.model.close_seat(self._seat)
 
     @contextmanager

@@ -56,6 +56,8 @@ def share(
     """
     wanted = choose_context(context, manifest.spec, settings.root)
     for model in list(_models):
+        model.reclaim()
+    for model in list(_models):
         seen = wanted if context is not None else min(wanted, model.longest)
         # Where ONNX Runtime computes, the size of a batch decides how it rounds.
         same_batch = model.plan.batch == min(BATCH, seen)

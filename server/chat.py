@@ -15,6 +15,7 @@ from .messages import read_messages
 from .options import read_max_tokens, read_options
 from .prepared import (
     Prepared,
+    check_bias,
     check_grammar,
     check_length,
     check_model,
@@ -48,6 +49,7 @@ def prepare_chat(service: Service, body: bytes) -> Prepared:
     options = read_options(fields, chat_max_tokens(fields), alternatives(fields))
     grammar = read_format(fields)
     fields.finish()
+    check_bias(service, options)
     if not isinstance(variables, dict) or {"messages", "tools"} & variables.keys():
         raise wrong("chat_template_kwargs", "must be an object of further variables")
     check_depth(variables, "chat_template_kwargs")

@@ -9,6 +9,7 @@ from .formats import read_format
 from .options import MOST_CHOICES, read_max_tokens, read_options
 from .prepared import (
     Prepared,
+    check_bias,
     check_grammar,
     check_model,
     check_prompt,
@@ -37,6 +38,7 @@ def prepare_completion(service: Service, body: bytes) -> Prepared:
     options = read_options(fields, max_tokens, logprobs)
     grammar = read_format(fields)
     fields.finish()
+    check_bias(service, options)
     if best_of not in (None, options.choices):
         raise unsupported("best_of", "leave it out, or give the same as n")
     if echo and logprobs is not None:

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -45,18 +44,27 @@ class _Loud(logging.Handler):
 
 
 class Server(uvicorn.Server):
-    """Stops at the first SIGINT or SIGTERM, and at once at the second."""
+    """Stops at the first SIGINT or SIGTERM, and at once at the second.
 
-    def __init__(self, config: uvicorn.Config, service: Service):
+    cut_off: answers that were ended before they were whole, as the server stopped.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, tell: Callable[[str], None]):
         super().__init__(config)
         self.service = service
+        self.cut_off = 0
+        self._tell = tell
         self._stopping: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own raises the signals anew at the end; here they are the way to end well."""
-        in_main = threading.current_thread() is threading.main_thread()
-        known = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+        """uvicorn's own raises the signals anew at the end. See `signals`."""
+        yield
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Stops at signals, which mean nothing else until the end of it. In the main thread."""
+        known = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in known}
         try:
             yield
@@ -70,19 +78,28 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.stop_accepting()
+        running, grace = self.service.running, self.service.limits.grace
+        if running:
+            one = running == 1
+            self._tell(
+                f"ending: {running} {'request has' if one else 'requests have'} {grace:g} s to "
+                f"finish; a second signal ends {'it' if one else 'them'} at once"
+            )
         self._stopping = asyncio.create_task(self._stop_running())
         try:
             await super().shutdown(sockets)
         finally:
             self._stopping.cancel()
-            self.service.stop_running()
+            self.cut_off += self.service.stop_running()
+        if self.cut_off:
+            self._tell(f"ended; answers that were cut off: {self.cut_off}")
 
     async def _stop_running(self) -> None:
         """When the time is over, or somebody insists."""
         end = asyncio.get_running_loop().time() + self.service.limits.grace
         while asyncio.get_running_loop().time() < end and not self.force_exit:
             await asyncio.sleep(0.05)
-        self.service.stop_running()
+        self.cut_off += self.service.stop_running()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -117,7 +134,10 @@ def is_local(listener: socket.socket) -> bool:
     return is_loopback(str(listener.getsockname()[0]))
 
 
-def make_server(application: ASGIApp, service: Service) -> Server:
+def make_server(
+    application: ASGIApp, service: Service, tell: Callable[[str], None] = _log.info
+) -> Server:
+    """tell: what happens when it is stopped."""
     logger = logging.getLogger("uvicorn")
     logger.handlers, logger.propagate = [_Loud()], False
     logger.setLevel(logging.WARNING)
@@ -133,7 +153,7 @@ def make_server(application: ASGIApp, service: Service) -> Server:
         server_header=False,
         timeout_graceful_shutdown=round(service.limits.grace + _LAST_SECONDS),
     )
-    return Server(config, service)
+    return Server(config, service, tell)
 
 
 async def run_server(server: Server, listener: socket.socket, ready: Callable[[], None]) -> bool:
@@ -143,6 +163,6 @@ async def run_server(server: Server, listener: socket.socket, ready: Callable[[]
     """
     asyncio.get_running_loop().call_soon(ready)
     await server.serve([listener])
-    while not (server.service.idle or server.force_exit):  # threads in the midst of a token
+    while server.service.running and not server.force_exit:  # threads in the midst of a token
         await asyncio.sleep(0.02)
-    return server.service.idle
+    return not server.service.running

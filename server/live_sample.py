@@ -6,7 +6,7 @@ import base64
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ WINDOW = 3.0  # seconds that recent figures are of
 def budget_bounds(plan: MemoryPlan, num_pages: int) -> tuple[int, int]:
     """The smallest budget that works for this process, and the smallest that holds all pages. A
     process that starts anew may need a little more: see MemoryPlan.smallest."""
-    fixed = replace(plan, predicts=False).fixed
-    return fixed + plan.fewest * plan.page, fixed + num_pages * plan.page
+    pages = num_pages - plan.fewest
+    return plan.least, plan.least + pages * plan.page
 
 
 @dataclass(frozen=True)

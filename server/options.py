@@ -32,8 +32,10 @@ class Options:
     logprobs: int | None
 
     def arguments(self, choice: int, room: int) -> dict[str, Any]:
-        """Of Session.generate, for one of the choices. room: tokens that the context has left."""
-        wanted = room if self.max_tokens is None else self.max_tokens
+        """Of Session.generate, for one of the choices. room: tokens that the context has left; a
+        prompt that fills it is followed by one."""
+        room = max(1, room)
+        wanted = room if self.max_tokens is None else min(room, self.max_tokens)
         seed = None if self.seed is None else (self.seed + choice) % _SEED
         return {
             **self.sampling, "max_new_tokens": wanted, "seed": seed, "logprobs": self.logprobs,

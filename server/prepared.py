@@ -15,7 +15,7 @@ from ..runtime.text import encode
 from .answer import Answer, Heading
 from .fields import Fields
 from .options import Options
-from .refusals import RequestError, refusal_of, show
+from .refusals import RequestError, refusal_of, show, wrong
 from .running import Turn
 
 _FIRST_CHARACTERS = 8  # of a text, for each token of the context
@@ -39,7 +39,7 @@ class Prepared:
             Turn(
                 number * self.options.choices + choice,
                 ids,
-                {**self.options.arguments(choice, context), "grammar": self.grammar},
+                {**self.options.arguments(choice, context - len(ids)), "grammar": self.grammar},
             )
             for number, ids in enumerate(self.prompts)
             for choice in range(self.options.choices)
@@ -58,6 +58,14 @@ def check_model(fields: Fields, name: str) -> None:
             param="model",
             code="model_not_found",
         )
+
+
+def check_bias(service: Service, options: Options) -> None:
+    """Raises RequestError where it is of a token that there is not."""
+    vocabulary = service.session.manifest.spec.vocab_size
+    for token in options.sampling["logit_bias"] or ():
+        if token >= vocabulary:
+            raise wrong("logit_bias", f"has token {token}; the last one is {vocabulary - 1}")
 
 
 def check_prompt(service: Service, ids: Sequence[int], param: str) -> None:

@@ -65,6 +65,6 @@ def unsupported(param: str, remedy: str = "leave it out") -> RequestError:
 
 
 def show(value: object) -> str:
-    """A value in an error message, cut where it is long."""
-    text = repr(value)
+    """A value in an error message: as JSON has it, cut where it is long."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

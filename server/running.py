@@ -88,6 +88,11 @@ class Running:
         self._cancel.set()
         self._news.set()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to end early."""
+        return self._cancel.is_set()
+
     def close_turn(self, index: int) -> None:
         """No more is wanted of this turn."""
         self._closed.add(index)

@@ -102,14 +102,17 @@ class Service:
         """Refuses who waits and who comes; what runs goes on."""
         self.pool.close()
 
-    def stop_running(self) -> None:
-        """Ends what runs, within a token."""
-        for running in list(self._running):
+    def stop_running(self) -> int:
+        """Ends what runs, within a token. Returns how many were not ending already."""
+        going = [running for running in self._running if not running.stopped]
+        for running in going:
             running.stop(stopping())
+        return len(going)
 
     @property
-    def idle(self) -> bool:
-        return not self._running
+    def running(self) -> int:
+        """Requests that generate."""
+        return len(self._running)
 
     def close(self) -> None:
         """Ends the threads, when nothing runs any more."""

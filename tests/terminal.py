@@ -50,6 +50,15 @@ class Terminal:
         """Ctrl-C, as the terminal sends it."""
         self.type("\x03")
 
+    def interrupt_until(self, pattern: str) -> str:
+        """Ctrl-C while a line is read, until the screen answers: Python forgets one that comes
+        just before it waits for a key."""
+        for _ in range(5):
+            self.interrupt()
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(pattern, 3)
+        return self.wait_for(pattern)
+
     def ends(self, seconds: float = 30.0) -> int:
         """Waits for its exit code."""
         end = time.monotonic() + seconds

@@ -65,7 +65,7 @@ class TestStart:
         [
             (["complie"], ["'complie'", "did you mean compile?"]),
             (["xyz"], ["no command 'xyz'", "inspect, targets, plan, calibrate, compile"]),
-            (["run", "x"], ["missing option '--prompt'", "pocketmoe run --help"]),
+            (["run", "x"], ["give a --prompt, or --chat", "pocketmoe run --help"]),
             (["run", "x", "--promt", "y"], ["--promt", "--prompt"]),
             (["bench"], ["missing argument 'BUNDLE'"]),
             (["bench", "x", "--threads", "0"], ["--threads", "0 is not in the range"]),
@@ -206,3 +206,15 @@ def test_a_closed_stream_is_no_traceback(closed: str) -> None:
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert (done.stdout == "") == (closed == ">&-")
+
+
+def test_an_interrupt_within_text_that_is_executed_ends_with_the_code() -> None:
+    """CPython would end by the signal, whoever has caught it since."""
+    program = (
+        "import click\nfrom pocketmoe.entry import CommandLine\n\n"
+        "@click.group(cls=CommandLine)\n@click.option('--debug', is_flag=True)\n"
+        "def main(debug): pass\n\n"
+        "@main.command()\ndef go(): exec('raise KeyboardInterrupt')\n\nmain(['go'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

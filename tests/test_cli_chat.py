@@ -262,7 +262,7 @@ class TestRun:
             (["--chat", "--prompt", ""], b"", ["prompt is empty"]),
             (["--chat", "--prompt", "x", "--system", b"caf\xe9"], b"", ["--system is not UTF-8"]),
             (["--prompt", "x", "--system", "y"], b"", ["--system needs --chat", "--help"]),
-            ([], b"", ["missing option '--prompt'", "--help"]),
+            ([], b"", ["give a --prompt, or --chat", "--help"]),
         ],
     )
     def test_bad_input(

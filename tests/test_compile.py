@@ -129,8 +129,8 @@ def test_a_stopped_compile_leaves_nothing_that_looks_finished(
     while not any(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, number)
-    process.communicate(timeout=120)
-    assert process.returncode == code
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == code, told.decode()
     assert not out.exists()
     if number == signal.SIGINT:
         assert list(tmp_path.iterdir()) == []

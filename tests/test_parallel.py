@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -362,6 +363,36 @@ class TestBudget:
         assert model.sessions == 0
         with pytest.raises(InputError, match="closed"):
             second.forward([1])
+
+    def test_sessions_that_are_forgotten(self, tiny_bundle: Path) -> None:
+        with pocketmoe.open(tiny_bundle) as first:
+            others = [first.another()]
+            with pytest.warns(ResourceWarning, match="was not closed"):
+                others.clear()
+            first.forward(TOKENS[:3])
+            assert first.model.sessions == 1
+            with pytest.warns(ResourceWarning, match="was not closed"):
+                first.another()
+        assert first.model.sessions == 0
+
+    def test_a_model_that_is_forgotten_does_not_stay(self, tiny_bundle: Path) -> None:
+        sessions = [pocketmoe.open(tiny_bundle)]
+        model = sessions[0].model
+        with pytest.warns(ResourceWarning, match="was not closed"):
+            sessions.clear()
+        with pocketmoe.open(tiny_bundle) as other:
+            assert model.sessions == 0
+            assert other.model is not model
+
+    def test_the_smallest_budget_that_is_named_works(self, tiny_bundle: Path) -> None:
+        with pocketmoe.open(tiny_bundle) as session:
+            with pytest.raises(BudgetError, match="smallest that works") as caught:
+                session.set_memory_budget("1MiB")
+            named = int(re.search(r"is (\d+)MiB", str(caught.value))[1])  # type: ignore[index]
+            with pytest.raises(BudgetError):
+                session.set_memory_budget(f"{named - 1}MiB")
+            session.set_memory_budget(f"{named}MiB")
+            assert session.stats.cache_slots >= session.plan.fewest
 
     def test_no_thread_is_left_behind(self, tiny_bundle: Path) -> None:
         gc.collect()

@@ -259,7 +259,7 @@ def test_parameters_of_chats(refused: Any, change: Any, param: str) -> None:
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"echo": True, "logprobs": 1}, "echo together with logprobs"),
-        ({"logit_bias": {"100000": 1}}, None),
+        ({"logit_bias": {"100000": 1}}, "logit_bias"),
         ({"messages": [USER]}, "messages"),
     ],
 )

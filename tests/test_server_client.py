@@ -123,6 +123,18 @@ def test_a_longer_conversation_reuses_the_shorter(client: openai.OpenAI) -> None
     assert first.usage.prompt_tokens - 8 <= cached < second.usage.prompt_tokens
 
 
+@pytest.mark.parametrize(("length", "made"), [(500, 12), (511, 1), (512, 1)])
+def test_answers_end_with_the_context(client: openai.OpenAI, length: int, made: int) -> None:
+    """A prompt that fills it is followed by one token all the same."""
+    bias = {"0": -100}
+    answer = client.completions.create(
+        model=MODEL, prompt=[5] * length, max_tokens=100, logit_bias=bias, temperature=0
+    )
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == made
+
+
 def test_several_choices_with_seeds(client: openai.OpenAI) -> None:
     def texts(seed: int, n: int) -> list[str]:
         made = client.completions.create(

@@ -159,7 +159,7 @@ class TestTime:
             openai.OpenAI(base_url=url, api_key="x", timeout=0.5, max_retries=0) as client,
             pytest.raises(openai.APITimeoutError),
         ):
-            client.completions.create(model=MODEL, prompt="def", max_tokens=400)
+            client.completions.create(model=MODEL, prompt="def", max_tokens=400, n=128)
         server.wait_for(running=0)
 
     def test_a_client_tries_again(self, server: LiveServer) -> None:
@@ -323,7 +323,9 @@ class TestEnding:
             assert [choice["finish_reason"] for choice in ended] == ["length", "length"]
             assert process.wait(20) == 0
             assert process.stderr is not None
-            assert process.stderr.read() == ""
+            assert process.stderr.read() == (
+                "ending: 1 request has 60 s to finish; a second signal ends it at once\n"
+            )
 
     def test_what_takes_too_long_is_ended(self, served_bundle: Path) -> None:
         with server_process(served_bundle, "--grace", "0.5") as (process, port):
@@ -336,6 +338,8 @@ class TestEnding:
             assert list(events)[-1]["error"]["code"] == "stopping"
             assert b"503" in waiting._file.readline()
             assert process.wait(10) == 0
+            assert process.stderr is not None
+            assert "answers that were cut off: 1" in process.stderr.read()
 
     def test_a_second_signal_ends_it_at_once(self, served_bundle: Path) -> None:
         with server_process(served_bundle, "--grace", "60") as (process, port):
@@ -346,5 +350,9 @@ class TestEnding:
             assert process.poll() is None
             begun = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(10) in (0, 1)
+            time.sleep(0.05)
+            process.send_signal(signal.SIGINT)  # a third one changes nothing
+            assert process.wait(10) == 1
             assert time.monotonic() - begun < 3
+            assert process.stderr is not None
+            assert "answers that were cut off: 1" in process.stderr.read()

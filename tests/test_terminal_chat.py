@@ -93,8 +93,7 @@ class TestTerminal:
                 assert answer["content"]
             chat.type("half a line")
             chat.wait_for("half a line")
-            chat.interrupt()  # of a line: it is forgotten
-            chat.wait_for("leaves")
+            chat.interrupt_until("leaves")  # of a line: it is forgotten
             chat.wait_for(CUE)
             chat.type("/quit\r")
             assert chat.ends() == 0
@@ -171,7 +170,7 @@ class TestTerminal:
             chat.wait_for(CUE)
             assert "the context of 64 tokens is full: /reset begins" in answer_to(chat, "def main(")
             told = answer_to(chat, "def main(" * 8)
-            assert "start a new one" in told
+            assert "any more: /reset begins anew, or start with --context 512" in told
             assert "/reset starts one here" in told
             answer_to(chat, "/reset")
             assert "is full" in answer_to(chat, "def main(")
