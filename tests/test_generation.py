@@ -360,7 +360,7 @@ class TestAsync:
         deadline = time.monotonic() + 5
         while threading.active_count() > before and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert threading.active_count() == before
+        assert threading.active_count() <= before
 
     def test_errors(self, session: Session) -> None:
         with pytest.raises(InputError, match="temperature"):
