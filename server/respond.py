@@ -21,6 +21,10 @@ from .service import Service
 
 Prepare = Callable[[Service, bytes], Prepared]
 _CLIENT_GONE = 499  # what nobody reads any more; for the figures alone
+# Without an event, after which a stream has a comment, lest a proxy takes it for dead: reading a
+# long prompt takes minutes on a small device.
+QUIET_SECONDS = 15.0
+_COMMENT = b":\n\n"
 
 
 class Work:
@@ -163,11 +167,24 @@ class EventStream(Response):
         headers = self.raw_headers
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
+        quiet = True
+
         async def write(chunks: list[dict[str, Any]], more: bytes = b"") -> None:
+            nonlocal quiet
+            quiet = False
             body = b"".join(map(event, chunks)) + more
             if body:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
 
+        async def comment() -> None:
+            nonlocal quiet
+            while True:
+                await asyncio.sleep(QUIET_SECONDS)
+                if quiet:
+                    await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                quiet = True
+
+        comments = asyncio.ensure_future(comment())
         try:
             await write(self._first or [])
             async for chunks in self._chunks:
@@ -175,6 +192,8 @@ class EventStream(Response):
             await write(self._work.last(), DONE)
         except PocketMoEError as error:
             await write([refusal_of(error).body])
+        finally:
+            comments.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from pocketmoe.cli import main
+from pocketmoe.server import respond
 from pocketmoe.server.application import Access
 from pocketmoe.server.key_file import Keys
 from pocketmoe.server.service import Limits
@@ -151,6 +152,24 @@ class TestTime:
             status, body, _ = ask(server.port, TEXT, completion())
         assert (status, body["error"]["code"]) == (503, "timeout")
         running.close()
+        server.wait_for(running=0)
+
+    def test_a_stream_that_is_quiet_has_comments(
+        self, server: LiveServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those who read it do not see them."""
+        monkeypatch.setattr(respond, "QUIET_SECONDS", 0.03)
+        server.sessions[0].delay = 0.1
+        try:
+            stream = Stream(server.port, TEXT, completion(max_tokens=4))
+            lines = stream._file.read().split(b"\r\n\r\n", 1)[1]
+            assert lines.count(b":\n\n") >= 4
+            url = f"http://127.0.0.1:{server.port}/v1"
+            with openai.OpenAI(base_url=url, api_key="x") as client:
+                made = client.completions.create(model=MODEL, prompt="def", stream=True, n=2)
+                assert [chunk.choices[0].finish_reason for chunk in made][-1] == "length"
+        finally:
+            server.sessions[0].delay = 0.02
         server.wait_for(running=0)
 
     def test_a_client_with_a_time_limit(self, server: LiveServer) -> None:
