@@ -22,7 +22,7 @@ import numpy as np
 import pocketmoe
 from pocketmoe.console import print_table
 from pocketmoe.errors import InputError, PocketMoEError
-from pocketmoe.runtime import session as session_module
+from pocketmoe.runtime import host_runner
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def compare(
     runs: list[Run] = []
     for _ in range(repeats):
         for depth in (0, *depths):
-            session_module.EARLY_PAGES = depth
+            host_runner.EARLY_PAGES = depth
             with open_at(bundle, cache, context, "on") as session:
                 ids = pick_tokens(session, text, context)
                 runs.append(decode(session, ids[:32], ids[32:], depth))
