@@ -66,8 +66,9 @@ class Combiner:
         self._seats.remove(seat)
 
     def rest(self, seat: Seat) -> None:
-        """Its next token is not waited for."""
+        """Its next token is not waited for. From any thread."""
         self._expected.discard(seat)
+        self._arrived.set()  # whoever waits looks again
 
     def run(
         self,

@@ -122,6 +122,8 @@ class Generation:
             raise StopIteration
         self._text.append(piece.text)
         self.finish_reason = piece.finish_reason
+        if piece.finish_reason is not None:
+            self._session.rest()
         return piece
 
     def __enter__(self) -> Generation:
@@ -139,6 +141,7 @@ class Generation:
         """Ends it; no more pieces come. What runs in another thread ends within a token, or within
         a batch of the prompt."""
         self._closed = True
+        self._session.rest()
         if self.finish_reason is None:
             self.finish_reason = "cancelled"
 

@@ -212,6 +212,10 @@ class Model:
             return 0
         return seat.cache.rewind(position)
 
+    def rest(self, seat: Seat) -> None:
+        """See Session.rest."""
+        self._combiner.rest(seat)
+
     def set_memory_budget(self, budget: int | str | None) -> None:
         """See Session.set_memory_budget."""
         size = read_budget(budget)

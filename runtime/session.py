@@ -240,6 +240,11 @@ class Session:
                     self._whole += (self._seat.cache.position - first) // batch * batch
             return logits
 
+    def rest(self) -> None:
+        """Says that it runs nothing for a while, so that other sessions of the model do not wait
+        for its next token. From any thread; a generation says so at its end."""
+        self.model.rest(self._seat)
+
     def set_memory_budget(self, budget: int | str | None) -> None:
         """Grows or shrinks the page cache: from now on the whole process keeps to another budget,
         with all sessions of the model.

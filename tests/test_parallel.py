@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import pocketmoe
 from pocketmoe.errors import BudgetError, BundleError, InputError, PocketMoEError
 from pocketmoe.model.spec import ModelSpec
-from pocketmoe.runtime import budget, page_file
+from pocketmoe.runtime import budget, combining, page_file
 from pocketmoe.runtime.native import library
 from pocketmoe.runtime.session import Session
 from pocketmoe.runtime.shares import Request, Seat, share_batch
@@ -363,6 +363,22 @@ class TestBudget:
         assert model.sessions == 0
         with pytest.raises(InputError, match="closed"):
             second.forward([1])
+
+    def test_nobody_waits_for_one_whose_generation_has_ended(
+        self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Were it waited for, it would be for half a minute."""
+        monkeypatch.setattr(combining, "_LEAST_WAIT", 30.0)
+        monkeypatch.setattr(combining, "_MOST_WAIT", 30.0)
+        with pocketmoe.open(tiny_bundle) as first, first.another() as second:
+            expected = first.model._combiner._expected
+            for end in (lambda made: made.text(), lambda made: made.close()):
+                made = second.generate([5, 6, 7], max_new_tokens=20)
+                next(made), next(made), next(made)
+                assert second._seat in expected
+                end(made)
+                assert second._seat not in expected
+            first.forward([1])
 
     def test_sessions_that_are_forgotten(self, tiny_bundle: Path) -> None:
         with pocketmoe.open(tiny_bundle) as first:
