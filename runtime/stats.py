@@ -39,7 +39,8 @@ class Stats:
     """Since the session was opened; times in seconds.
 
     prompt_*, new_*, decode_*: of `generate` alone. decode_steps: new tokens that were run through
-    the model again; the other decode_* are theirs. time_to_first_token: of the latest prompt.
+    the model again; the other decode_* are theirs, and where sessions of a model run at once, those
+    of whatever ran in the same batches. time_to_first_token: of the latest prompt.
     page_*, bytes_read: of the cache. read_seconds: while pages were read; wait_seconds: the part of
     it in which there was nothing else to do. direct_reads: past the page cache.
     early_pages: read before the router asked for them; guess_accuracy: the share of recent guesses
