@@ -65,14 +65,14 @@ class Sampling:
         if not isinstance(bias, Mapping):
             raise InputError(f"logit bias must be a mapping from token ids, not {bias!r:.80}")
         for token, value in bias.items():
-            check_whole("a token of logit bias", token, 0, "the id of a token")
+            check_whole("a token of logit bias", token, 0, "0 or more")
             _check(f"the logit bias of token {token}", value)
 
 
 def check_whole(name: str, value: object, least: int, what: str) -> None:
     """Raises InputError where `value` is no whole number from `least` on, which `what` tells."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise InputError(f"{name} must be {what}, not {_told(value)}")
+        raise InputError(f"{name} must be a whole number, {what}, not {_told(value)}")
 
 
 def _check(
