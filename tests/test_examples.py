@@ -62,7 +62,6 @@ def test_async_app(tiny_bundle: Path) -> None:
 
 
 def test_langchain_client(served_bundle: Path) -> None:
-    pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
     with server_process(served_bundle, "--parallel", "2") as (_, port):
         url = f"http://127.0.0.1:{port}/v1"
         told = run("langchain_client.py", url, "a router", "a pager", "--tokens", "8")
