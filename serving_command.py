@@ -27,6 +27,7 @@ from .errors import InputError
 from .sizes import format_size
 
 _SECONDS = FiniteRange(min=0, max=86400)
+_SOME_SECONDS = FiniteRange(min=0, min_open=True, max=86400)
 
 
 @click.command()
@@ -46,7 +47,7 @@ _SECONDS = FiniteRange(min=0, max=86400)
     help="Requests that may wait; more are refused.",
 )  # fmt: skip
 @click.option(
-    "--timeout", metavar="SECONDS", type=_SECONDS, default=600.0,
+    "--timeout", metavar="SECONDS", type=_SOME_SECONDS, default=600.0,
     help="Time that a request may take, waiting included.",
 )  # fmt: skip
 @click.option(

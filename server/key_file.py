@@ -33,6 +33,8 @@ def read_keys(path: Path) -> Keys:
         InputError: there are no keys, short or odd ones, or others may read the file.
     """
     mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path} is a directory; name a file in it, with one key per line")
     if stat.S_IMODE(mode) & 0o077:
         raise InputError(f"others may read {path}; run: chmod 600 {path}")
     try:

@@ -292,6 +292,18 @@ class TestCommand:
         assert word in done.stderr
         assert len(done.stderr.splitlines()) == 1
 
+    @pytest.mark.parametrize(
+        ("option", "value", "word"),
+        [("--api-key-file", "/", "is a directory; name a file"), ("--timeout", "0", "0<x<=86400")],
+    )
+    def test_options_that_would_serve_nobody(
+        self, tiny_bundle: Path, option: str, value: str, word: str
+    ) -> None:
+        done = CliRunner().invoke(main, ["serve", str(tiny_bundle), option, value])
+        assert done.exit_code == 2
+        assert word in done.stderr
+        assert "chmod" not in done.stderr
+
     @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
     def test_other_addresses_need_keys(self, tiny_bundle: Path, host: str) -> None:
         done = CliRunner().invoke(main, ["serve", str(tiny_bundle), "--host", host, "--port", "0"])
