@@ -476,7 +476,6 @@ class TestMachine:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         refused(["install", second], capsys, "1 MB free", "free some space", to=root)
 
-
     def test_a_folder_of_somebody_else_is_left_alone(
         self, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -255,7 +255,7 @@ class TestFiles:
             load_messages(tmp_path / "missing.json")
         with pytest.raises(InputError, match="no NUL"):
             save_messages(tmp_path / "a\0b", "m", [])
-        with pytest.raises(InputError, match="~nobody.here is no user"):
+        with pytest.raises(InputError, match="is no user"):
             _path("~nobody.here/x.json", "/save")
 
 
