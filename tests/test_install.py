@@ -405,7 +405,7 @@ class TestTampered:
             {"files": {"bundle/a": {"size": -1, "sha256": "0" * 64}}},
             {"files": {"bundle/a": {"size": 1, "sha256": "x"}}},
             {"runtime": None, "model": None}, {"runtime": {"python": "3.11"}},
-            {"runtime": {"python": "x"}},
+            {"runtime": {"python": "x"}}, {"model": 3}, {"model": "\x1b[2J"},
         ],
     )  # fmt: skip
     def test_a_manifest_that_cannot_be_trusted(
