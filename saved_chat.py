@@ -23,6 +23,8 @@ def save_messages(path: Path, model: str, messages: Sequence[Mapping[str, Any]])
     Raises:
         InputError: the file cannot be written, or is there and no conversation.
     """
+    if "\0" in str(path):
+        raise InputError(f"a file's name has no NUL in it: {str(path)!r}")
     if os.path.lexists(path):
         try:
             load_messages(path)
@@ -60,6 +62,7 @@ def load_messages(path: Path) -> list[Mapping[str, Any]]:
         for message in messages:
             if message["role"] not in _ROLES or not isinstance(message["content"], str):
                 raise ValueError("a message of another form")
+            message["content"].encode("utf-8")  # JSON's escapes can make what is no text
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror})") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -218,7 +218,10 @@ class TerminalChat:
 def _path(text: str, command: str) -> Path:
     if not text:
         raise InputError(f"which file? {command} FILE")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~name, of whom there is none
+        raise InputError(f"{text.split('/')[0]} is no user of this machine") from error
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ class ChatTemplate:
             raise BundleError(f"the bundle's chat template is not valid, {fault}; compile it again")
 
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+        self, messages: Sequence[Message], /, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
         """The prompt for a conversation, special tokens included, as transformers renders it.
 

@@ -144,15 +144,20 @@ class Combiner:
 
     def if_still(self, act: Callable[[], None]) -> None:
         """Does it, unless a batch runs just now, which does it when it ends."""
-        if self._leader != threading.get_ident() and self._step.acquire(blocking=False):
+        if not self.leads and self._step.acquire(blocking=False):
             try:
                 act()
             finally:
                 self._let_go()
                 self._pass_on()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this thread is within a batch: an observer asks."""
+        return self._leader == threading.get_ident()
+
     def _refuse_within(self) -> None:
-        if self._leader == threading.get_ident():
+        if self.leads:
             raise InputError(
                 "a session of the same model runs in this thread: wait until its call returns"
             )

@@ -66,7 +66,7 @@ class Model:
         self._threads = opening.threads
         self._choice = opening.choice
         self._on_close = on_close
-        self._contexts: dict[Seat, int] = {}
+        self._contexts: dict[object, int] = {}  # of seats, and of what is to be one
         self._wanted: MemoryPlan | None = opening.plan  # to be followed when no batch is under way
         self._planning = threading.Lock()  # held for `plan`, `_wanted` and `_contexts`
         self._closed = False
@@ -96,19 +96,26 @@ class Model:
         Raises:
             BudgetError: its keys and values do not fit into the budget beside the others.
         """
-        with self._planning:
-            if self._closed or (asked is not None and asked != (self.asked,)):
-                return None
-            if self._contexts:
-                plan = self._plan_for([*self._contexts.values(), context], self.plan.budget)
-                self.plan = self._wanted = plan
-        with self._combiner.still(), ExitStack() as undo:
-            undo.callback(self._plan_again)
-            self._follow_plan()  # before the memory is taken
-            seat = Seat(self.runner.open_cache(context))
+        self.reclaim()
+        place = object()  # until there is a seat, so that others plan with it, and nobody closes
+        with ExitStack() as undo:
             with self._planning:
-                self._contexts[seat] = context
-            self._combiner.add(seat)
+                if self._closed or (asked is not None and asked != (self.asked,)):
+                    return None
+                if self._contexts:
+                    plan = self._plan_for([*self._contexts.values(), context], self.plan.budget)
+                    self.plan = self._wanted = plan
+                    undo.callback(self._plan_again)
+                    undo.callback(self._close_if_last)
+                self._contexts[place] = context
+                undo.callback(self._contexts.pop, place, None)
+            with self._combiner.still():
+                self._follow_plan()  # before the memory is taken
+                seat = Seat(self.runner.open_cache(context))
+                with self._planning:
+                    del self._contexts[place]
+                    self._contexts[seat] = context
+                self._combiner.add(seat)
             undo.pop_all()
         return seat
 
@@ -122,13 +129,17 @@ class Model:
         )  # fmt: skip
 
     def reclaim(self) -> None:
-        """Gives back the memory of sessions that were forgotten."""
-        while self._dropped:
+        """Gives back the memory of sessions that were forgotten; later, where an observer calls."""
+        while self._dropped and not self._combiner.leads:
             try:
                 seat = self._dropped.popleft()
             except IndexError:  # another thread was quicker
                 return
-            self._close_seat(seat)
+            try:
+                self._close_seat(seat)
+            except BaseException:  # an interrupt, while it waited
+                self._dropped.append(seat)
+                raise
 
     def close_seat(self, seat: Seat) -> None:
         """Its session is closed; the model too if it was the last. Nothing is done after a fork."""
@@ -139,12 +150,18 @@ class Model:
         if self.process != os.getpid():
             return
         with self._combiner.still(), ExitStack() as ends:
+            if not self.holds(seat):  # it was closed as far as an error let it be
+                return
             ends.callback(self._plan_again)
             ends.callback(self._close_if_last)
             ends.callback(self.runner.close_cache, seat.cache)
             self._combiner.remove(seat)
             with self._planning:
                 self._contexts.pop(seat, None)
+
+    def holds(self, seat: Seat) -> bool:
+        """Whether its session is still to be closed, in this process."""
+        return self.process == os.getpid() and seat in self._contexts
 
     def _close_if_last(self) -> None:
         with self._planning:
@@ -166,7 +183,7 @@ class Model:
                 return
             plan = self._plan_for(list(self._contexts.values()), self.plan.budget)
             self.plan = self._wanted = plan
-        self._follow_plan()
+        self._combiner.if_still(self._follow_plan)
 
     def _plan_for(self, contexts: list[int], budget: int | None) -> MemoryPlan:
         """Raises BudgetError where the budget is too small."""
@@ -219,6 +236,7 @@ class Model:
     def set_memory_budget(self, budget: int | str | None) -> None:
         """See Session.set_memory_budget."""
         size = read_budget(budget)
+        self.reclaim()
         with self._planning:
             contexts = list(self._contexts.values())
             plan = self._plan_for(contexts, size)

@@ -175,14 +175,17 @@ class Session:
         be called twice.
 
         Raises:
-            InputError: another thread is in `forward`.
+            InputError: another thread is in `forward`, or an observer of the model calls this.
         """
         if self._closed:
             return
         with self._use("the session runs in another thread; end that first: cancel its generation"):
-            self._closed = True
-            self._dropped.detach()
-            self.model.close_seat(self._seat)
+            try:
+                self.model.close_seat(self._seat)
+            finally:  # not where it was refused, or interrupted while it waited
+                if not self.model.holds(self._seat):
+                    self._closed = True
+                    self._dropped.detach()
 
     @contextmanager
     def _use(

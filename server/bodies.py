@@ -112,14 +112,17 @@ async def receive_chunks(request: Request) -> AsyncIterator[bytes]:
         try:
             message = await asyncio.wait_for(request.receive(), _IDLE)
         except asyncio.TimeoutError:
-            raise RequestError(
-                f"the body did not come within {_IDLE:.0f} s", status=408,
-                headers={"connection": "close"},
-            ) from None  # fmt: skip
+            raise slow_body(_IDLE) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         more = message.get("more_body", False)
         yield message.get("body", b"")
+
+
+def slow_body(seconds: float) -> RequestError:
+    return RequestError(
+        f"the body did not come within {seconds:g} s", status=408, headers={"connection": "close"}
+    )
 
 
 async def until_gone(request: Request) -> None:

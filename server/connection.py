@@ -53,6 +53,9 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP gets no further than here."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # there is an answer already
+            self.transport.close()
+            return
         body = json.dumps(RequestError(msg.rstrip(".")).body).encode()
         headers = [
             (b"content-type", b"application/json"),

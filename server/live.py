@@ -73,7 +73,12 @@ class Live:
                 f"{self._watchers} pages watch the model already; close one of them",
                 status=429, code="too_many_watchers", headers={"retry-after": "10"},
             )  # fmt: skip
+        self._watchers += 1  # at once: many may come together
         return LiveStream(self)
+
+    def left(self) -> None:
+        """A watcher has gone."""
+        self._watchers -= 1
 
     async def set_budget(self, request: Request) -> Response:
         """Takes {"memory_budget": bytes, or text such as "2GiB"}."""
@@ -99,18 +104,14 @@ class Live:
     async def lines(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, until the server stops. The first one tells the use of experts since
         the model was opened; each other one, since the one before it."""
-        self._watchers += 1
-        try:
-            before = self._sampler.take()
-            yield event(before.told(None))
-            while not self._service.pool.closed:
-                await asyncio.sleep(PERIOD)
-                now = self._sampler.take()
-                if now.differs(before) or now.time - before.time >= SILENCE:
-                    yield event(now.told(before))
-                    before = now
-        finally:
-            self._watchers -= 1
+        before = self._sampler.take()
+        yield event(before.told(None))
+        while not self._service.pool.closed:
+            await asyncio.sleep(PERIOD)
+            now = self._sampler.take()
+            if now.differs(before) or now.time - before.time >= SILENCE:
+                yield event(now.told(before))
+                before = now
 
 
 class LiveStream(Response):
@@ -127,8 +128,11 @@ class LiveStream(Response):
         self._live = live
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(ClientDisconnect):
-            await unless_gone(Request(scope, receive), self._write(send))
+        try:
+            with contextlib.suppress(ClientDisconnect):
+                await unless_gone(Request(scope, receive), self._write(send))
+        finally:
+            self._live.left()
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

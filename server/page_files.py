@@ -17,8 +17,13 @@ class PageFiles(StaticFiles):
     """Answers as StaticFiles does. Browsers ask anew each time, as files change with releases."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        if scope["method"] not in ("GET", "HEAD") and self.lookup_path(path)[1] is None:
-            raise HTTPException(status_code=404)
+        if scope["method"] not in ("GET", "HEAD"):
+            try:
+                there = self.lookup_path(path)[1] is not None
+            except (OSError, ValueError):  # no name that a file can have
+                there = False
+            if not there:
+                raise HTTPException(status_code=404)
         response = await super().get_response(path, scope)
         response.headers["content-security-policy"] = POLICY
         response.headers["x-content-type-options"] = "nosniff"

@@ -144,9 +144,9 @@ class CallReader:
                 return []
             try:
                 value, end = json.JSONDecoder().raw_decode(text, head.end())
+                calls.append(ToolCall(head[1], _json(value)))
             except (ValueError, RecursionError):
                 return []
-            calls.append(ToolCall(head[1], json.dumps(value, ensure_ascii=False)))
             text = text[end:]
         return calls
 
@@ -157,7 +157,8 @@ class CallReader:
             return None
 
     def _call(self, value: object) -> ToolCall | None:
-        if not isinstance(value, dict) or value.get("name") not in self._names:
+        name = value.get("name") if isinstance(value, dict) else None
+        if not isinstance(value, dict) or not isinstance(name, str) or name not in self._names:
             return None
         arguments = value.get(self._form.arguments)
         if arguments is None:
@@ -165,8 +166,11 @@ class CallReader:
         if not isinstance(arguments, (dict, str)):
             return None
         if isinstance(arguments, dict):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        return ToolCall(str(value["name"]), arguments)
+            try:
+                arguments = _json(arguments)
+            except ValueError:
+                return None
+        return ToolCall(name, arguments.encode("utf-8", "replace").decode("utf-8"))
 
 
 def forced_call(form: ToolForm, names: Sequence[str], text: str) -> ToolCall | None:
@@ -181,4 +185,21 @@ def forced_call(form: ToolForm, names: Sequence[str], text: str) -> ToolCall | N
         found = re.search(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"\w+"\s*:\s*', rest)
         return None if found is None else ToolCall(json.loads(found[1]), rest[found.end() :])
     call = value[0] if isinstance(value, list) else value
-    return ToolCall(call["name"], json.dumps(call[form.arguments], ensure_ascii=False))
+    try:
+        return ToolCall(call["name"], _json(call[form.arguments]))
+    except ValueError:  # a number that only overflows here
+        return ToolCall(call["name"], json.dumps(call[form.arguments]))
+
+
+def _json(value: object) -> str:
+    """A model can write half of a surrogate pair, which stays an escape: no UTF-8 holds it.
+
+    Raises:
+        ValueError: it holds a number that JSON has not, such as NaN, which Python reads.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text

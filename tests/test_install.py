@@ -405,7 +405,7 @@ class TestTampered:
             {"files": {"bundle/a": {"size": -1, "sha256": "0" * 64}}},
             {"files": {"bundle/a": {"size": 1, "sha256": "x"}}},
             {"runtime": None, "model": None}, {"runtime": {"python": "3.11"}},
-            {"runtime": {"python": "x"}},
+            {"runtime": {"python": "x"}}, {"model": 3}, {"model": "\x1b[2J"},
         ],
     )  # fmt: skip
     def test_a_manifest_that_cannot_be_trusted(
@@ -476,8 +476,41 @@ class TestMachine:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         refused(["install", second], capsys, "1 MB free", "free some space", to=root)
 
+    def test_a_folder_of_somebody_else_is_left_alone(
+        self, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It is not swept, though its folders have the names of ours."""
+        for name in ("bundles/mine/pages.bin", "versions/1.0/notes"):
+            path = tmp_path / "own" / name
+            path.parent.mkdir(parents=True)
+            path.write_text("precious")
+        refused(["install", first], capsys, "no app's; choose another --to", to=tmp_path / "own")
+        assert not (tmp_path / "own/.lock").exists()
+
+    def test_settings_of_pip_do_not_count(
+        self, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / ".config/pip").mkdir(parents=True)
+        (tmp_path / ".config/pip/pip.conf").write_text(f"[install]\ntarget={tmp_path}/astray\n")
+        from pocketmoe.export.device import environment
+
+        monkeypatch.setitem(environment._ENV, "HOME", str(tmp_path))
+        monkeypatch.delitem(environment._ENV, "XDG_CONFIG_HOME", raising=False)
+        assert main(["install", str(first), "--to", str(tmp_path / "app")], first.parent) == 0
+        assert not (tmp_path / "astray").exists()
+
 
 class TestInterrupted:
+    def test_a_power_cut_left_a_version_without_its_text(
+        self, root: Path, second: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (root / "versions/2").mkdir()
+        (root / "versions/2/version.json").touch()
+        assert main(["status", "--to", str(root)], root) == 0
+        with contextlib.ExitStack() as ends:
+            version, changed = install(open_source(second, ends), Store(root), Choices())
+        assert (version.number, changed) == (2, True)
+
     def test_two_at_once(self, root: Path, second: Path) -> None:
         """The second waits for the first, and finds its work done."""
         command = [sys.executable, "-m", "pocketmoe.export.device", "install", second, "--to", root]

@@ -317,6 +317,8 @@ def test_other_content(refused: Any) -> None:
         ("GET", "/v1/models/a/b/%00%ff", 404),
         ("PUT", "/", 405),
         ("PUT", "/nothing", 404),
+        ("PUT", "/%00", 404),
+        ("PUT", "/" + "a" * 300, 404),
     ],
 )
 def test_paths(refused: Any, method: str, path: str, status: int) -> None:
@@ -339,6 +341,20 @@ def test_not_http(refused: Any, server: LiveServer, data: bytes) -> None:
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
     refused(TEXT, b"{}", "model")
+
+
+def test_a_body_that_breaks_off_after_its_answer(
+    refused: Any, server: LiveServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /nothing HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head + b"3\r\nabc\r\n")
+        assert connection.recv(13) == b"HTTP/1.1 404 "
+        connection.sendall(b"zzzz\r\n")
+        while connection.recv(4096):
+            pass
+    refused(TEXT, b"{}", "model")
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_client_that_goes_before_its_body_is_there(refused: Any, server: LiveServer) -> None:

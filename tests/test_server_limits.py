@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -144,6 +145,19 @@ class TestTime:
         assert events[-1]["error"]["code"] == "timeout"
         assert events[0]["choices"][0]["text"]
         server.wait_for(running=0)
+
+    def test_a_body_that_takes_too_long(self, server: LiveServer) -> None:
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n"
+        head += b"content-type: application/json\r\n\r\n"
+        with (
+            limited(server, timeout=0.5),
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+        ):
+            connection.sendall(head)
+            for _ in range(6):
+                connection.sendall(b" ")
+                time.sleep(0.1)
+            assert connection.recv(13) == b"HTTP/1.1 408 "
 
     def test_a_wait_that_takes_too_long(self, server: LiveServer) -> None:
         running = Stream(server.port, TEXT, completion(**LONG))

@@ -1,7 +1,9 @@
 """The live model over HTTP: facts, events, and the memory budget."""
 
 import base64
+import contextlib
 import json
+import socket
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -143,6 +145,18 @@ def test_what_else_cannot_be_is_refused(server: LiveServer) -> None:
     # What another site's page could send without asking first.
     assert status(b'{"memory_budget": "1GiB"}', **{"content-type": "text/plain"}) == 415
     assert status({"memory_budget": "1GiB"}, origin="https://example.org") == 403
+
+
+def test_watchers_that_come_at_once_are_counted(served_bundle: Path) -> None:
+    with live_server(served_bundle) as server, contextlib.ExitStack() as ends:
+        watchers = [
+            ends.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            for _ in range(2 * MOST_WATCHERS)
+        ]
+        for one in watchers:
+            one.sendall(b"GET /live/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        statuses = [one.recv(13) for one in watchers]
+    assert statuses.count(b"HTTP/1.1 200 ") == MOST_WATCHERS
 
 
 def test_watchers_are_counted_and_leave(server: LiveServer) -> None:

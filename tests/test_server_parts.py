@@ -119,6 +119,33 @@ def test_calls_in_text(form: ToolForm, text: str, parts: list[Any], size: int) -
     assert divide(form, text, size) == parts
 
 
+@pytest.mark.parametrize(
+    ("inner", "call"),
+    [
+        ('{"name": ["f"], "arguments": {}}', None),
+        ('{"name": {"f": 1}, "arguments": {}}', None),
+        ('{"name": "f", "arguments": {"a": NaN}}', None),
+        ('{"name": "f", "arguments": {"a": 1e999}}', None),
+        ('{"name": "f", "arguments": {"a": "\\ud83d"}}', ToolCall("f", '{"a": "\\ud83d"}')),
+        ('{"name": "f", "arguments": "\\ud83d"}', ToolCall("f", "?")),
+    ],
+)
+def test_calls_that_python_reads_and_json_has_not(inner: str, call: ToolCall | None) -> None:
+    text = f"<tool_call>{inner}</tool_call>"
+    reader = CallReader(TAGGED, {"f": {}})
+    assert [*reader.push(text), *reader.finish()] == [text if call is None else call]
+    listed = CallReader(LISTED, {"f": {}})
+    text = f"[TOOL_CALLS][{inner}]"
+    assert [*listed.push(text), *listed.finish()] == [text if call is None else call]
+    if call is not None and call.arguments.startswith("{"):
+        assert forced_call(TAGGED, ("f",), inner) == call
+
+
+def test_a_variable_of_any_name_is_the_template_s() -> None:
+    template = ChatTemplate("{{ self_ }}{{ messages[0].content }}", {})
+    assert template.render([{"role": "user", "content": "a"}], **{"self": 1}) == "a"
+
+
 def test_a_mark_that_is_a_special_token() -> None:
     reader = CallReader(LISTED, ("f",), mark_token=7)
     assert reader.push("Well. ", (1, 2)) == ["Well."]

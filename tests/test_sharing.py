@@ -8,12 +8,14 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pocketmoe
 from pocketmoe.errors import BudgetError, InputError
 from pocketmoe.runtime import combining
 from pocketmoe.runtime.session import Session
+from pocketmoe.tests.serving import until
 from pocketmoe.tests.test_parallel import TOKENS, Script, open_all, play, play_together
 
 
@@ -88,6 +90,66 @@ class TestBudget:
             with pytest.warns(ResourceWarning, match="was not closed"):
                 first.another()
         assert first.model.sessions == 0
+
+    def test_the_forgotten_leave_room_for_others(self, tiny_bundle: Path) -> None:
+        with pocketmoe.open(tiny_bundle) as first:
+            with pytest.warns(ResourceWarning, match="was not closed"):
+                first.another()
+            with first.another():
+                assert first.model.sessions == 2
+            with pytest.warns(ResourceWarning, match="was not closed"):
+                first.another()
+            first.set_memory_budget(None)
+            assert first.model.sessions == 1
+
+    def test_sessions_that_open_at_once_are_all_planned_for(self, tiny_bundle: Path) -> None:
+        with pocketmoe.open(tiny_bundle) as first, ExitStack() as stack:
+            model, alone = first.model, first.plan.kv
+            opened: list[Session] = []
+            with model._combiner.still():
+                threads = [
+                    threading.Thread(target=lambda: opened.append(first.another()))
+                    for _ in range(3)
+                ]
+                for thread in threads:
+                    thread.start()
+                until(lambda: len(model._contexts) == 4)
+                first.set_memory_budget(None)
+            for thread in threads:
+                thread.join()
+            for session in opened:
+                stack.enter_context(session)
+            assert (model.sessions, model.plan.kv) == (4, 4 * alone)
+
+    def test_the_last_is_closed_while_another_opens(self, tiny_bundle: Path) -> None:
+        first = pocketmoe.open(tiny_bundle)
+        model, opened = first.model, []
+        with model._combiner.still():
+            thread = threading.Thread(target=lambda: opened.append(first.another()))
+            thread.start()
+            until(lambda: len(model._contexts) == 2)
+            first.close()
+        thread.join()
+        opened[0].forward(TOKENS[:3])
+        opened[0].close()
+        assert model.sessions == 0
+
+    def test_what_an_observer_may_not_do_changes_nothing(self, tiny_bundle: Path) -> None:
+        with pocketmoe.open(tiny_bundle) as first:
+            second, kv, refused = first.another(), first.plan.kv, []
+
+            def observe(index: int, outputs: dict[str, np.ndarray]) -> None:
+                for act in (second.close, first.another):
+                    with pytest.raises(InputError, match="runs in this thread") as caught:
+                        act()
+                    refused.append(caught)
+
+            first.forward(TOKENS[:3], observe=observe)
+            assert refused
+            assert (first.model.sessions, first.plan.kv) == (2, kv)
+            second.forward(TOKENS[:3])
+            second.close()
+            assert first.model.sessions == 1
 
     def test_a_model_that_is_forgotten_does_not_stay(self, tiny_bundle: Path) -> None:
         sessions = [pocketmoe.open(tiny_bundle)]

@@ -14,6 +14,7 @@ from pocketmoe.console import harmless
 from pocketmoe.errors import InputError
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.saved_chat import load_messages, save_messages
+from pocketmoe.terminal_chat import _path
 from pocketmoe.tests.terminal import Terminal, on_terminal
 
 COMMAND: list[str | Path] = [sys.executable, "-m", "pocketmoe", "chat"]
@@ -234,6 +235,8 @@ class TestFiles:
             '"content": "x"}]}',
             '{"format": "pocketmoe chat", "version": 1, "messages": [{"role": "user", '
             '"content": 1}]}',
+            '{"format": "pocketmoe chat", "version": 1, "messages": [{"role": "user", '
+            '"content": "\\ud800"}]}',
         ],
     )  # fmt: skip
     def test_what_is_no_conversation(self, data: str, tmp_path: Path) -> None:
@@ -250,6 +253,10 @@ class TestFiles:
             save_messages(tmp_path / "missing/x.json", "m", [])
         with pytest.raises(InputError, match="cannot read"):
             load_messages(tmp_path / "missing.json")
+        with pytest.raises(InputError, match="no NUL"):
+            save_messages(tmp_path / "a\0b", "m", [])
+        with pytest.raises(InputError, match="is no user"):
+            _path("~nobody.here/x.json", "/save")
 
 
 def test_text_that_would_steer_a_terminal() -> None:

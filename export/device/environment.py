@@ -17,6 +17,8 @@ _ENV = {
     for name, value in os.environ.items()
     if not name.startswith(("PIP_", "PYTHON")) and name != "VIRTUAL_ENV"
 }
+# The user's and the machine's settings for pip are not the app's: they can send files elsewhere.
+_ENV["PIP_CONFIG_FILE"] = os.devnull
 _OWN_PIP = "pip-"
 
 

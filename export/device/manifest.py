@@ -101,7 +101,7 @@ def read_manifest(data: bytes) -> App:
             )
         files = {_safe(name): _item(value) for name, value in found["files"].items()}
         app = App(
-            _app_name(found["name"]), _runtime(found["runtime"]), found["model"], files,
+            _app_name(found["name"]), _runtime(found["runtime"]), _model(found["model"]), files,
             hashlib.sha256(data).hexdigest(),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -142,6 +142,13 @@ def _size(value: Any) -> int:
 def _app_name(value: Any) -> str | None:
     if value is not None and (not isinstance(value, str) or not _NAME.fullmatch(value)):
         raise ValueError(f"name {value!r}")
+    return value
+
+
+def _model(value: Any) -> str | None:
+    """It is shown on terminals."""
+    if value is not None and (not isinstance(value, str) or not value.isprintable()):
+        raise ValueError(f"model {value!r}")
     return value
 
 

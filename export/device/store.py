@@ -26,7 +26,9 @@ from .errors import InstallError
 
 _NEW = ".new-"  # begins the name of what is not finished
 _COMPLETE = "complete"
+_LOCK = ".lock"
 PARTS = {"runtime": "runtimes", "bundle": "bundles"}
+_OWN = ("versions", "current", "run", "manage", *PARTS.values())  # names that are taken over
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,16 @@ class Store:
     @contextlib.contextmanager
     def locked(self, seconds: float = 60.0) -> Iterator[None]:
         """Keeps others from changing the app. Programs that are started with `lock` hold it too,
-        until they end, should this one be killed."""
+        until they end, should this one be killed.
+
+        Raises:
+            InstallError: the folder cannot be written to, holds files that are no app's, or another
+                installation is under way.
+        """
+        self._need_own()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self.lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self.lock = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise InstallError(
                 f"cannot write to {self.root} ({error.strerror}); choose another --to"
@@ -65,6 +73,16 @@ class Store:
         finally:
             os.close(self.lock)
             self.lock = None
+
+    def _need_own(self) -> None:
+        """What is no app's is never swept away: a folder is one's from the first lock on."""
+        if os.path.lexists(self.root / _LOCK) or os.path.lexists(self.root / "app.json"):
+            return
+        for name in _OWN:
+            if os.path.lexists(self.root / name):
+                raise InstallError(
+                    f"{self.root} holds {name!r}, which is no app's; choose another --to"
+                )
 
     def _wait(self, lock: int, seconds: float) -> None:
         end, told = time.monotonic() + seconds, False
@@ -103,10 +121,14 @@ class Store:
             raise InstallError(f"{self.root} holds no app that can be read ({error})") from error
 
     def versions(self) -> list[Version]:
-        """By number; without those whose runtime or bundle is not there."""
+        """By number; without those whose runtime or bundle is not there, or which a power cut has
+        left without their text."""
         found = []
         for path in (self.root / "versions").glob("[0-9]*/version.json"):
-            version = Version(**json.loads(path.read_text(encoding="utf-8")))
+            try:
+                version = Version(**json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError):
+                continue
             if self.has("runtime", version.runtime) and (
                 version.bundle is None or self.has("bundle", version.bundle)
             ):
@@ -156,10 +178,12 @@ class Store:
             (path / name).chmod(mode)
         text = json.dumps(vars(version), indent=1) + "\n"
         (path / "version.json").write_text(text, encoding="utf-8")
+        os.sync()  # a name must not be on the disk before what it stands for
         os.replace(path, folder / str(version.number))
         if self.name is None:
             new = self.root / f"{_NEW}app.json"
             new.write_text(json.dumps({"name": app}) + "\n", encoding="utf-8")
+            os.sync()
             os.replace(new, self.root / "app.json")
 
     def switch(self, version: Version, scripts: Sequence[str]) -> None:
