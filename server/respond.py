@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import PocketMoEError
 from .answer import DONE, Usage, event
-from .bodies import slow_body, until_gone
+from .bodies import until_gone
 from .prepared import Prepared
 from .refusals import RequestError, refusal_of
 from .running import Begun, Ended, Event, Running, Told
@@ -99,10 +99,7 @@ async def respond(request: Request, service: Service, prepare: Prepare) -> Respo
     begun = asyncio.get_running_loop().time()
     try:
         with service.bodies.body() as body:
-            try:
-                data = await asyncio.wait_for(body.read(request), service.limits.timeout)
-            except asyncio.TimeoutError:
-                raise slow_body(service.limits.timeout) from None
+            data = await body.read(request, service.limits.timeout)
             made = await unless_gone(request, begin(service, prepare, data, begun))
     except ClientDisconnect:
         return Response(status_code=_CLIENT_GONE)
