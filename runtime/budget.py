@@ -163,11 +163,13 @@ def plan_memory(
     segments: NativeBackbone | None = None,
     reads_early: bool = False,
     auto: bool = False,
+    left: int = 0,
 ) -> MemoryPlan:
     """Decides how many pages the cache holds. `process`: bytes that it takes before any weights;
     kernels: what computes the experts, if not ONNX Runtime; segments: those
     of the backbone that it does not run; reads_early: the next pages are guessed
-    where pages are read at all. auto: see MemoryPlan.
+    where pages are read at all. auto: see MemoryPlan. left: bytes of `process` that earlier models
+    have left, of use to this one; see leftover.py.
 
     Raises:
         BudgetError: one layer's experts of a token, and one page more, do not fit; the message
@@ -185,7 +187,7 @@ def plan_memory(
     fewest = -(-(top_k + 1) * footprint.page_bytes // max(1, page))  # were they the largest
     plan = MemoryPlan(
         budget=budget,
-        process=process + _RESERVE_BYTES + sessions * _SESSION_BYTES,
+        process=process + max(0, _RESERVE_BYTES + sessions * _SESSION_BYTES - left),
         backbone=backbone,
         kv=0,
         workspace=0,

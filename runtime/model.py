@@ -22,6 +22,7 @@ from .chat import load_chat_template
 from .clock import Clock
 from .combining import Combiner
 from .host_memory import give_back_freed
+from .leftover import count_closed
 from .lossy import ExpertChoice
 from .pages import ExpertKey
 from .recording import Recording
@@ -137,9 +138,9 @@ class Model:
                 return
             try:
                 self._close_seat(seat)
-            except BaseException:  # an interrupt, while it waited
-                self._dropped.append(seat)
-                raise
+            finally:
+                if self.holds(seat):  # an interrupt, while it waited
+                    self._dropped.append(seat)
 
     def close_seat(self, seat: Seat) -> None:
         """Its session is closed; the model too if it was the last. Nothing is done after a fork."""
@@ -169,6 +170,7 @@ class Model:
                 return
             self._closed = True
         with ExitStack() as ends:  # each is done, whatever becomes of those before it
+            ends.callback(count_closed)
             ends.callback(give_back_freed)
             ends.callback(gc.collect)  # weights hang in circles of segments, steps and buffers
             ends.callback(self.recording.close)

@@ -18,6 +18,7 @@ from .experts import choose_kernels
 from .host_memory import give_back_freed
 from .host_runner import HostRunner
 from .installed import find_onnxruntime
+from .leftover import left_behind
 from .lossy import ExpertChoice
 from .model import Opening
 from .native_backbone import NativeBackbone
@@ -165,11 +166,13 @@ def _open(
 
             threads = set_up(threads)
         give_back_freed()
+        resident = process_memory("VmRSS")
         plan = plan_memory(
             manifest.footprint,
             context=seen,
             budget=budget,
-            process=process_memory("VmRSS"),
+            process=resident,
+            left=left_behind(resident),
             name=str(root),
             kernels=native,
             segments=segments,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .budget import BATCH
 from .bundle import Manifest
 from .context import choose_context
+from .leftover import count_opened
 from .model import Model, Opening
 from .session import Session
 
@@ -75,6 +76,7 @@ def open_session(opening: Opening, context: int) -> Session:
     seat = model.open_seat(context)
     if seat is None:  # nobody else has it
         raise RuntimeError("a model that is closed before it is open")
+    count_opened()
     if opening.settings is not None:
         _models.append(model)
     return Session(model, context, seat)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import re
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -159,6 +161,30 @@ class TestBudget:
         with pocketmoe.open(tiny_bundle) as other:
             assert model.sessions == 0
             assert other.model is not model
+
+    @pytest.mark.parametrize("bundle", ["tiny_bundle", "tiny_bundle_fp32"])
+    @pytest.mark.parametrize("kernels", ["auto", "onnxruntime"])
+    def test_it_opens_again_in_the_budget_in_which_it_was_closed(
+        self, bundle: str, kernels: str, request: pytest.FixtureRequest
+    ) -> None:
+        """In a process of its own, whose memory nothing else has touched."""
+        path = request.getfixturevalue(bundle)
+        program = (
+            "import re, sys, pocketmoe\n"
+            "def opened(budget):\n"
+            "    return pocketmoe.open(sys.argv[1], memory_budget=budget, kernels=sys.argv[2])\n"
+            "try:\n    opened('1MiB')\n"
+            "except pocketmoe.BudgetError as error:\n"
+            "    named = int(re.search(r'is (\\d+)MiB', str(error))[1])\n"
+            "for _ in range(3):\n"
+            "    with opened(f'{named}MiB') as session:\n"
+            "        session.generate('def main(', max_new_tokens=40).text()\n"
+            "        assert session.stats.peak_rss_bytes <= named << 20\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, path, kernels], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
 
     def test_the_smallest_budget_that_is_named_works(self, tiny_bundle: Path) -> None:
         with pocketmoe.open(tiny_bundle) as session:
