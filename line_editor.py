@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 from .arguments import decode_utf8
 from .console import read_line
@@ -111,6 +112,32 @@ class LineEditor:
                 file.write(f"{json.dumps(text)}\n")
         except OSError as error:
             raise _unusable(self._history, error) from error
+
+
+@contextlib.contextmanager
+def terminal_kept() -> Iterator[None]:
+    """Signals that end the program leave the terminal as it was: while a line is read, it neither
+    echoes nor waits for a line's end. In the main thread, on a terminal."""
+    import termios
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(termios.error):  # it is gone
+            termios.tcsetattr(terminal, termios.TCSANOW, before)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    ends = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    known = [number for number in ends if signal.getsignal(number) == signal.SIG_DFL]
+    for number in known:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in known:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _load_readline() -> ModuleType | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .console import end_cue, print_error, print_facts, print_note, print_pieces
 from .errors import ContextError, InputError, PocketMoEError
-from .line_editor import LineEditor
+from .line_editor import LineEditor, terminal_kept
 from .runtime.conversation import Conversation
 from .saved_chat import load_messages, save_messages
 from .sizes import format_size
@@ -64,9 +64,14 @@ class TerminalChat:
         Raises:
             PocketMoEError, KeyboardInterrupt: over a pipe alone.
         """
-        terminal = self._editor.terminal
-        if terminal:
+        if not self._editor.terminal:
+            self._loop(terminal=False)
+            return
+        with terminal_kept():
             self._greet()
+            self._loop(terminal=True)
+
+    def _loop(self, *, terminal: bool) -> None:
         while True:
             try:
                 text = self._editor.read()

@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,12 @@ class Terminal:
                 return told
             if time.monotonic() > end or not self._read(0.2):
                 raise AssertionError(f"no {pattern!r} in {self.screen[self._seen :]!r}")
+
+    @property
+    def echoes(self) -> bool:
+        """Whether what is typed is shown by the terminal, and not by the program."""
+        modes: int = termios.tcgetattr(self._here)[3]
+        return bool(modes & termios.ECHO and modes & termios.ICANON)
 
     def interrupt(self) -> None:
         """Ctrl-C, as the terminal sends it."""
@@ -86,7 +93,6 @@ class Terminal:
 def _take_terminal() -> None:
     """Ctrl-C goes to the program then."""
     import fcntl
-    import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +101,16 @@ class TestTerminal:
             chat.type("/quit\r")
             assert chat.ends() == 0
             assert "half a line" not in history(state)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+    def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
+        self, chat: Terminal, number: int
+    ) -> None:
+        while chat.echoes:  # until a line is read
+            time.sleep(0.01)
+        chat.process.send_signal(number)
+        assert chat.ends() == -number
+        assert chat.echoes
 
     def test_history_is_recalled_here_and_the_next_time(
         self, chat: Terminal, served_bundle: Path, state: Path, tmp_path: Path
