@@ -27,6 +27,10 @@ __all__ = [
 __version__ = version("pocketmoe")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})
+
+
 def __getattr__(name: str) -> Any:
     # So that importing pocketmoe stays quick.
     if name not in _LATE:

@@ -98,11 +98,15 @@ def serve(
     """
     # All that the server needs is loaded before the bundle is, so that the budget counts it.
     from .server.application import Access, make_application
+    from .server.guard import check_access
     from .server.key_file import read_keys
     from .server.listening import bind, is_local, make_server, run_server, url_of
     from .server.opening import open_sessions
     from .server.service import Limits, Service
 
+    check_access(hosts, origins)
+    if name is not None and not name.strip():
+        raise InputError("--name is empty; leave it out for the bundle's")
     keys = None if api_key_file is None else read_keys(api_key_file)
     listener = bind(host, port)
     with ExitStack() as ends:
@@ -120,7 +124,7 @@ def serve(
         for session in sessions:
             ends.callback(session.close)
         limits = Limits(body=max_body, queue=queue, timeout=timeout, grace=grace)
-        service = Service(sessions, name or bundle.resolve().name, limits)
+        service = Service(sessions, bundle.resolve().name if name is None else name, limits)
         known = [host.lower(), *(item.lower() for item in hosts)] if local else None
         application = make_application(service, Access(known, origins, keys))
 

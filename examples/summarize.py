@@ -6,7 +6,7 @@ python examples/summarize.py BUNDLE notes.txt --memory-budget 2GiB --context 204
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pocketmoe
@@ -28,8 +28,15 @@ def main() -> None:
         with pocketmoe.open(
             given.bundle, memory_budget=given.memory_budget, context=given.context
         ) as session:
+            if not text.strip():
+                raise SystemExit("error: the text is empty")
+            if room(session, given.tokens) < given.tokens:
+                raise SystemExit(
+                    f"error: a context of {session.context} tokens leaves too little room for text "
+                    f"beside a summary of {given.tokens}: use a larger --context or fewer --tokens"
+                )
             print(summarize_all(session, text, given.tokens))
-    except (OSError, pocketmoe.PocketMoEError) as error:
+    except (OSError, UnicodeDecodeError, pocketmoe.PocketMoEError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
@@ -54,23 +61,42 @@ def prompt_for(session: pocketmoe.Session, text: str) -> str | list[dict[str, st
     return [{"role": "user", "content": f"{TASK}\n\n{text}"}]
 
 
+def room(session: pocketmoe.Session, tokens: int) -> int:
+    """Tokens of text that fit beside the task and a summary."""
+    return session.context - tokens - count(session, "")
+
+
+def count(session: pocketmoe.Session, text: str) -> int:
+    """Tokens of the prompt for a text."""
+    prompt = prompt_for(session, text)
+    return len(session.encode(prompt) if isinstance(prompt, str) else session.encode_chat(prompt))
+
+
 def split(session: pocketmoe.Session, text: str, tokens: int) -> Iterator[str]:
-    """Parts of whole lines (of words, where a line is too long) that leave room for a summary."""
+    """Parts of whole lines, where they are not too long, that leave room for a summary."""
 
     def fits(part: str) -> bool:
-        prompt = prompt_for(session, part)
-        ids = session.encode(prompt) if isinstance(prompt, str) else session.encode_chat(prompt)
-        return len(ids) + tokens <= session.context
+        return count(session, part) + tokens <= session.context
 
     part = ""
     for line in text.splitlines(keepends=True):
-        for piece in [line] if fits(line) else line.split(" "):
-            piece = piece if piece.endswith("\n") or piece == line else f"{piece} "
+        for piece in halved(line, fits):
             if part and not fits(part + piece):
                 yield part
                 part = ""
             part += piece
     yield part
+
+
+def halved(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
+    """Pieces that fit, cut between words if possible."""
+    if fits(text) or len(text) < 2:
+        yield text
+        return
+    middle = len(text) // 2
+    at = text.rfind(" ", 0, middle) + 1 or middle
+    yield from halved(text[:at], fits)
+    yield from halved(text[at:], fits)
 
 
 if __name__ == "__main__":

@@ -207,6 +207,10 @@ def read_manifest(root: Path) -> Manifest:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (root / "config.json").is_file():
+            raise BundleError(
+                f"{root} is a checkpoint; `pocketmoe compile` makes a bundle of it"
+            ) from None
         raise BundleError(f"{root} has no {MANIFEST}: it is not a (complete) bundle") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}); compile the bundle again") from error

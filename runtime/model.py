@@ -90,6 +90,11 @@ class Model:
         """Experts whose pages are in memory just now."""
         return self.runner.resident()
 
+    def need_room(self, contexts: list[int]) -> None:
+        """Raises BudgetError where sessions of so many tokens do not fit into the budget."""
+        with self._planning:
+            self._plan_for(contexts, self.plan.budget)
+
     def open_seat(self, context: int, asked: tuple[int | str | None] | None = None) -> Seat | None:
         """A place for another session; None where the last one has been closed meanwhile, or the
         budget that was asked for is not `asked`, where that is given.

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from .chat import Message
+from .context import check_tokens
 from .text import encode
 
 if TYPE_CHECKING:
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 def encode_text(session: Session, text: str, *, add_special_tokens: bool = True) -> list[int]:
     """Token ids of `text`; InputError where the bundle has no tokenizer, or `text` is not valid."""
     return encode(need_tokenizer(session), text, add_special_tokens=add_special_tokens)
+
+
+def decode_ids(session: Session, token_ids: Sequence[int]) -> str:
+    """See Session.decode."""
+    tokenizer, spec = need_tokenizer(session), session.manifest.spec
+    if len(token_ids) == 0:
+        return ""
+    ids = check_tokens(token_ids, spec, position=0, context=len(token_ids)).tolist()
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def encode_chat(

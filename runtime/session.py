@@ -21,7 +21,7 @@ from .context import check_tokens, choose_context
 from .generation import Generation, Request, start_generation
 from .grammar import Grammar
 from .model import Model
-from .prompts import encode_chat, encode_text
+from .prompts import decode_ids, encode_chat, encode_text
 from .rope_table import BY_LENGTH
 from .runner import Observer
 from .shares import Seat
@@ -264,6 +264,14 @@ class Session:
 
     def encode(self, text: str) -> list[int]:
         return encode_text(self, text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included; what is no whole character is U+FFFD.
+
+        Raises:
+            InputError: the bundle has no tokenizer, or these are no ids of its vocabulary.
+        """
+        return decode_ids(self, token_ids)
 
     def encode_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """Token ids of a conversation and of the start of an answer, by the chat template.

@@ -69,6 +69,11 @@ class Body:
             raise RequestError(
                 "content-type must be application/json", status=415, param="content-type"
             )
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise RequestError(
+                "content-encoding is not supported here; send the body as it is",
+                status=415, param="content-encoding",
+            )  # fmt: skip
         told = request.headers.get("content-length", "")
         if told.isdigit() and int(told) > self._room.limit:
             if "100-continue" not in request.headers.get("expect", "").lower():

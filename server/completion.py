@@ -42,7 +42,11 @@ def prepare_completion(service: Service, body: bytes) -> Prepared:
     if best_of not in (None, options.choices):
         raise unsupported("best_of", "leave it out, or give the same as n")
     if echo and logprobs is not None:
-        raise unsupported("echo together with logprobs")
+        raise wrong(
+            "echo",
+            "is not supported together with logprobs; leave one out",
+            "unsupported_parameter",
+        )
     if len(prompts) * options.choices > MOST_CHOICES:
         raise wrong("n", f"times the number of prompts must be at most {MOST_CHOICES}")
     ids, texts = [], []

@@ -44,21 +44,27 @@ def parse_object(body: bytes, most: int = 100_000) -> dict[str, Any]:
         ) from error
     except RecursionError as error:
         raise RequestError("the body is nested too deeply") from error
-    except ValueError as error:  # of ours, and of numbers with too many digits
-        raise RequestError(f"the body is not JSON: {_cut(str(error))}") from error
+    except _NoNumber as error:
+        raise RequestError(f"the body is not JSON: {error}") from error
+    except ValueError as error:
+        raise RequestError("the body has a number of thousands of digits") from error
     if not isinstance(data, dict):
         raise RequestError(f"the body must be a JSON object, not {show(data)}")
     return data
 
 
+class _NoNumber(ValueError):
+    pass
+
+
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
+    raise _NoNumber(f"{name} is no number of JSON's")
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError(f"{_cut(digits)} is too large a number")
+        raise _NoNumber(f"{_cut(digits)} is too large a number")
     return number
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..errors import InputError
 from .key_file import Keys
 from .pages import refusal_response
 from .refusals import RequestError
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\sA-Z@]+")
 OPEN = frozenset({"/health", "/openapi.json"})
 
 
@@ -69,6 +72,19 @@ class Guard:
 
     def _is_known(self, name: str) -> bool:
         return is_loopback(name) or name in (self._hosts or ())
+
+
+def check_access(hosts: Collection[str], origins: Collection[str]) -> None:
+    """Raises InputError for what no browser or client ever sends."""
+    for host in hosts:
+        if not host or host_name(host) != host.lower() or not host.isprintable() or "/" in host:
+            raise InputError(f"--allow-host {host!r} is no name; write it without scheme and port")
+    for origin in origins:
+        if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+            raise InputError(
+                f"--cors-origin {origin!r} is no origin; write scheme, name and port alone, such "
+                "as https://example.org, in lower case and without a slash at the end"
+            )
 
 
 def unauthorized(message: str) -> RequestError:

@@ -36,6 +36,7 @@ def open_sessions(bundle: Path, parallel: int, body: int | None, **settings: Any
         undo.callback(first.close)
         if first.tokenizer is None:
             raise InputError(f"{bundle} has no tokenizer, which a server needs")
+        first.model.need_room([first.context] * parallel)  # an error names what all of them need
         sessions = [first]
         for _ in range(parallel - 1):
             session = first.another()

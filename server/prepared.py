@@ -71,6 +71,8 @@ def check_bias(service: Service, options: Options) -> None:
 def check_prompt(service: Service, ids: Sequence[int], param: str) -> None:
     """Raises RequestError where it is empty, does not fit, or has unknown tokens."""
     session = service.session
+    if len(ids) > session.context:
+        raise too_long(service, param, len(ids))
     try:
         check_tokens(ids, session.manifest.spec, position=0, context=session.context)
     except PocketMoEError as error:
@@ -110,9 +112,14 @@ def check_length(service: Service, characters: int, param: str) -> None:
         raise too_long(service, param)
 
 
-def too_long(service: Service, param: str) -> RequestError:
+def too_long(service: Service, param: str, count: int | None = None) -> RequestError:
+    """count: of its tokens, where it is known."""
+    session = service.session
+    how_many = "more tokens" if count is None else f"{count} tokens, more"
+    larger = session.context < session.manifest.spec.max_context
+    remedy = ", or have the server started with a larger --context" if larger else ""
     return RequestError(
-        f"{param} has more tokens than the context of {service.session.context} tokens; shorten it",
+        f"{param} has {how_many} than the context of {session.context} tokens; shorten it{remedy}",
         param=param,
         code="context_length_exceeded",
     )

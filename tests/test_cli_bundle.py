@@ -135,6 +135,10 @@ class TestRun:
         [
             (lambda path: shutil.rmtree(path), ["does not exist"]),
             (lambda path: (path / "manifest.json").unlink(), ["no manifest.json"]),
+            (
+                lambda path: (path / "manifest.json").rename(path / "config.json"),
+                ["is a checkpoint; `pocketmoe compile`"],
+            ),
             (lambda path: (path / "manifest.json").write_text("{"), ["manifest.json"]),
             (lambda path: (path / "manifest.json").write_bytes(b"\xff"), ["manifest.json"]),
             (lambda path: edit_manifest(path, version=99), ["version 99", "update pocketmoe"]),

@@ -36,7 +36,7 @@ def test_summarize(bundle: str, request: pytest.FixtureRequest, tmp_path: Path) 
     """A text of several contexts; the model is random, so its summary is only compared."""
     path = request.getfixturevalue(bundle)
     text = tmp_path / "text.txt"
-    text.write_text("def main():\n    return 0\n" * 40 + "import " * 300)
+    text.write_text("def main():\n    return 0\n" * 40 + "import " * 300 + "x" * 3000)
     out = run("summarize.py", path, text, "--context", "256", "--tokens", "8")
     assert int(re.match(r"(\d+) parts\n", out)[1]) > 4  # type: ignore[index]
     text.write_text("def main():\n    return 0\n")
@@ -49,6 +49,27 @@ def test_summarize(bundle: str, request: pytest.FixtureRequest, tmp_path: Path) 
             else [{"role": "user", "content": task}]
         )
         assert told == session.generate(prompt, max_new_tokens=8).text().strip() + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "word"),
+    [
+        (b"x " * 99, ["--context", "100", "--tokens", "90"], "larger --context or fewer"),
+        (b" \n", [], "the text is empty"),
+        (b"\xff\xfe", [], "can't decode"),
+        (b"x", ["--memory-budget", "1MiB"], "smallest that works"),
+    ],
+)
+def test_summarize_refuses(
+    tiny_bundle: Path, tmp_path: Path, text: bytes, arguments: list[str], word: str
+) -> None:
+    (tmp_path / "text.txt").write_bytes(text)
+    command = [sys.executable, EXAMPLES / "summarize.py", tiny_bundle, tmp_path / "text.txt"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert word in line
 
 
 def test_async_app(tiny_bundle: Path) -> None:

@@ -283,7 +283,8 @@ class TestUpdates:
         runtime = build(tmp_path / "runtime.tar.gz", "1.5", None, name=None)
         bundle = build(tmp_path / "bundle.tar", None, "three", name="robot")
         root = tmp_path / "robot 100%"
-        (root / "empty").mkdir(parents=True)
+        root.mkdir()
+        (root / "service.env").write_text("OPTIONS=--port 8080\n")
         refused(["install", bundle], capsys, "has no runtime", to=root)
         at = ["--to", str(root)]
         assert main(["install", str(runtime), "--name", "robot", *at], root) == 0
@@ -480,12 +481,14 @@ class TestMachine:
         self, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """It is not swept, though its folders have the names of ours."""
-        for name in ("bundles/mine/pages.bin", "versions/1.0/notes"):
-            path = tmp_path / "own" / name
+        for number, name in enumerate(("bundles/mine/pages.bin", "versions/1.0/notes", "zoo")):
+            path = tmp_path / f"own{number}" / name
             path.parent.mkdir(parents=True)
             path.write_text("precious")
-        refused(["install", first], capsys, "no app's; choose another --to", to=tmp_path / "own")
-        assert not (tmp_path / "own/.lock").exists()
+            own = tmp_path / f"own{number}"
+            refused(["install", first], capsys, "no app's; choose another --to", to=own)
+            assert path.read_text() == "precious"
+            assert len(list(own.iterdir())) == 1
 
     def test_settings_of_pip_do_not_count(
         self, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -105,7 +105,7 @@ def refused(server: LiveServer, companion: Companion) -> Any:
         (b'{"temperature": NaN}', "NaN"),
         (b'{"temperature": -Infinity}', "-Infinity"),
         (b'{"temperature": 1e999}', "too large"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "a number of thousands of digits"),
         (b"[" * 90_000, "nested too deeply"),
         (b'{"a":' * 90_000, "nested too deeply"),
         (b"\xef\xbb\xbf{}", "not JSON"),
@@ -258,7 +258,7 @@ def test_parameters_of_chats(refused: Any, change: Any, param: str) -> None:
         ({"logprobs": True}, "logprobs"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo together with logprobs"),
+        ({"echo": True, "logprobs": 1}, "echo"),
         ({"logit_bias": {"100000": 1}}, "logit_bias"),
         ({"messages": [USER]}, "messages"),
     ],
@@ -305,6 +305,8 @@ def test_a_body_of_100_megabytes(refused: Any, server: LiveServer, length: bool)
 def test_other_content(refused: Any) -> None:
     kind = {"content-type": "text/plain"}
     refused(CHAT, b"{}", "content-type", "application/json", status=415, headers=kind)
+    packed = {"content-encoding": "gzip"}
+    refused(CHAT, b"\x1f\x8b", "content-encoding", "as it is", status=415, headers=packed)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pocketmoe.server.application import Access
 from pocketmoe.server.key_file import Keys
 from pocketmoe.server.service import Limits
 from pocketmoe.tests.serving import (
+    COMMAND,
     MODEL,
     LiveServer,
     Stream,
@@ -308,7 +310,15 @@ class TestCommand:
 
     @pytest.mark.parametrize(
         ("option", "value", "word"),
-        [("--api-key-file", "/", "is a directory; name a file"), ("--timeout", "0", "0<x<=86400")],
+        [
+            ("--api-key-file", "/", "is a directory; name a file"),
+            ("--timeout", "0", "0<x<=86400"),
+            ("--cors-origin", "https://a.example/", "is no origin"),
+            ("--cors-origin", "foo", "is no origin"),
+            ("--allow-host", "http://box.lan:8471/", "is no name"),
+            ("--allow-host", "box.lan:8471", "is no name"),
+            ("--name", " ", "--name is empty"),
+        ],
     )
     def test_options_that_would_serve_nobody(
         self, tiny_bundle: Path, option: str, value: str, word: str
@@ -317,6 +327,13 @@ class TestCommand:
         assert done.exit_code == 2
         assert word in done.stderr
         assert "chmod" not in done.stderr
+
+    def test_a_budget_for_as_many_as_were_asked_for(self, tiny_bundle: Path) -> None:
+        command = [*COMMAND, "serve", str(tiny_bundle), "--parallel", "40", "--port", "0"]
+        command += ["--memory-budget", "100MiB"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert "with 40 sessions of" in done.stderr
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
     def test_other_addresses_need_keys(self, tiny_bundle: Path, host: str) -> None:

@@ -486,6 +486,16 @@ def test_what_cannot_be_opened(tiny_bundle: Path, arguments: dict[str, Any], wor
         session.encode(b"abc")  # type: ignore[arg-type]
 
 
+def test_text_of_tokens(tiny_bundle: Path) -> None:
+    with pocketmoe.open(tiny_bundle) as session:
+        ids = session.encode("def main(é)")
+        assert session.decode(ids) == session.decode(np.array(ids)) == "def main(é)"
+        assert session.decode([]) == ""
+        for wrong in ([-1], [10**6], ["x"]):
+            with pytest.raises(InputError, match="token id"):
+                session.decode(wrong)
+
+
 def test_closing_frees_the_weights(tiny_bundle: Path) -> None:
     session = pocketmoe.open(tiny_bundle)
     session.forward([1, 2, 3])

@@ -28,7 +28,7 @@ _NEW = ".new-"  # begins the name of what is not finished
 _COMPLETE = "complete"
 _LOCK = ".lock"
 PARTS = {"runtime": "runtimes", "bundle": "bundles"}
-_OWN = ("versions", "current", "run", "manage", *PARTS.values())  # names that are taken over
+_HARMLESS = {"lost+found", "service.env"}  # of a disk of its own; the user's, for the service
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Store:
         """What is no app's is never swept away: a folder is one's from the first lock on."""
         if os.path.lexists(self.root / _LOCK) or os.path.lexists(self.root / "app.json"):
             return
-        for name in _OWN:
-            if os.path.lexists(self.root / name):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if others := sorted(set(os.listdir(self.root)) - _HARMLESS):
                 raise InstallError(
-                    f"{self.root} holds {name!r}, which is no app's; choose another --to"
+                    f"{self.root} holds {others[0]!r}, which is no app's; choose another --to"
                 )
 
     def _wait(self, lock: int, seconds: float) -> None:
