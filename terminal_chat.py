@@ -191,10 +191,12 @@ class TerminalChat:
         others = [message for message in self._conversation.messages if message["role"] != "system"]
         first = [{"role": "system", "content": rest}] if rest else []
         self._conversation.messages = [*first, *others]
+        print_note("from the next answer on" if rest else "no system message any more")
 
     def _reset(self, rest: str) -> None:
         kept = [message for message in self._conversation.messages if message["role"] == "system"]
         self._conversation.messages = kept[:1]
+        print_note("begun anew" + ("; the system message stays" if kept else ""))
 
     def _retry(self, rest: str) -> None:
         messages = self._conversation.messages

@@ -106,6 +106,37 @@ def test_escape_stops_at_once_and_keeps_what_came(browser: Any, url: str) -> Non
         until(lambda: metric(url, "pocketmoe_running_requests") == 0)
 
 
+def test_a_full_context_has_a_way_out(browser: Any, demo_bundle: Path) -> None:
+    with server_process(demo_bundle, "--context", "64") as (_, port):
+        url = f"http://127.0.0.1:{port}/"
+        with visit(browser, url, expected=("400 (Bad Request)",)) as seen:
+            page = seen.open()
+            set_tokens(page, 100)
+            send(page, "import os\n" * 18)
+            await_end(page)
+            assert "the context of 64 tokens is full" in page.inner_text(".foot")
+            whole = page.inner_text(".written")
+            for text in (" and more than fits", ""):  # another text, and going on
+                send(page, text)
+                page.wait_for_selector("#messages .problem")
+                assert "is full: shorten" in page.inner_text("#messages .problem")
+                assert page.input_value("#prompt") == text
+                assert page.inner_text(".written") == whole
+                assert page.locator(".foot >> text=Continue").count() == 0
+                assert page.inner_text("#announce") == ""
+            page.click("#new")
+            long = "import os\n" * 99
+            send(page, long)
+            page.wait_for_selector("#messages .problem")
+            assert "larger --context" in page.inner_text("#messages .problem")
+            assert page.input_value("#prompt") == long
+            assert page.locator(".foot >> text=Try again").count() == 0
+            send(page, "import")
+            await_end(page)
+            assert page.inner_text(".written").startswith("import")
+            assert page.locator("#messages .problem").count() == 0
+
+
 def test_a_conversation_is_kept_over_a_reload_until_a_new_one(browser: Any, url: str) -> None:
     with visit(browser, url) as seen:
         page = seen.open()

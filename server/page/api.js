@@ -3,11 +3,12 @@
 import { askForKey, currentKey } from './key.js';
 
 export class Problem extends Error {
-  // status: of HTTP; 0 where there was no answer.
-  constructor(message, status = 0, retryAfter = null) {
+  // status: of HTTP; 0 where there was no answer. code: the server's, for programs.
+  constructor(message, status = 0, retryAfter = null, code = null) {
     super(message);
     this.status = status;
     this.retryAfter = retryAfter;
+    this.code = code;
   }
 }
 
@@ -38,9 +39,9 @@ export async function ask(path, { body, signal } = {}) {
     const used = currentKey();
     const response = await once(path, body, signal);
     if (response.ok) return response;
-    const told = await message(response);
+    const { told, code } = await refusal(response);
     if (response.status !== 401) {
-      throw new Problem(told, response.status, response.headers.get('retry-after'));
+      throw new Problem(told, response.status, response.headers.get('retry-after'), code);
     }
     // Another request may have been given a new key meanwhile.
     if (currentKey() === used && !(await askForKey(used ? told : null))) {
@@ -49,15 +50,15 @@ export async function ask(path, { body, signal } = {}) {
   }
 }
 
-async function message(response) {
+async function refusal(response) {
   const text = await response.text().catch(() => '');
   try {
-    const told = JSON.parse(text).error.message;
-    if (typeof told === 'string') return sentence(told);
+    const { message, code } = JSON.parse(text).error;
+    if (typeof message === 'string') return { told: sentence(message), code };
   } catch {
     // Something between here and the server has answered.
   }
-  return `The server answered with status ${response.status}. Try again later.`;
+  return { told: `The server answered with status ${response.status}. Try again later.` };
 }
 
 export function sentence(text) {

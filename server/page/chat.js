@@ -5,7 +5,8 @@ import { count, rate, seconds } from './format.js';
 import { chatRequest, reasonOf, textOf, textRequest } from './requests.js';
 
 export class Chat {
-  // view: ChatView or TextView. listener: { changed(), grown(), announce(text), firstToken(seconds) }
+  // view: ChatView or TextView. listener: { changed(), grown(), announce(text), giveBack(text),
+  // firstToken(seconds) }
   constructor(conversation, settings, view, facts, listener) {
     Object.assign(this, { conversation, settings, view, facts, listener });
     this.attempt = null; // the AbortController of the answer under way
@@ -24,9 +25,10 @@ export class Chat {
   actions() {
     const { last } = this.conversation;
     if (this.underWay || last?.role !== 'assistant') return {};
+    const actions = {};
     const again = last.text ? 'Regenerate' : 'Try again';
-    const actions = { [again]: () => this.regenerate() };
-    if (!this.facts.chat && last.text) actions.Continue = () => this.send('');
+    if (last.text || !last.full) actions[again] = () => this.regenerate();
+    if (!this.facts.chat && last.text && !last.full) actions.Continue = () => this.send('');
     return actions;
   }
 
@@ -35,6 +37,12 @@ export class Chat {
     const { conversation, facts } = this;
     const empty = facts.chat ? text.trim() === '' : text === '' && conversation.text === '';
     if (this.underWay || empty) return false;
+    if (text === '' && conversation.last?.full) {
+      conversation.last.problem ??= this.full;
+      this.show();
+      return false;
+    }
+    this.forgetFull();
     if (text !== '') conversation.add('user', text);
     this.answer();
     return true;
@@ -44,6 +52,32 @@ export class Chat {
     if (this.underWay || this.conversation.last?.role !== 'assistant') return;
     this.conversation.turns.pop();
     this.answer();
+  }
+
+  // What was said of the context before, which is full no more, or will be found full again.
+  forgetFull() {
+    const { last, turns } = this.conversation;
+    if (!last?.full) return;
+    delete last.problem;
+    if (last.role === 'assistant' && !last.text) turns.pop();
+  }
+
+  // The text that does not fit goes back to where it was written.
+  giveBack(turn, told) {
+    const { conversation, listener } = this;
+    const { turns } = conversation;
+    turns.pop();
+    if (conversation.last?.role === 'user') listener.giveBack(turns.pop().text);
+    const { last } = conversation;
+    const place = last?.role === 'assistant' ? last : turn;
+    if (place === turn) turns.push(turn);
+    place.full = true;
+    place.problem = place === turn ? told : this.full;
+  }
+
+  get full() {
+    return `The context of ${this.facts.context} tokens is full: shorten what you wrote, begin `
+      + 'anew with New, or have the server started with a larger --context.';
   }
 
   stop() {
@@ -65,7 +99,7 @@ export class Chat {
     this.attempt = attempt;
     this.show();
     listener.announce(facts.chat ? 'The model is answering.' : 'The model is writing.');
-    const course = new Course(listener);
+    const course = new Course(listener, facts.context);
     try {
       const path = facts.chat ? 'v1/chat/completions' : 'v1/completions';
       const request = (facts.chat ? chatRequest : textRequest)(facts.name, this.settings, asked);
@@ -78,8 +112,10 @@ export class Chat {
         this.grow();
       }
       turn.note = course.note();
+      turn.full = course.full;
     } catch (error) {
       if (error.name === 'AbortError') turn.note = course.note('stopped');
+      else if (error.code === 'context_length_exceeded') this.giveBack(turn, error.message);
       else if (error instanceof Problem) turn.problem = error.message;
       else throw error;
     } finally {
@@ -91,7 +127,8 @@ export class Chat {
     this.attempt = null;
     this.conversation.save();
     this.show();
-    if (!turn.problem) this.listener.announce(`${turn.text} – ${turn.note ?? 'done'}`);
+    const failed = this.conversation.last?.problem; // which tells itself
+    this.listener.announce(failed ? '' : `${turn.text} – ${turn.note ?? 'done'}`);
   }
 
   // Draws once for each frame, however many chunks come.
@@ -109,8 +146,8 @@ export class Chat {
 
 // What an answer's line says of it.
 class Course {
-  constructor(listener) {
-    this.listener = listener;
+  constructor(listener, context) {
+    Object.assign(this, { listener, context });
     this.begun = performance.now();
     this.first = this.last = this.usage = this.reason = null;
     this.pieces = 0;
@@ -128,6 +165,11 @@ class Course {
     }
   }
 
+  // Whether nothing more fits.
+  get full() {
+    return this.reason === 'length' && this.usage?.total_tokens >= this.context;
+  }
+
   note(stopped = '') {
     const parts = [];
     const tokens = this.usage?.completion_tokens;
@@ -139,6 +181,7 @@ class Course {
     const cached = this.usage?.prompt_tokens_details?.cached_tokens;
     if (cached) parts.push(`${cached} of ${this.usage.prompt_tokens} prompt tokens reused`);
     if (stopped) parts.push(stopped);
+    else if (this.full) parts.push(`the context of ${this.context} tokens is full`);
     else if (this.reason === 'length') parts.push('stopped at the limit of tokens');
     return parts.join(' · ') || 'no text';
   }

@@ -42,6 +42,12 @@ export class Composer {
     this.fit();
   }
 
+  // A text that could not be sent, in front of what was begun meanwhile.
+  giveBack(text) {
+    this.field.value = text + this.field.value;
+    this.fit();
+  }
+
   busy(underWay) {
     const focused = [this.sendButton, this.stopButton].includes(document.activeElement);
     this.sendButton.hidden = underWay;

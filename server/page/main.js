@@ -63,6 +63,7 @@ function startChat() {
       returnFocus();
     },
     grown: follow,
+    giveBack: (text) => composer.giveBack(text),
     announce: (text) => { find('announce').textContent = text; },
     firstToken: showFirst,
   });
