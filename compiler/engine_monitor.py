@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 _T = TypeVar("_T")
+_LISTEN = 0.2  # seconds
 
 
 @dataclass
@@ -103,6 +104,8 @@ def stoppable(work: Callable[[threading.Event], _T]) -> _T:
         try:
             future = pool.submit(run)
             begun.set()
+            while not future.done():
+                wait([future], _LISTEN)  # an interrupt just before it begins is heard after it
             return future.result()
         except KeyboardInterrupt:
             stop.set()

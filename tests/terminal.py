@@ -73,6 +73,14 @@ class Terminal:
             self._read(0.1)
         return self.process.wait(1)
 
+    def ends_by(self, number: int) -> int:
+        """Sends a signal until it ends; see interrupt_until."""
+        for _ in range(10):
+            self.process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.ends(1)
+        return self.ends()
+
     def _read(self, seconds: float) -> bool:
         """Takes in what there is; False at the end."""
         if select.select([self._here], [], [], seconds)[0]:

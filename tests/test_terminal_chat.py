@@ -108,8 +108,7 @@ class TestTerminal:
     ) -> None:
         while chat.echoes:  # until a line is read
             time.sleep(0.01)
-        chat.process.send_signal(number)
-        assert chat.ends() == -number
+        assert chat.ends_by(number) == -number
         assert chat.echoes
 
     def test_history_is_recalled_here_and_the_next_time(
