@@ -99,9 +99,12 @@ class Terminal:
 
 
 def _take_terminal() -> None:
-    """Ctrl-C goes to the program then."""
+    """Ctrl-C goes to the program then, and no signal is ignored because whoever runs the tests does
+    so."""
     import fcntl
 
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
