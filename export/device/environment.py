@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from .errors import InstallError
+from .interrupts import held
 from .manifest import Runtime
 
 _ENV = {
@@ -100,11 +101,7 @@ def try_out(venv: Path, bundle: Path | None, kernels: bool, lock: int) -> str | 
         _run([*python, "-m", "pocketmoe", "inspect", str(bundle), "--json"], lock)
     if kernels:
         code = "import sys; from pocketmoe.runtime.native.library import available as a"
-        done = subprocess.run(
-            [*python, "-c", f"{code}; sys.exit(not a())"], capture_output=True, check=False,
-            env=_ENV, cwd="/", pass_fds=[lock],
-        )  # fmt: skip
-        if done.returncode:
+        if _ended([*python, "-c", f"{code}; sys.exit(not a())"], lock).returncode:
             return (
                 "the native kernels do not load on this machine; ONNX Runtime computes, more slowly"
             )
@@ -112,12 +109,28 @@ def try_out(venv: Path, bundle: Path | None, kernels: bool, lock: int) -> str | 
 
 
 def _run(command: list[str], lock: int) -> None:
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=False, env=_ENV, cwd="/",
-        stdin=subprocess.DEVNULL, pass_fds=[lock],
-    )  # fmt: skip
+    done = _ended(command, lock)
     if done.returncode:
         told = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         errors = [line for line in told if line.lower().startswith("error")]
         said = (errors or told[-1:] or [f"exit code {done.returncode}"])[0]
         raise InstallError(f"{' '.join(command[2:4])} failed: {said}")
+
+
+def _ended(command: list[str], lock: int) -> subprocess.CompletedProcess[str]:
+    """An interrupt ends the command too. An own `subprocess.run`, as that one knows nothing of a
+    process when the interrupt comes while it is started: it would go on writing."""
+    process = None
+    try:
+        with held():
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True, errors="replace", env=_ENV, cwd="/", pass_fds=[lock],
+            )  # fmt: skip
+        out, err = process.communicate()
+    except BaseException:
+        if process is not None:
+            process.kill()
+            process.wait()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from .console import Advance, note
 from .environment import check_fits, find_python, make_environment, try_out
 from .errors import InstallError
+from .interrupts import ignored
 from .manifest import BUNDLE, INSTALLER, LICENCES, MODEL_LICENCES, UNIT, WHEELS, App, read_manifest
 from .receive import receive
 from .scripts import MANAGE, RUN, unit_text
@@ -29,6 +31,15 @@ class Choices:
     python: str | None = None
     name: str | None = None
     system_packages: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Ends the name of a runtime: the same wheels, installed otherwise, are another one."""
+        own = ""
+        if self.python is not None:
+            place = os.path.realpath(shutil.which(self.python) or self.python)
+            own = "-" + hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
+        return own + "-system" * self.system_packages
 
 
 def install(source: Source, store: Store, choices: Choices) -> tuple[Version, bool]:
@@ -57,11 +68,11 @@ class _Installation:
         self._choices = choices
         self._current = store.current()
         self._name = self._choose_name(choices.name)
-        self._parts = {
-            part: app.part_id(part)
-            for part, there in (("runtime", app.runtime), ("bundle", app.model))
-            if there is not None
-        }
+        self._parts = {}
+        if app.runtime is not None:
+            self._parts["runtime"] = app.part_id("runtime") + choices.kind
+        if app.model is not None:
+            self._parts["bundle"] = app.part_id("bundle")
         if "runtime" not in self._parts and self._current is None:
             raise InstallError(f"{store.root} has no runtime; install one before a bundle alone")
         self._missing = {part for part, known in self._parts.items() if not store.has(part, known)}
@@ -88,16 +99,23 @@ class _Installation:
                 self._make_runtime(staged)
             version = self._combine()
             self._try(version)
+        except KeyboardInterrupt:
+            self._take_back()
+            raise KeyboardInterrupt("nothing was changed") from None
         except BaseException:
-            for part in self._missing:
-                shutil.rmtree(self._store.place(part, self._parts[part]), ignore_errors=True)
+            self._take_back()
             raise
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         if self._current is not None and _same(version, self._current):
             return self._current, False
-        self._switch(version)
+        with ignored():  # a moment's work, which is finished
+            self._switch(version)
         return version, True
+
+    def _take_back(self) -> None:
+        for part in self._missing:
+            shutil.rmtree(self._store.place(part, self._parts[part]), ignore_errors=True)
 
     def _check_space(self, wanted: set[str]) -> None:
         need = _RESERVE + sum(self._app.files[name].size for name in wanted)

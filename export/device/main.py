@@ -31,8 +31,8 @@ def main(arguments: list[str], beside: Path) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print_error(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        print_error("interrupted; nothing was changed")
+    except KeyboardInterrupt as error:
+        print_error("; ".join(["interrupted", *map(str, error.args)]))
         return 130
     return 2
 
