@@ -15,12 +15,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import pocketmoe
+from pocketmoe.bench.grammar_memory import random_tokenizer
 from pocketmoe.runtime.grammar import Grammar, Matcher
 from pocketmoe.runtime.sampling import Sampler, Sampling, log_probabilities
-from pocketmoe.runtime.stats import process_memory
+from pocketmoe.runtime.vocabulary import Vocabulary
 
 VOCABULARY = 150_000
 WAYS: dict[str, dict[str, Any]] = {
@@ -71,18 +71,12 @@ def microseconds(run: Callable[[], object]) -> float:
 
 
 def print_grammar() -> None:
-    """Of a JSON schema, with a byte-level tokenizer of random words."""
-    random, words = np.random.default_rng(0), dict.fromkeys(pre_tokenizers.ByteLevel.alphabet())
-    while len(words) < VOCABULARY:
-        letters = random.integers(97, 123, int(random.integers(2, 9)), np.uint8).tobytes().decode()
-        words["Ġ" * int(random.integers(2)) + letters] = None
-    tokenizer = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, []))
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    """Of a JSON schema."""
+    random, tokenizer = np.random.default_rng(0), random_tokenizer(VOCABULARY)
     grammar = Grammar.json_schema({"properties": {"name": {"type": "string"}}, "type": "object"})
-    memory, begun = process_memory("VmRSS"), time.perf_counter()
-    matcher = Matcher(grammar, tokenizer, VOCABULARY, (0,))
-    seconds, more = time.perf_counter() - begun, process_memory("VmRSS") - memory
+    begun = time.perf_counter()
+    matcher = Matcher(grammar, Vocabulary(tokenizer, VOCABULARY, (0,)))
+    seconds = time.perf_counter() - begun
     times = []
     while not matcher.complete and len(times) < 300:
         begun = time.perf_counter()
@@ -91,7 +85,7 @@ def print_grammar() -> None:
         matcher.add(int(random.choice(allowed)))
     print(
         f"{statistics.median(times):8.0f} µs  a grammar's mask, at most {max(times):.0f} µs; "
-        f"the first grammar takes {seconds:.1f} s and {more >> 20} MiB"
+        f"the first grammar takes {seconds:.1f} s"
     )
 
 

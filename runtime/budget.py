@@ -37,6 +37,7 @@ class MemoryPlan:
     fewest: slots that it cannot do without. auto: the budget was made of what the machine has free.
     predicts: whether the next pages are guessed, for which there must be room for `predictor`
     bytes. process: interpreter, libraries and sessions. workspace: what computing one batch needs.
+    grammars: what they take together, once there has been one.
     """
 
     budget: int | None
@@ -52,12 +53,13 @@ class MemoryPlan:
     auto: bool = False
     predictor: int = 0
     predicts: bool = False
+    grammars: int = 0
 
     @property
     def fixed(self) -> int:
         """All but the pages."""
         guess = self.predictor if self.predicts else 0
-        return self.process + self.backbone + self.kv + self.workspace + guess
+        return self.process + self.backbone + self.kv + self.workspace + self.grammars + guess
 
     @property
     def total(self) -> int:
@@ -248,8 +250,9 @@ def fit_budget(
     if budget < plan.least:
         one = sessions == 1
         smallest = _whole_mib(plan.least) if running else plan.smallest
+        grammars = " and grammars" if plan.grammars else ""
         raise BudgetError(
-            f"{what} {format_size(budget)} is too small for {name} with "
+            f"{what} {format_size(budget)} is too small for {name}{grammars} with "
             + (f"a context of {context} tokens" if one
                else f"{sessions} sessions of {context} tokens of context in all")
             + f"; the smallest that works is {smallest // MIB}MiB "

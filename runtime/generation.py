@@ -61,8 +61,7 @@ def start_generation(
     sampler = Sampler(request, spec.vocab_size, ids)
     matcher = None
     if request.grammar is not None:
-        ends = tuple(spec.eos_token_ids)
-        matcher = Matcher(request.grammar, tokenizer, spec.vocab_size, ends)
+        matcher = Matcher(request.grammar, session.model.vocabulary())
     maker = PieceMaker(tokenizer, check_stops(request.stop), request.logprobs)
     return Generation(session, ids, request, sampler, matcher, maker, clock)
 

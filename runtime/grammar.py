@@ -1,28 +1,23 @@
-"""Text that fits a grammar: a JSON schema, a regular expression, or a Lark grammar.
-
-llguidance (the extra `structured`) tells which tokens may follow. It is imported here alone, and
-only where there is a grammar.
-"""
+"""Text that fits a grammar: a JSON schema, a regular expression, or a Lark grammar. llguidance
+tells which tokens may follow."""
 
 from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import InputError
+from .vocabulary import Vocabulary, in_one_line, need_llguidance
 
 Kind = Literal["JSON schema", "regular expression", "Lark grammar"]
 # Between the parts of JSON. Without a limit, a model could go on with spaces for ever.
 _SPACE = r"[\x20\x0A\x0D\x09]{0,64}"
-_making = threading.Lock()
 # llguidance makes a state for each remainder by "multipleOf", without a limit: of 10⁶ it takes 4 s
 # and 350 MiB, and of 10⁸ it ends the process, as no memory is left. Factors of 10 cost nothing;
 # several numbers may have to hold at once, so their product counts.
@@ -52,7 +47,9 @@ class Grammar:
             value = value if isinstance(value, bool) else dict(value)
             return Grammar("JSON schema", json.dumps(value, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"the JSON schema is not valid JSON: {_line(str(error))}") from error
+            raise InputError(
+                f"the JSON schema is not valid JSON: {in_one_line(str(error))}"
+            ) from error
 
     @staticmethod
     def json_object() -> Grammar:
@@ -73,23 +70,22 @@ class Grammar:
 class Matcher:
     """Follows a text through a grammar, token by token.
 
-    vocabulary: of the model, which may have more tokens than the tokenizer. ends: ids of tokens
-    that end a text; where the model has none, llguidance takes one of the tokenizer's: see `ends`.
-
     Raises:
-        InputError: llguidance is missing, or cannot compile the grammar; the reason is in it.
+        InputError: llguidance cannot compile the grammar; the reason is in it.
     """
 
-    def __init__(self, grammar: Grammar, tokenizer: Any, vocabulary: int, ends: tuple[int, ...]):
-        llguidance = _llguidance()
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary):
         self._grammar, self._vocabulary = grammar, vocabulary
-        with _making:  # so that threads that begin together make it once
-            tokens = _tokenizer(tokenizer, vocabulary, ends)
-        self._matcher = llguidance.LLMatcher(tokens, _compiled(grammar), log_level=0)
+        llguidance = need_llguidance()
+        self._matcher = llguidance.LLMatcher(vocabulary.tokens, _compiled(grammar), log_level=0)
         self._check("cannot be compiled")
-        self._mask = np.zeros(-(-vocabulary // 32), np.int32)
-        self.ends: tuple[int, ...] = tuple(tokens.eos_tokens)
+        self._mask = np.zeros(-(-vocabulary.size // 32), np.int32)
         self.allowed()  # tells whether any text fits
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of tokens that end a text."""
+        return self._vocabulary.ends
 
     @property
     def complete(self) -> bool:
@@ -106,7 +102,7 @@ class Matcher:
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check("cannot be followed")
         bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
-        ids = np.flatnonzero(bits[: self._vocabulary])
+        ids = np.flatnonzero(bits[: self._vocabulary.size])
         if not len(ids):
             raise InputError(f"the {self._grammar.kind} allows no token here; give another one")
         return ids
@@ -118,7 +114,7 @@ class Matcher:
 
     def _check(self, what: str) -> None:
         if self._matcher.is_error():
-            reason = _line(self._matcher.get_error())
+            reason = in_one_line(self._matcher.get_error())
             if reason.startswith("NoExtension"):
                 raise InputError(f"no text fits the {self._grammar.kind}; give another one")
             raise InputError(f"the {self._grammar.kind} {what}: {reason}")
@@ -145,7 +141,7 @@ def _check_multiples(grammar: Grammar) -> None:
 
 
 def _compiled(grammar: Grammar) -> str:
-    make = _llguidance().LLMatcher
+    make = need_llguidance().LLMatcher
     if grammar.kind != "regular expression":
         _check_multiples(grammar)
     if grammar.kind == "JSON schema":
@@ -157,41 +153,14 @@ def _compiled(grammar: Grammar) -> str:
                 overrides=overrides if source != "false" else None,  # which wants an object
             )
         except ValueError as error:
-            raise InputError(f"the JSON schema cannot be compiled: {_line(str(error))}") from error
+            raise InputError(
+                f"the JSON schema cannot be compiled: {in_one_line(str(error))}"
+            ) from error
     elif grammar.kind == "regular expression":
         compiled = make.grammar_from_regex(grammar.source)
     else:
         compiled = make.grammar_from_lark(grammar.source)
     return str(compiled)
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(tokenizer: Any, vocabulary: int, ends: tuple[int, ...]) -> Any:
-    """A llguidance.LLTokenizer; the last one is kept. Of 150,000 tokens it takes half a second and
-    80 MiB (bench/overhead.py); its slices, left out, would take 40 more and save little time."""
-    if tokenizer.padding is not None or tokenizer.truncation is not None:
-        tokenizer = type(tokenizer).from_str(tokenizer.to_str())
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-    try:
-        return _llguidance().LLTokenizer(
-            tokenizer.to_str(), n_vocab=vocabulary, eos_token=list(ends) or None, slices=[]
-        )
-    except ValueError as error:
-        raise InputError(
-            f"llguidance cannot use the bundle's tokenizer ({_line(str(error))}); "
-            "generate without a grammar"
-        ) from error
-
-
-def _llguidance() -> Any:
-    try:
-        import llguidance
-    except ImportError as error:
-        raise InputError(
-            "a grammar needs llguidance; install it with: pip install 'pocketmoe[structured]'"
-        ) from error
-    return llguidance
 
 
 def _text(text: object) -> str:
@@ -202,9 +171,3 @@ def _text(text: object) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"the grammar is not valid UTF-8 at character {error.start}") from error
     return text
-
-
-def _line(text: str) -> str:
-    """The words of an error that has several lines, without the picture of the place and what
-    llguidance tells of its state."""
-    return " ".join(text.partition("<state>")[0].split())[:300]

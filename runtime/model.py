@@ -29,6 +29,7 @@ from .recording import Recording
 from .runner import Observer, Runner
 from .shares import Seat
 from .stats import Counters, Stats, process_memory
+from .vocabulary import Vocabulary, bytes_kept, bytes_while_made, need_llguidance
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Model:
         self._contexts: dict[object, int] = {}  # of seats, and of what is to be one
         self._wanted: MemoryPlan | None = opening.plan  # to be followed when no batch is under way
         self._planning = threading.Lock()  # held for `plan`, `_wanted` and `_contexts`
+        self._vocabulary: Vocabulary | None = None
+        self._making = threading.Lock()  # held while it is made
         self._closed = False
         self._dropped: deque[Seat] = deque()  # of sessions that were forgotten, and not closed
         self._combiner = Combiner(
@@ -192,10 +195,13 @@ class Model:
             self.plan = self._wanted = plan
         self._combiner.if_still(self._follow_plan)
 
-    def _plan_for(self, contexts: list[int], budget: int | None) -> MemoryPlan:
-        """Raises BudgetError where the budget is too small."""
+    def _plan_for(
+        self, contexts: list[int], budget: int | None, base: MemoryPlan | None = None
+    ) -> MemoryPlan:
+        """base: what else it is made of, if not the plan of now. Raises BudgetError where the
+        budget is too small."""
         return fit_budget(
-            self.runner.take_caches(self.plan, contexts),
+            self.runner.take_caches(base or self.plan, contexts),
             budget,
             num_pages=self.manifest.num_pages,
             context=sum(contexts),
@@ -235,6 +241,35 @@ class Model:
             seat.cache.reset()
             return 0
         return seat.cache.rewind(position)
+
+    def vocabulary(self) -> Vocabulary:
+        """For grammars. It is made for the first, in memory that pages give up.
+
+        Raises:
+            BudgetError: there is no room for it.
+            InputError: llguidance is missing or cannot use the tokenizer, or an observer calls.
+        """
+        with self._making:
+            if self._vocabulary is None:
+                need_llguidance()
+                spec = self.manifest.spec
+                self._reserve_for_grammars(bytes_while_made(spec.vocab_size))
+                kept = 0
+                try:
+                    ends = tuple(spec.eos_token_ids)
+                    self._vocabulary = Vocabulary(self.tokenizer, spec.vocab_size, ends)
+                    kept = bytes_kept(spec.vocab_size)
+                finally:
+                    self._reserve_for_grammars(kept)
+            return self._vocabulary
+
+    def _reserve_for_grammars(self, size: int) -> None:
+        with self._combiner.still():
+            with self._planning:
+                contexts, before = list(self._contexts.values()), self.plan
+                plan = self._plan_for(contexts, before.budget, replace(before, grammars=size))
+                self.plan = self._wanted = plan
+            self._follow_plan()
 
     def rest(self, seat: Seat) -> None:
         """See Session.rest."""

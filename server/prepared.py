@@ -129,9 +129,8 @@ def check_grammar(service: Service, grammar: Grammar | None, param: str) -> None
     """Raises RequestError where it cannot be compiled."""
     if grammar is None:
         return
-    spec = service.session.manifest.spec
     try:
-        Matcher(grammar, service.session.tokenizer, spec.vocab_size, spec.eos_token_ids)
+        Matcher(grammar, service.session.model.vocabulary())
     except PocketMoEError as error:
         raise refusal_of(error, param) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-import pocketmoe
+import pocketmoe.runtime.model
 from pocketmoe import Grammar, Session
-from pocketmoe.errors import InputError
+from pocketmoe.errors import BudgetError, InputError
 from pocketmoe.runtime.grammar import Matcher
+from pocketmoe.runtime.vocabulary import Vocabulary, bytes_while_made
 
 llguidance = pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")
@@ -157,10 +159,7 @@ class TestMatcher:
         """Tokens drawn evenly among those that are allowed, until nothing else is left."""
         random = np.random.default_rng(seed)
         schema = SCHEMAS[int(random.integers(len(SCHEMAS)))]
-        spec = session.manifest.spec
-        matcher = Matcher(
-            Grammar.json_schema(schema), session.tokenizer, spec.vocab_size, spec.eos_token_ids
-        )
+        matcher = Matcher(Grammar.json_schema(schema), session.model.vocabulary())
         tokens: list[int] = []
         while not matcher.complete and len(tokens) < 600:
             tokens.append(int(random.choice(matcher.allowed())))
@@ -170,7 +169,9 @@ class TestMatcher:
 
     def test_tokens_that_the_tokenizer_lacks(self, session: Session) -> None:
         """Models round their vocabulary up."""
-        matcher = Matcher(Grammar.lark("start: /(.|\\n)*/"), session.tokenizer, 500, (0,))
+        matcher = Matcher(
+            Grammar.lark("start: /(.|\\n)*/"), Vocabulary(session.tokenizer, 500, (0,))
+        )
         known = session.tokenizer.get_vocab_size()
         assert known < 500
         allowed = matcher.allowed()
@@ -178,7 +179,7 @@ class TestMatcher:
         assert allowed.max() < known
 
     def test_several_ends(self, session: Session) -> None:
-        matcher = Matcher(Grammar.regex("[0-9]{1,3}"), session.tokenizer, 384, (0, 300))
+        matcher = Matcher(Grammar.regex("[0-9]{1,3}"), Vocabulary(session.tokenizer, 384, (0, 300)))
         assert not {0, 300} & set(matcher.allowed().tolist())
         matcher.add(session.tokenizer.token_to_id("1"))
         assert {0, 300} < set(matcher.allowed().tolist())
@@ -187,7 +188,7 @@ class TestMatcher:
         assert matcher.complete
 
     def test_a_token_that_was_not_allowed(self, session: Session) -> None:
-        matcher = Matcher(Grammar.regex("[0-9]"), session.tokenizer, 384, (0,))
+        matcher = Matcher(Grammar.regex("[0-9]"), Vocabulary(session.tokenizer, 384, (0,)))
         with pytest.raises(InputError, match=r"no text fits|cannot be followed"):
             matcher.add(session.tokenizer.token_to_id("a"))
 
@@ -195,8 +196,52 @@ class TestMatcher:
         tokenizer = Tokenizer.from_str(session.tokenizer.to_str())
         tokenizer.enable_truncation(2)
         tokenizer.enable_padding(length=64)
-        assert len(Matcher(Grammar.regex("[0-9]"), tokenizer, 384, (0,)).allowed()) >= 10
+        assert (
+            len(Matcher(Grammar.regex("[0-9]"), Vocabulary(tokenizer, 384, (0,))).allowed()) >= 10
+        )
         assert tokenizer.truncation is not None
+
+
+class TestMemory:
+    @pytest.mark.parametrize("tokens", [512, 48_000])
+    def test_it_takes_no_more_than_is_reckoned(self, tokens: int) -> None:
+        script = Path(__file__).parent.parent / "bench" / "grammar_memory.py"
+        command = [sys.executable, str(script), "--tokens", str(tokens), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        took = json.loads(done.stdout)
+        for what, planned in took["planned"].items():
+            assert took[what] <= planned
+            assert took[what] > planned // 3
+
+    def test_pages_make_room_for_the_first(
+        self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pocketmoe.runtime.model, "bytes_kept", bytes_while_made)
+        with pocketmoe.open(tiny_bundle, context=64) as session:
+            made = bytes_while_made(session.manifest.spec.vocab_size)
+            session.set_memory_budget(session.plan.least + made)
+            before = session.plan
+            session.generate("x", max_new_tokens=2, grammar=Grammar.regex("a+")).text()
+            plan = session.plan
+            assert plan.grammars == made > 10 << 20
+            assert plan.total <= session.plan.budget
+            assert session.stats.cache_slots == plan.slots < before.slots
+            session.generate("x", max_new_tokens=2, grammar=Grammar.regex("b+")).text()
+            assert session.plan == plan
+
+    def test_there_is_no_room(self, tiny_bundle: Path) -> None:
+        """It is said, what it takes too, and the session goes on without."""
+        with pocketmoe.open(tiny_bundle, context=64) as session:
+            session.set_memory_budget(session.plan.least + (1 << 20))
+            before = session.plan
+            with pytest.raises(BudgetError, match=r"and grammars .*smallest that works is") as told:
+                session.generate("x", grammar=Grammar.regex("a+"))
+            assert session.plan == before
+            assert session.generate("x", max_new_tokens=2).text()
+            smallest = re.search(r"works is (\d+MiB)", str(told.value))
+            assert smallest
+            session.set_memory_budget(smallest[1])
+            assert session.generate("x", max_new_tokens=2, grammar=Grammar.regex("a+")).text()
 
 
 class TestRefusals:

@@ -182,15 +182,17 @@ def test_grammars_of_answers(
 ) -> None:
     from pocketmoe.runtime.grammar import Grammar, Matcher
     from pocketmoe.runtime.text import load_tokenizer
+    from pocketmoe.runtime.vocabulary import Vocabulary
 
     schemas = {"f": {"type": "object", "properties": {"a": {"type": "integer"}},
                      "required": ["a"], "additionalProperties": False}}  # fmt: skip
     source = form.answer_grammar(schemas)
     assert source is not None
     tokenizer = load_tokenizer(tiny_bundle / "tokenizer.json")
+    vocabulary = Vocabulary(tokenizer, tokenizer.get_vocab_size(), (0,))
 
     def accepts(text: str) -> bool:
-        matcher = Matcher(Grammar.lark(source), tokenizer, tokenizer.get_vocab_size(), (0,))
+        matcher = Matcher(Grammar.lark(source), vocabulary)
         for token in tokenizer.encode(text).ids:
             if token not in matcher.allowed():
                 return False

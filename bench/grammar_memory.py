@@ -1,0 +1,79 @@
+"""What the first grammar takes of memory, beside what a plan reckons:
+python bench/grammar_memory.py [--tokens 150000] [--json]
+
+Of a byte-level BPE tokenizer with random merges, in a process of its own; a few JSON schemas are
+followed to their end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import pocketmoe  # noqa: F401  what a program has loaded before
+from pocketmoe.runtime.grammar import Grammar, Matcher
+from pocketmoe.runtime.host_memory import give_back_freed
+from pocketmoe.runtime.stats import process_memory
+from pocketmoe.runtime.vocabulary import Vocabulary, bytes_kept, bytes_while_made
+
+LONGEST = 12  # letters of a token
+
+
+def random_tokenizer(tokens: int) -> Tokenizer:
+    """Every token but the bytes is a merge of another one and a letter."""
+    random = np.random.default_rng(0)
+    words = {word: place for place, word in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    names, merges = list(words), []
+    while len(words) < tokens:
+        word, letter = names[random.integers(len(names))], chr(97 + random.integers(26))
+        if word + letter not in words and len(word) < LONGEST:
+            words[word + letter] = len(words)
+            names.append(word + letter)
+            merges.append((word, letter))
+    tokenizer = Tokenizer(models.BPE(words, merges))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def follow(vocabulary: Vocabulary, fields: int, seed: int) -> Matcher:
+    """A random text that fits a schema of so many fields."""
+    random = np.random.default_rng(seed)
+    parts = {f"name{place}": {"type": "string", "maxLength": 20} for place in range(fields)}
+    schema = {"type": "object", "properties": parts, "required": list(parts)}
+    matcher = Matcher(Grammar.json_schema(schema), vocabulary)
+    for _ in range(400):
+        if matcher.complete:
+            break
+        matcher.add(int(random.choice(matcher.allowed())))
+    return matcher
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=150_000)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    tokenizer = random_tokenizer(args.tokens)
+    give_back_freed()
+    before = process_memory("VmRSS")
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")  # the peak begins anew
+    vocabulary = Vocabulary(tokenizer, args.tokens, (0,))
+    made = process_memory("VmHWM") - before
+    followed = [follow(vocabulary, fields, fields) for fields in (1, 8, 40)]
+    kept = process_memory("VmRSS") - before
+    planned = {"made": bytes_while_made(args.tokens), "kept": bytes_kept(args.tokens)}
+    if args.json:
+        print(json.dumps({"made": made, "kept": kept, "planned": planned}))
+        return
+    print(f"{args.tokens} tokens, {len(followed)} grammars; MiB, and what a plan reckons")
+    print(f"while it is made  {made / 2**20:6.1f}  {planned['made'] / 2**20:6.1f}")
+    print(f"afterwards        {kept / 2**20:6.1f}  {planned['kept'] / 2**20:6.1f}")
+
+
+if __name__ == "__main__":
+    main()
