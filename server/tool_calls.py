@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .tool_forms import ToolForm
 
 _HEAD = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*([A-Za-z0-9_.-]{1,64})\s*(?:\[ARGS\])?\s*(?=\{)")
+_BEGUN = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"\w+"\s*:\s*')
 _END = "</tool_call>"
 _SEPARATORS = " \t\r\n;,"
 
@@ -179,16 +180,20 @@ def forced_call(form: ToolForm, names: Sequence[str], text: str) -> ToolCall | N
     rest = text.strip()
     if form.kind == "headed":
         return ToolCall(names[0], rest)
+    begun = _BEGUN.search(rest)
     try:
         value = json.loads(rest)
     except (ValueError, RecursionError):
-        found = re.search(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"\w+"\s*:\s*', rest)
-        return None if found is None else ToolCall(json.loads(found[1]), rest[found.end() :])
+        return None if begun is None else ToolCall(json.loads(begun[1]), rest[begun.end() :])
     call = value[0] if isinstance(value, list) else value
     try:
         return ToolCall(call["name"], _json(call[form.arguments]))
-    except ValueError:  # a number that only overflows here
-        return ToolCall(call["name"], json.dumps(call[form.arguments]))
+    except ValueError:
+        if begun is None:
+            raise
+        # A number that only overflows here stays as it was written.
+        _, end = json.JSONDecoder().raw_decode(rest, begun.end())
+        return ToolCall(call["name"], rest[begun.end() : end])
 
 
 def _json(value: object) -> str:

@@ -162,6 +162,8 @@ def test_a_mark_that_is_a_special_token() -> None:
         (HEADED, '{"a": 1}', F),
         (TAGGED, '{"name": "f", "arguments": {"a"', ToolCall("f", '{"a"')),
         (TAGGED, '{"name": "', None),
+        (TAGGED, '{"name": "f", "arguments": {"a": 1e999}}', ToolCall("f", '{"a": 1e999}')),
+        (LISTED, '[{"name": "f", "arguments": {"a": -1e999} } ]', ToolCall("f", '{"a": -1e999}')),
     ],
 )
 def test_forced_calls(form: ToolForm, text: str, call: ToolCall | None) -> None:
