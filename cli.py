@@ -9,20 +9,20 @@ from pathlib import Path
 import click
 
 from . import __version__
-from .arguments import AGAINST, BUNDLE, JSON
-from .building_commands import build, compile_command
-from .calibrating_command import calibrate_command
-from .chat_command import chat
-from .console import ProgressDisplay, print_facts, print_json, print_table, start_logging
-from .entry import CommandLine
+from .commands.arguments import AGAINST, BUNDLE, JSON
+from .commands.building import build, compile_command
+from .commands.calibrating import calibrate_command
+from .commands.chatting import chat
+from .commands.console import ProgressDisplay, print_facts, print_json, print_table, start_logging
+from .commands.entry import CommandLine
+from .commands.exporting import export_command
+from .commands.machines import plan, targets
+from .commands.quality import eval_command
+from .commands.reporting import report
+from .commands.running import bench, replay, run
+from .commands.serving import serve
 from .errors import BundleError
-from .export_command import export_command
-from .machine_commands import plan, targets
-from .quality_commands import eval_command
-from .report_command import report
-from .running_commands import bench, replay, run
 from .runtime.installed import find_onnxruntime
-from .serving_command import serve
 from .sizes import format_size
 
 
@@ -60,15 +60,15 @@ def config_folder() -> Path:
 @JSON
 def inspect(path: Path, as_json: bool) -> None:
     """Show what a model or a bundle is made of."""
-    from .engine_facts import (
+    from .analysis.engine_facts import (
         ENGINE_COLUMNS,
         SET_COLUMNS,
         engine_rows,
         engine_set_rows,
         names_of,
     )
-    from .inspection import BundleFacts, inspect_path
-    from .tables import fact_rows, size_rows
+    from .analysis.inspection import BundleFacts, inspect_path
+    from .commands.tables import fact_rows, size_rows
 
     facts = inspect_path(path)
     if as_json:

@@ -22,13 +22,13 @@ from pathlib import Path
 import click
 import numpy as np
 
+from pocketmoe.analysis.planning import plan_model
 from pocketmoe.bench.compared_files import check_llama_python, make_bundle, make_gguf
 from pocketmoe.bench.comparison import MIB, Agreement, Comparison, Row, as_json, tables
 from pocketmoe.bench.limit_model import measure_bandwidths
 from pocketmoe.bench.side_runs import Request, SideRun, run_side
-from pocketmoe.console import print_table
+from pocketmoe.commands.console import print_table
 from pocketmoe.errors import InputError, PocketMoEError
-from pocketmoe.planning import plan_model
 from pocketmoe.runtime.bundle import MANIFEST, Manifest, hash_file, read_manifest
 from pocketmoe.runtime.weight_index import weights_file
 from pocketmoe.sizes import format_size

@@ -25,6 +25,7 @@ import click
 
 from pocketmoe.bench.random_source import RandomSource
 from pocketmoe.bench.shapes import SHAPES, with_layers
+from pocketmoe.commands.console import print_table
 from pocketmoe.compiler.architectures import (
     RTX_CAPABILITIES,
     parse_architecture,
@@ -33,7 +34,6 @@ from pocketmoe.compiler.architectures import (
 from pocketmoe.compiler.compile import write_graphs
 from pocketmoe.compiler.engines import build_engines
 from pocketmoe.compiler.footprint import page_formats
-from pocketmoe.console import print_table
 from pocketmoe.errors import EngineError
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.model.families import find_family

@@ -19,6 +19,7 @@ import torch
 
 from pocketmoe.calibration.stream import LayerStream
 from pocketmoe.calibration.text import read_sequences
+from pocketmoe.commands.console import print_table
 from pocketmoe.compiler import expert_methods
 from pocketmoe.compiler.expert_methods import (
     METHODS,
@@ -28,7 +29,6 @@ from pocketmoe.compiler.expert_methods import (
     quantize_expert,
 )
 from pocketmoe.compiler.quantize import quantize_matrix
-from pocketmoe.console import print_table
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.model.module import GatedFFN
 from pocketmoe.runtime.pages import PageFormat

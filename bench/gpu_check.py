@@ -31,9 +31,9 @@ from pocketmoe.bench.make_bundle import make_bundle
 from pocketmoe.bench.quality_reference import read_tokens
 from pocketmoe.bench.shapes import SHAPES, with_layers
 from pocketmoe.calibration.reference import run_reference
+from pocketmoe.commands.console import print_table
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import parse_precision
-from pocketmoe.console import print_table
 from pocketmoe.errors import EngineError, PocketMoEError
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.runtime.bundle import read_manifest

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from pocketmoe.console import ProgressDisplay, print_table
+from pocketmoe.commands.console import ProgressDisplay, print_table
 from pocketmoe.export.app import Request, export_app
 from pocketmoe.export.device.main import main as install
 

@@ -20,6 +20,7 @@ import click
 from pocketmoe.bench.byte_tokenizer import byte_tokenizer
 from pocketmoe.bench.random_source import NUMBERS, RandomSource
 from pocketmoe.bench.shapes import SHAPES, with_layers
+from pocketmoe.commands.console import ProgressDisplay
 from pocketmoe.compiler.compile import (
     expert_counts,
     hash_files,
@@ -33,7 +34,6 @@ from pocketmoe.compiler.footprint import page_formats
 from pocketmoe.compiler.output import building, refuse_existing
 from pocketmoe.compiler.precision import check_blocks, parse_precision
 from pocketmoe.compiler.trace import check_attention
-from pocketmoe.console import ProgressDisplay
 from pocketmoe.errors import InputError, PocketMoEError
 from pocketmoe.model.families import find_family
 from pocketmoe.progress import Progress, Silent

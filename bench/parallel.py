@@ -25,7 +25,7 @@ import click
 import numpy as np
 
 import pocketmoe
-from pocketmoe.console import print_table
+from pocketmoe.commands.console import print_table
 from pocketmoe.errors import InputError, PocketMoEError
 
 

@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 import pocketmoe
-from pocketmoe.console import print_table
+from pocketmoe.commands.console import print_table
 from pocketmoe.errors import InputError, PocketMoEError
 from pocketmoe.runtime import host_runner
 

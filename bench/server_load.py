@@ -27,7 +27,7 @@ from typing import Any
 
 import click
 
-from pocketmoe.arguments import BUDGET_SIZE, POSITIVE
+from pocketmoe.commands.arguments import BUDGET_SIZE, POSITIVE
 from pocketmoe.runtime.budget import read_budget
 from pocketmoe.sizes import format_size
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pocketmoe import engine_facts
+from pocketmoe.analysis import engine_facts
 from pocketmoe.cli import main
 from pocketmoe.compiler import architectures
 from pocketmoe.errors import BundleError, EngineError
@@ -213,7 +213,7 @@ class TestInspect:
         assert self.facts(bundle)["engines"] == []
 
     def test_engines(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pocketmoe.inspection.gpu_here", lambda: CARD)
+        monkeypatch.setattr("pocketmoe.analysis.inspection.gpu_here", lambda: CARD)
         call("build", bundle)
         (built,) = read_manifest(bundle).engines
         shown = call("inspect", bundle).stdout
@@ -240,11 +240,11 @@ class TestInspect:
         self, bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         call("build", bundle, "--arch", "sm86")
-        monkeypatch.setattr("pocketmoe.inspection.gpu_here", lambda: ORIN)
+        monkeypatch.setattr("pocketmoe.analysis.inspection.gpu_here", lambda: ORIN)
         shown = call("inspect", bundle).stdout
         assert "is another" in shown
         assert "for sm86, and this machine's GPU is Orin (sm87): 'pocketmoe build'" in shown
-        monkeypatch.setattr("pocketmoe.inspection.gpu_here", lambda: None)
+        monkeypatch.setattr("pocketmoe.analysis.inspection.gpu_here", lambda: None)
         assert "has no GPU" in call("inspect", bundle).stdout
 
     def test_sets_that_share_their_files(self, bundle: Path) -> None:

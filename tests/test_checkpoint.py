@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pocketmoe.analysis.inspection import inspect_path
+from pocketmoe.commands.tables import fact_rows
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.errors import CheckpointError, ConfigError, InputError
-from pocketmoe.inspection import inspect_path
 from pocketmoe.model.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from pocketmoe.model.checkpoint_writer import write_checkpoint
 from pocketmoe.model.families import FAMILIES
 from pocketmoe.model.parameters import expert_prefix, parameter_shapes
 from pocketmoe.runtime.bundle import Precision
-from pocketmoe.tables import fact_rows
 from pocketmoe.targets import find_target
 
 SHARDS = 3

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pocketmoe import __version__
-from pocketmoe.arguments import decode_utf8
 from pocketmoe.cli import main
 from pocketmoe.errors import InputError
 from pocketmoe.model.presets import find_preset
+from pocketmoe.text_input import decode_utf8
 
 COMMAND = (sys.executable, "-m", "pocketmoe")
 HEAVY = "torch onnx onnxruntime onnxscript safetensors transformers tokenizers numpy rich jinja2"
@@ -175,14 +175,14 @@ class TestErrors:
         def refuse(path: Path) -> None:
             raise OSError(number, os.strerror(number), str(path))
 
-        monkeypatch.setattr("pocketmoe.inspection.inspect_path", refuse)
+        monkeypatch.setattr("pocketmoe.analysis.inspection.inspect_path", refuse)
         refused(call("inspect", "somewhere"), f"somewhere: {os.strerror(number).lower()}")
 
     def test_a_mistake_of_the_program_is_not_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def wrong(_: Path) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("pocketmoe.inspection.inspect_path", wrong)
+        monkeypatch.setattr("pocketmoe.analysis.inspection.inspect_path", wrong)
         assert isinstance(call("inspect", "somewhere").exception, ZeroDivisionError)
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -211,7 +211,7 @@ def test_a_closed_stream_is_no_traceback(closed: str) -> None:
 def test_an_interrupt_within_text_that_is_executed_ends_with_the_code() -> None:
     """CPython would end by the signal, whoever has caught it since."""
     program = (
-        "import click\nfrom pocketmoe.entry import CommandLine\n\n"
+        "import click\nfrom pocketmoe.commands.entry import CommandLine\n\n"
         "@click.group(cls=CommandLine)\n@click.option('--debug', is_flag=True)\n"
         "def main(debug): pass\n\n"
         "@main.command()\ndef go(): exec('raise KeyboardInterrupt')\n\nmain(['go'])\n"

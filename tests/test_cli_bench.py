@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import pocketmoe
-from pocketmoe.benchmark import generation_limit
-from pocketmoe.budget_sweep import read_benchmark, usual_budgets
+from pocketmoe.analysis.benchmark import generation_limit
+from pocketmoe.analysis.budget_sweep import read_benchmark, usual_budgets
 from pocketmoe.cli import main
 from pocketmoe.runtime import opening
 from pocketmoe.runtime.budget import MemoryPlan

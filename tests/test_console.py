@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketmoe import console
+from pocketmoe.commands import console
 
 COMMAND = (sys.executable, "-m", "pocketmoe")
 

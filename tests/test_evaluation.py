@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from pocketmoe.analysis.evaluation import run_evaluation
 from pocketmoe.bench.families import configs
 from pocketmoe.bench.random_models import make_model
 from pocketmoe.calibration import hidden, reference
@@ -24,7 +25,6 @@ from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import parse_precision
 from pocketmoe.compiler.verify import load_decoder
 from pocketmoe.errors import BundleError, CheckpointError, InputError
-from pocketmoe.evaluation import run_evaluation
 from pocketmoe.model.checkpoint import Checkpoint
 from pocketmoe.model.families import FAMILIES
 from pocketmoe.model.module import DecoderLayer

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pocketmoe.analysis.inspection import read_spec
 from pocketmoe.bench.families import compile_at, configs
 from pocketmoe.bench.random_models import make_model
 from pocketmoe.compiler.footprint import expected_footprint
 from pocketmoe.compiler.precision import parse_precision
-from pocketmoe.inspection import read_spec
 from pocketmoe.model.families import FAMILIES
 from pocketmoe.runtime.bundle import read_manifest
 from pocketmoe.targets import find_target

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pocketmoe.inspection import inspect_path
+from pocketmoe.analysis.inspection import inspect_path
+from pocketmoe.commands.tables import fact_rows
 from pocketmoe.model.checkpoint import SINGLE_FILE
 from pocketmoe.model.families import FAMILIES
 from pocketmoe.model.parameters import parameter_shapes
 from pocketmoe.sizes import format_size
-from pocketmoe.tables import fact_rows
 from pocketmoe.tests.quantized import GPTQ
 
 

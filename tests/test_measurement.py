@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from pocketmoe import bundle_speed, measurement
+from pocketmoe.analysis import bundle_speed, measurement
+from pocketmoe.analysis.measurement import measure_memory, measure_storage
 from pocketmoe.cli import main
 from pocketmoe.errors import InputError
-from pocketmoe.measurement import measure_memory, measure_storage
 from pocketmoe.runtime.bundle import FileRecord, Manifest, read_manifest
 from pocketmoe.runtime.limits import MachineSpeed, assumed_speed, estimate_speed
 from pocketmoe.targets import find_target

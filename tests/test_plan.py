@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import pocketmoe
-from pocketmoe import planning
+from pocketmoe.analysis import planning
+from pocketmoe.analysis.planning import NOT_MEASURED, machine_speed, plan_model
 from pocketmoe.cli import main
 from pocketmoe.errors import BudgetError, InputError
 from pocketmoe.model.families import FAMILIES
-from pocketmoe.planning import NOT_MEASURED, machine_speed, plan_model
 from pocketmoe.runtime.bundle import read_manifest
 from pocketmoe.runtime.footprint import Footprint
 from pocketmoe.runtime.limits import estimate_speed

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pocketmoe import planning
+from pocketmoe.analysis import planning
+from pocketmoe.analysis.gpu_planning import CONTEXT_BYTES, LAYER_SECONDS
+from pocketmoe.analysis.planning import machine_speed, plan_model
 from pocketmoe.cli import main
 from pocketmoe.errors import BudgetError, InputError, TargetError
-from pocketmoe.gpu_planning import CONTEXT_BYTES, LAYER_SECONDS
-from pocketmoe.planning import machine_speed, plan_model
 from pocketmoe.runtime.bundle import read_manifest
 from pocketmoe.runtime.kv_cache import kv_bytes
 from pocketmoe.runtime.limits import estimate_speed

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from pocketmoe.analysis.route_sources import load_routes, recorded_routes
 from pocketmoe.calibration.record import (
     CalibrationRecord,
     LayerRecord,
@@ -24,14 +25,13 @@ from pocketmoe.calibration.record import (
     write_record,
 )
 from pocketmoe.cli import main
-from pocketmoe.expert_figures import bits_figure, error_figures, usage_figure
-from pocketmoe.report_facts import LayerError, bits_per_weight, format_name, formats_of
-from pocketmoe.report_page import FIRST_LINE
-from pocketmoe.route_sources import load_routes, recorded_routes
+from pocketmoe.report.expert_figures import bits_figure, error_figures, usage_figure
+from pocketmoe.report.facts import LayerError, bits_per_weight, format_name, formats_of
+from pocketmoe.report.page import FIRST_LINE
+from pocketmoe.report.svg import STEPS, Scale, nice_ticks, scale_colours
 from pocketmoe.runtime.bundle import ExpertLayer, read_manifest
 from pocketmoe.runtime.pages import PageFormat
 from pocketmoe.runtime.replay import belady, replay
-from pocketmoe.svg import STEPS, Scale, nice_ticks, scale_colours
 from pocketmoe.targets import measured_target, write_target
 
 SOURCE = "<script>alert('x')</script> & café"
@@ -391,8 +391,8 @@ def test_extremes_have_pictures() -> None:
 def test_a_report_needs_no_torch(record: Path, tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from pocketmoe.report_facts import gather_report\n"
-        "from pocketmoe.report_page import render_report\n"
+        "from pocketmoe.report.facts import gather_report\n"
+        "from pocketmoe.report.page import render_report\n"
         "render_report(gather_report(Path(sys.argv[1])))\n"
         "print([n for n in ('torch', 'onnx', 'safetensors', 'matplotlib') if n in sys.modules])"
     )

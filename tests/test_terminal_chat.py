@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pocketmoe.console import harmless
+from pocketmoe.commands.console import harmless
+from pocketmoe.commands.saved_chat import load_messages, save_messages
+from pocketmoe.commands.terminal_chat import _path
 from pocketmoe.errors import InputError
 from pocketmoe.runtime.opening import open_bundle
-from pocketmoe.saved_chat import load_messages, save_messages
-from pocketmoe.terminal_chat import _path
 from pocketmoe.tests.terminal import Terminal, on_terminal
 
 COMMAND: list[str | Path] = [sys.executable, "-m", "pocketmoe", "chat"]

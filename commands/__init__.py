@@ -1,0 +1,1 @@
+"""What the commands of `pocketmoe` take, do and show."""

@@ -1,0 +1,1 @@
+"""The page that `report` writes about a calibration or a bundle."""
