@@ -24,11 +24,12 @@ from .combining import Combiner
 from .host_memory import give_back_freed
 from .leftover import count_closed
 from .lossy import ExpertChoice
+from .model_stats import count, gather_stats
 from .pages import ExpertKey
 from .recording import Recording
 from .runner import Observer, Runner
 from .shares import Seat
-from .stats import Counters, Stats, process_memory
+from .stats import Counters, Stats
 from .vocabulary import Vocabulary, bytes_kept, bytes_while_made, need_llguidance
 
 
@@ -65,8 +66,7 @@ class Model:
         self.recording = opening.recording
         self.runner = opening.runner
         self.process = os.getpid()
-        self._threads = opening.threads
-        self._choice = opening.choice
+        self.threads, self.choice = opening.threads, opening.choice
         self._on_close = on_close
         self._contexts: dict[object, int] = {}  # of seats, and of what is to be one
         self._wanted: MemoryPlan | None = opening.plan  # to be followed when no batch is under way
@@ -302,50 +302,9 @@ class Model:
     @property
     def counters(self) -> Counters:
         """As of now. Cheaper than `stats`; two can be subtracted."""
-        pager, figures = self.runner.pager, self.runner.figures
-        readers = pager.readers
-        return Counters(
-            page_hits=figures.page_hits + pager.hits,
-            page_misses=pager.misses,
-            bytes_read=readers.bytes_read,
-            read_seconds=readers.read_seconds,
-            wait_seconds=pager.wait_seconds,
-            skipped_experts=self._choice.skipped,
-            gpu_page_hits=figures.page_hits,
-            link_bytes=figures.link_bytes,
-        )
+        return count(self.runner, self.choice)
 
     @property
     def stats(self) -> Stats:
         """Of all sessions; what generation counts is 0. context: of the longest."""
-        return self.stats_of(Clock(), max(self._contexts.values(), default=0))
-
-    def stats_of(self, clock: Clock, context: int) -> Stats:
-        pager, engines, figures = self.runner.pager, self.runner.engines, self.runner.figures
-        return Stats(
-            **vars(clock),
-            **vars(self.counters),
-            verified_pages=pager.readers.verified,
-            num_pages=self.manifest.num_pages,
-            cache_slots=pager.slots,
-            chunk_tokens=self.plan.chunk,
-            context=context,
-            threads=self._threads,
-            expert_engine=engines.experts,
-            early_pages=pager.early,
-            early_pages_used=pager.early_used,
-            guess_accuracy=self.runner.accuracy,
-            backbone_engine=engines.backbone,
-            backbone_bytes=engines.backbone_bytes,
-            direct_reads=pager.direct,
-            lossy=(*self.manifest.lossy, *self._choice.names),
-            budget_bytes=self.plan.budget,
-            auto_budget=self.plan.auto,
-            planned_bytes=self.plan.total,
-            peak_rss_bytes=process_memory("VmHWM"),
-            backend=engines.backend,
-            backend_reason=engines.reason,
-            gpu=engines.device,
-            gpu_slots=figures.slots,
-            gpu_memory_bytes=figures.memory,
-        )
+        return gather_stats(self, Clock(), max(self._contexts.values(), default=0))

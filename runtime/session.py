@@ -21,6 +21,7 @@ from .context import check_tokens, choose_context
 from .generation import Generation, Request, start_generation
 from .grammar import Grammar
 from .model import Model
+from .model_stats import gather_stats
 from .prompts import decode_ids, encode_chat, encode_text
 from .rope_table import BY_LENGTH
 from .runner import Observer
@@ -351,7 +352,7 @@ class Session:
     @property
     def stats(self) -> Stats:
         """What its generations have counted, and what the model has."""
-        return self.model.stats_of(self._clock, self.context)
+        return gather_stats(self.model, self._clock, self.context)
 
     def _need_open(self) -> None:
         if self._closed:
