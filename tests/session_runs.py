@@ -1,0 +1,15 @@
+"""A text for a session, and what it takes to run it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pocketmoe.runtime.session import Session
+
+TOKENS = np.random.default_rng(0).integers(1, 384, 80).tolist()
+
+
+def run(session: Session) -> np.ndarray:
+    parts = [session.forward(TOKENS[:50])]
+    parts += [session.forward([token]) for token in TOKENS[50:]]
+    return np.concatenate(parts)
