@@ -8,7 +8,17 @@ from pathlib import Path
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 _NAME = "pocketmoe_installer"
-_MAIN = f"from {_NAME}.main import run\n\nrun()\n"
+# Ctrl-C while the installer is loaded ends it without a traceback.
+_MAIN = f"""import signal
+
+before = signal.getsignal(signal.SIGINT)
+if before is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from {_NAME}.main import run
+
+signal.signal(signal.SIGINT, before)
+run()
+"""
 
 
 def make_installer() -> bytes:

@@ -50,21 +50,42 @@ def find_python(runtime: Runtime, chosen: str | None) -> str:
     """The interpreter for the runtime: `chosen`, this one, or one in the path."""
     wanted = runtime.python
     base = getattr(sys, "_base_executable", "") or sys.executable
+    found = ""
     for candidate in [chosen] if chosen else [base, f"python{wanted}", "python3"]:
         path = shutil.which(candidate)
-        if path is not None and _version_of(path) == wanted:
+        found = _version_of(path) if path is not None else ""
+        if path is not None and found == wanted:
             return path
-    where = f"{chosen} is another" if chosen else "none was found"
+    other = f"{chosen} is " + (f"Python {found}" if found else "no Python")
     raise InstallError(
-        f"the app needs Python {wanted}, and {where}; install it, name it with --python, or "
-        "export the app with --for the version that is here"
+        f"the app needs Python {wanted}, and {other if chosen else 'none was found'}; install it, "
+        "name it with --python, or export the app with --for the version that is here"
     )
 
 
+def fits(runtime: Runtime, python: str) -> bool:
+    """Whether an interpreter that was chosen for an earlier runtime will do for this one."""
+    path = shutil.which(python)
+    return path is not None and _version_of(path) == runtime.python
+
+
+def private_folder(python: str) -> Path | None:
+    """The folder because of which other users cannot run an interpreter; None where they can."""
+    path = Path(os.path.realpath(python))
+    closed = (folder for folder in path.parents if not folder.stat().st_mode & 0o001)
+    return next(closed, None)
+
+
 def _version_of(python: str) -> str:
+    """Empty where it is none."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    try:
+        done = subprocess.run(
+            [python, "-I", "-c", code], capture_output=True, text=True, check=False, env=_ENV
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def make_environment(

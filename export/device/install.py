@@ -6,14 +6,25 @@ import hashlib
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .console import Advance, note
-from .environment import check_fits, find_python, make_environment, try_out
+from .environment import check_fits, find_python, fits, make_environment, private_folder, try_out
 from .errors import InstallError
 from .interrupts import ignored
-from .manifest import BUNDLE, INSTALLER, LICENCES, MODEL_LICENCES, UNIT, WHEELS, App, read_manifest
+from .manifest import (
+    BUNDLE,
+    INSTALLER,
+    LICENCES,
+    MODEL_LICENCES,
+    UNIT,
+    WHEELS,
+    App,
+    Runtime,
+    read_manifest,
+)
 from .receive import receive
 from .scripts import MANAGE, RUN, unit_text
 from .source import Source
@@ -24,22 +35,34 @@ _RESERVE = 64 << 20  # bytes that stay free on the disk
 
 @dataclass(frozen=True)
 class Choices:
-    """expect: the identity that the app must have. python: the interpreter. name: of the app,
-    where it has none of its own."""
+    """expect: the identity that the app must have. name: of the app, where it has none of its own.
+    python: the interpreter; system_packages: whether the runtime sees them. Where these are None,
+    they are what they were for the version that runs."""
 
     expect: str | None = None
     python: str | None = None
     name: str | None = None
-    system_packages: bool = False
+    system_packages: bool | None = None
+
+    def after(self, current: Version | None, runtime: Runtime) -> Choices:
+        """What holds for a runtime that is installed after `current`."""
+        python, packages = self.python, self.system_packages
+        if python is not None:
+            python = os.path.abspath(shutil.which(python) or python)
+        if current is not None:
+            if python is None and current.python is not None and fits(runtime, current.python):
+                python = current.python
+            packages = current.system_packages if packages is None else packages
+        return replace(self, python=python, system_packages=bool(packages))
 
     @property
     def kind(self) -> str:
         """Ends the name of a runtime: the same wheels, installed otherwise, are another one."""
         own = ""
         if self.python is not None:
-            place = os.path.realpath(shutil.which(self.python) or self.python)
-            own = "-" + hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
-        return own + "-system" * self.system_packages
+            place = os.fsencode(os.path.realpath(self.python))
+            own = "-" + hashlib.sha256(place).hexdigest()[:8]
+        return own + "-system" * bool(self.system_packages)
 
 
 def install(source: Source, store: Store, choices: Choices) -> tuple[Version, bool]:
@@ -54,6 +77,7 @@ def install(source: Source, store: Store, choices: Choices) -> tuple[Version, bo
     python = ""
     if app.runtime is not None:
         check_fits(app.runtime)
+        choices = choices.after(store.current(), app.runtime)
         python = find_python(app.runtime, choices.python)
     with store.locked():
         store.sweep()
@@ -81,7 +105,8 @@ class _Installation:
         there, new = self._store.name, self._app.name or chosen
         if there is not None and new is not None and there != new:
             raise InstallError(
-                f"{self._store.root} holds the app {there}, not {new}; choose another --to"
+                f"{self._store.root} holds the app {there}, not {new}; choose another --to, or "
+                f"export it with --name {there}"
             )
         return there or new or "app"
 
@@ -115,7 +140,10 @@ class _Installation:
 
     def _take_back(self) -> None:
         for part in self._missing:
-            shutil.rmtree(self._store.place(part, self._parts[part]), ignore_errors=True)
+            place = self._store.place(part, self._parts[part])
+            shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):  # others are there
+                place.parent.rmdir()
 
     def _check_space(self, wanted: set[str]) -> None:
         need = _RESERVE + sum(self._app.files[name].size for name in wanted)
@@ -135,9 +163,14 @@ class _Installation:
         note("installing the runtime")
         lock = self._store.lock
         assert lock is not None
+        if os.geteuid() == 0 and (folder := private_folder(self._python)):
+            note(
+                f"note: {self._python} lies in {folder}, which only its owner may enter: no other "
+                "user, and not the service, can run the app; choose an interpreter with --python"
+            )
         make_environment(
             self._python, staged / WHEELS, place / "venv", lock,
-            system_packages=self._choices.system_packages,
+            system_packages=bool(self._choices.system_packages),
         )  # fmt: skip
         for name in (INSTALLER, UNIT, LICENCES):
             if (staged / name).exists():
@@ -156,10 +189,16 @@ class _Installation:
         bundle, model = self._parts.get("bundle"), self._app.model
         if bundle is None and before is not None:
             bundle, model = before.bundle, before.model
-        runtime = self._parts.get("runtime") or (before.runtime if before is not None else "")
+        runtime, choices = self._parts.get("runtime"), self._choices
+        if runtime is None and before is not None:
+            runtime = before.runtime
+            choices = replace(choices, python=before.python, system_packages=before.system_packages)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         previous = None if before is None else before.number
-        return Version(number, runtime, bundle, model, previous, when)
+        return Version(
+            number, runtime or "", bundle, model, previous, when,
+            python=choices.python, system_packages=bool(choices.system_packages),
+        )  # fmt: skip
 
     def _try(self, version: Version) -> None:
         lock = self._store.lock

@@ -7,11 +7,13 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 
-from .console import print_error, say
+from .console import note, print_error, say
 from .errors import InstallError
 from .install import Choices, install
 from .manifest import is_name, read_manifest
+from .processes import users_of
 from .source import open_source
 from .store import Store, Version
 
@@ -20,8 +22,14 @@ _SYSTEM = "/opt"
 
 
 def main(arguments: list[str], beside: Path) -> int:
-    """Returns the exit code. beside: the folder of the installer, which may be an unpacked app."""
-    parser = _parser()
+    """Returns the exit code. beside: the folder of the installer, which may be an unpacked app.
+
+    `--manage ROOT` before all else is how an app's own script calls it: that app is meant then.
+    """
+    app = None
+    if arguments[:1] == ["--manage"]:
+        app, arguments = arguments[1], arguments[2:]
+    parser = _parser(app)
     given = parser.parse_args(arguments)
     os.umask(0o022)  # a service may run as another user
     try:
@@ -37,33 +45,53 @@ def main(arguments: list[str], beside: Path) -> int:
     return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(app: str | None) -> argparse.ArgumentParser:
+    """app: the folder of the one that is managed."""
     parser = argparse.ArgumentParser(
-        prog="install.pyz", description="Installs an app that `pocketmoe export` has made."
+        prog="install.pyz" if app is None else "manage",
+        description="Installs apps of `pocketmoe export`, and goes back to earlier versions.",
     )
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--to", metavar="DIR", help=f"folder of the app; default {_SYSTEM}/NAME "
-                        f"for root, else {_HOME}/NAME")  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, action: object, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, parents=[shared])
+    def command(name: str, action: object, text: str, default: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(action=action)
+        default = default if app is None else f"default {app}"
+        added.add_argument(
+            "--to", metavar="DIR", type=_folder, default=app,
+            help=f"folder of the app; {default}",
+        )  # fmt: skip
         return added
 
-    one = command("install", _install, "check an app, install it, and make it the one that runs")
-    one.add_argument("app", nargs="?", type=Path, help="archive or folder; default: this folder")
+    one = command(
+        "install", _install, "check an app, install it, and make it the one that runs",
+        f"default {_SYSTEM}/NAME for root, else {_HOME}/NAME",
+    )  # fmt: skip
+    if app is None:
+        one.add_argument("app", nargs="?", type=Path, help="archive or folder; default: this one")
+    else:
+        one.add_argument("app", type=Path, help="archive, or the folder that one was unpacked to")
     one.add_argument("--expect", metavar="SHA256", help="refuse other content than this")
-    one.add_argument("--python", metavar="FILE", help="interpreter; default: one that fits")
+    python = "interpreter; default: the one that was named before, or one that fits"
+    one.add_argument("--python", metavar="FILE", help=python)
     one.add_argument("--name", help="of the app, where the archive gives it none")
-    system = "let the runtime see the system's packages, such as JetPack's TensorRT"
-    one.add_argument("--system-site-packages", action="store_true", help=system)
-    command("status", _status, "show the versions that are installed")
-    back = command("rollback", _rollback, "go back to the version before")
+    one.add_argument(
+        "--system-site-packages", action=argparse.BooleanOptionalAction,
+        help="let the runtime see the system's packages, such as JetPack's TensorRT; default: as "
+        "before",
+    )  # fmt: skip
+    command("status", _status, "show the versions that are installed", "must be given")
+    back = command("rollback", _rollback, "go back to the version before", "must be given")
     back.add_argument("version", nargs="?", type=int, help="its number, if it is another")
-    prune = command("prune", _prune, "remove versions that do not run")
+    prune = command("prune", _prune, "remove versions that do not run", "must be given")
     prune.add_argument("--keep", type=int, default=0, metavar="N", help="but the newest N of them")
     return parser
+
+
+def _folder(text: str) -> str:
+    if not text or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name for a folder")
+    return text
 
 
 def _install(given: argparse.Namespace, beside: Path) -> int:
@@ -83,11 +111,11 @@ def _install(given: argparse.Namespace, beside: Path) -> int:
     if version.bundle is None:
         say("it has no bundle yet; install one")
     elif version.before is None:
-        say(f"  {store.root}/run --prompt 'Hello'")
-        say(f"  {store.root}/manage status")
         unit = f"{store.name}.service"
-        say(f"  sudo cp {store.root}/{unit} /etc/systemd/system/ && "
-            f"sudo systemctl enable --now {unit}")  # fmt: skip
+        run, manage, service = (quote(str(store.root / name)) for name in ("run", "manage", unit))
+        say(f"  {run} --prompt 'Hello'")
+        say(f"  {manage} status")
+        say(f"  sudo cp {service} /etc/systemd/system/ && sudo systemctl enable --now {unit}")
     return 0
 
 
@@ -138,10 +166,20 @@ def _prune(given: argparse.Namespace, beside: Path) -> int:
     with store.locked():
         current = store.current()
         others: list[Version] = [item for item in store.versions() if item != current]
-        gone = others[: len(others) - given.keep] if given.keep < len(others) else []
+        old = others[: len(others) - given.keep] if given.keep < len(others) else []
+        gone = [version for version in old if not _in_use(store, version, current)]
         store.drop(gone)
     say(f"removed {len(gone)} of {len(others) + (current is not None)} versions")
     return 0
+
+
+def _in_use(store: Store, version: Version, current: Version | None) -> bool:
+    """Whether a program would lose what it runs with; then it is told."""
+    kept = [] if current is None else store.parts(current)
+    users = users_of([place for place in store.parts(version) if place not in kept])
+    if users:
+        note(f"version {version.number} is kept: process {users[0]} runs it; stop that first")
+    return bool(users)
 
 
 def run() -> None:

@@ -25,6 +25,9 @@ def receive(
     """
     seen: set[str] = set()
     for name, file in source.entries():
+        if name in seen:
+            raise InstallError(f"the app holds {name!r} twice; get it again")
+        seen.add(name)
         if name == SUMS:
             text = sums_text(app, source.manifest)
             if file.read(len(text) + 1) != text:
@@ -32,11 +35,8 @@ def receive(
             continue
         if name not in app.files:
             raise InstallError(f"the app holds {name!r}, which its manifest does not; get it again")
-        if name in seen:
-            raise InstallError(f"the app holds {name!r} twice; get it again")
-        seen.add(name)
         _copy(file, app, name, to / name if name in wanted else None, advance)
-    if missing := sorted(set(app.files) - seen):
+    if missing := sorted({SUMS, *app.files} - seen):
         raise InstallError(f"the app lacks {missing[0]}; get it again")
 
 

@@ -27,8 +27,8 @@ MANAGE = """#!/bin/sh
 set -eu
 here=$(dirname -- "$(readlink -f -- "$0")")
 runtime=$(readlink -f -- "$here/runtime")
-exec "$runtime/venv/bin/python" -I "$runtime/install.pyz" "$@" \\
-    --to "$(dirname -- "$(dirname -- "$here")")"
+exec "$runtime/venv/bin/python" -I "$runtime/install.pyz" \\
+    --manage "$(dirname -- "$(dirname -- "$here")")" "$@"
 """
 
 

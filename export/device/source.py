@@ -35,6 +35,11 @@ class Folder:
 
     def __init__(self, path: Path):
         self._path = path
+        if not (path / MANIFEST).exists():
+            raise InstallError(
+                f"{path} holds no exported app; name an archive, or the folder that one was "
+                "unpacked to"
+            )
         with self._open(path / MANIFEST) as file:
             self.manifest = file.read(LARGEST_MANIFEST)
 

@@ -33,7 +33,8 @@ _HARMLESS = {"lost+found", "service.env"}  # of a disk of its own; the user's, f
 
 @dataclass(frozen=True)
 class Version:
-    """Which runtime and bundle belong together; before: the version that it took the place of."""
+    """Which runtime and bundle belong together; before: the version that it took the place of.
+    python: the interpreter, where one was chosen. system_packages: the runtime sees them."""
 
     number: int
     runtime: str
@@ -41,6 +42,8 @@ class Version:
     model: str | None
     before: int | None
     installed: str
+    python: str | None = None
+    system_packages: bool = False
 
 
 class Store:
@@ -103,6 +106,11 @@ class Store:
     def place(self, part: str, part_id: str) -> Path:
         return self.root / PARTS[part] / part_id
 
+    def parts(self, version: Version) -> list[Path]:
+        """The folders of its runtime and its bundle."""
+        known = (("runtime", version.runtime), ("bundle", version.bundle))
+        return [self.place(part, part_id) for part, part_id in known if part_id is not None]
+
     def has(self, part: str, part_id: str) -> bool:
         return (self.place(part, part_id) / _COMPLETE).is_file()
 
@@ -138,7 +146,7 @@ class Store:
     def current(self) -> Version | None:
         try:
             number = int(os.path.basename(os.readlink(self.root / "current")))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         return next((item for item in self.versions() if item.number == number), None)
 

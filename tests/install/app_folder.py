@@ -14,6 +14,7 @@ import pytest
 from pocketmoe.export.contents import Content
 from pocketmoe.export.device.main import main
 
+UNIT = Path(__file__).parents[2] / "export" / "app.service"
 Parts = dict[str, Content]
 Build = Callable[..., Path]
 

@@ -19,7 +19,7 @@ from pocketmoe.export.device.manifest import App, Runtime, write_manifest
 from pocketmoe.export.installer import make_installer
 from pocketmoe.export.platforms import find_platform
 from pocketmoe.progress import Silent
-from pocketmoe.tests.install.app_folder import Build, Parts, snapshot
+from pocketmoe.tests.install.app_folder import UNIT, Build, Parts, snapshot
 from pocketmoe.tests.wheelhouse import invent, repack
 
 PROGRAM = """
@@ -35,7 +35,6 @@ else:
         sys.exit("error: this bundle is too new")
     print(version("pocketmoe"), command, text, *sys.argv[3:])
 """
-UNIT = Path(__file__).parents[2] / "export" / "app.service"
 
 
 @pytest.fixture(scope="module")

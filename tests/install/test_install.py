@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from pocketmoe.export.device.environment import private_folder
 from pocketmoe.export.device.main import main
-from pocketmoe.tests.install.app_folder import Build, members, refused, says, snapshot
+from pocketmoe.export.device.scripts import unit_text
+from pocketmoe.tests.install.app_folder import UNIT, Build, members, refused, says, snapshot
 
 
 class TestInstalled:
@@ -32,12 +35,23 @@ class TestInstalled:
 
     def test_the_unit(self, root: Path) -> None:
         unit = (root / "app.service").read_text()
-        assert f'ExecStart="{root}/run" serve $OPTIONS' in unit
+        assert f'ExecStart=/bin/sh "{root}/run" serve $OPTIONS' in unit
         assert "@" not in unit
-        if shutil.which("systemd-analyze"):
-            command = ["systemd-analyze", "verify", os.path.realpath(root / "app.service")]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert str(root) not in done.stderr
+
+    @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
+    @pytest.mark.parametrize(
+        "name", ["app", "my app", "it's", 'a"b', "a\\b", "50%n", "$HOME", "日本"]
+    )
+    def test_systemd_takes_the_unit(self, name: str, tmp_path: Path) -> None:
+        root, unit = tmp_path / name, tmp_path / "app.service"
+        root.mkdir()
+        unit.write_text(unit_text(UNIT.read_text(), root, "app"))
+        command = ["systemd-analyze", "verify", str(unit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "app.service:" not in done.stderr
+        unit.write_text(unit.read_text().replace("/bin/sh ", ""))
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "app.service" in done.stderr  # it would tell, as that program is not there
 
     def test_the_same_again_changes_nothing(
         self, root: Path, first: Path, capsys: pytest.CaptureFixture[str]
@@ -49,15 +63,27 @@ class TestInstalled:
 
     @pytest.mark.parametrize("option", [["--python", sys.executable], ["--system-site-packages"]])
     def test_the_same_wheels_installed_otherwise(
-        self, option: list[str], first: Path, root: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+        self, option: list[str], build: Build, first: Path, root: Path, tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
         command = ["install", str(first), "--to", str(root), *option]
         assert main(command, root) == 0
         assert "version 2 runs from now on" in capsys.readouterr().out
         settings = (root / "current/runtime/venv/pyvenv.cfg").read_text()
         assert ("site-packages = true" in settings) == (option[0] != "--python")
-        assert main(command, root) == 0
-        assert "version 2 is installed already" in capsys.readouterr().out
+        for again in (command, command[:4]):  # what was chosen holds for what follows
+            assert main(again, root) == 0
+            assert "version 2 is installed already" in capsys.readouterr().out
+        runtime = build(tmp_path / "runtime.tar", "1.5", None, name=None)
+        assert main(["install", str(runtime), "--to", str(root)], root) == 0
+        settings = (root / "current/runtime/venv/pyvenv.cfg").read_text()
+        assert ("site-packages = true" in settings) == (option[0] != "--python")
+        assert json.loads((root / "current/version.json").read_text())["python"] == (
+            sys.executable if option[0] == "--python" else None
+        )
+        assert main([*command[:4], "--no-system-site-packages"], root) == 0
+        settings = (root / "current/runtime/venv/pyvenv.cfg").read_text()
+        assert "site-packages = false" in settings
 
     def test_from_a_folder_with_a_python_that_has_no_zstd(
         self, second: Path, root: Path, tmp_path: Path
@@ -118,6 +144,41 @@ class TestUpdates:
         subprocess.run([root / "manage", "rollback"], check=True, timeout=60)
         assert says(root) == "1.0 run one"
 
+    def test_the_manager_installs_elsewhere_when_told(
+        self, root: Path, second: Path, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other"
+        subprocess.run([root / "manage", "install", second, "--to", other], check=True, timeout=120)
+        assert says(other) == "2.0 run two"
+        assert says(root) == "1.0 run one"
+
+    @pytest.mark.parametrize("arguments", [[], ["install"], ["-v"], ["status", "--to", ""]])
+    def test_what_the_manager_refuses(self, arguments: list[str], root: Path) -> None:
+        command = [root / "manage", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 2
+        assert done.stderr.startswith("usage: manage ")
+        assert str(root) not in done.stderr
+
+    def test_prune_leaves_what_runs(
+        self, root: Path, second: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bundle = os.path.realpath(root / "current/bundle")
+        python = Path(os.path.realpath(root / "current/runtime")) / "venv/bin/python"
+        assert main(["install", str(second), "--to", str(root)], root) == 0
+        process = subprocess.Popen([python, "-c", "input()", bundle], stdin=subprocess.PIPE)
+        try:
+            assert main(["prune", "--to", str(root)], root) == 0
+            told = capsys.readouterr()
+            assert f"version 1 is kept: process {process.pid} runs it" in told.err
+            assert "removed 0 of 2" in told.out
+            assert main(["rollback", "--to", str(root)], root) == 0
+            assert says(root) == "1.0 run one"
+        finally:
+            process.communicate()
+        assert main(["prune", "--to", str(root)], root) == 0
+        assert "removed 1 of 2" in capsys.readouterr().out
+
     def test_a_runtime_first(
         self, build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -137,7 +198,10 @@ class TestUpdates:
         )
         assert main(["install", str(bundle), *at], root) == 0
         assert says(root) == "1.5 run three"
-        assert f'ExecStart="{tmp_path}/robot 100%%/run"' in (root / "robot.service").read_text()
+        assert (
+            f'ExecStart=/bin/sh "{tmp_path}/robot 100%%/run"'
+            in (root / "robot.service").read_text()
+        )
 
     def test_a_bundle_that_the_runtime_does_not_read(
         self, build: Build, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -156,7 +220,7 @@ class TestUpdates:
         self, build: Build, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         other = build(tmp_path / "other.tar", None, "other", name="other")
-        refused(["install", other], capsys, "holds the app app, not other", to=root)
+        refused(["install", other], capsys, "holds the app app, not other", "--name app", to=root)
 
 
 class TestMachine:
@@ -175,6 +239,31 @@ class TestMachine:
     ) -> None:  # fmt: skip
         path = build(tmp_path / "x.tar", "4.0", None, **facts)
         refused(["install", path], capsys, words, to=root)
+
+    @pytest.mark.parametrize(
+        ("python", "words"), [("/nowhere/python3", "is no Python"), ("/bin/sh", "is no Python")]
+    )
+    def test_a_python_that_is_none(
+        self, python: str, words: str, root: Path, second: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        refused(["install", second, "--python", python], capsys, f"{python} {words}", to=root)
+
+    def test_a_folder_that_holds_no_app(
+        self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        refused(["install", tmp_path], capsys, "holds no exported app; name an archive", to=root)
+
+    def test_a_python_that_others_cannot_run(self, tmp_path: Path) -> None:
+        python = tmp_path / "closed/bin/python3"
+        python.parent.mkdir(parents=True)
+        python.symlink_to(sys.executable)
+        found = private_folder(str(python))
+        python.unlink()
+        python.touch()
+        python.parents[1].chmod(0o700)
+        inner = private_folder(str(python))
+        assert inner == python.parents[1]
+        assert found != inner
 
     def test_the_disk_is_full(
         self, root: Path, second: Path, capsys: pytest.CaptureFixture[str],

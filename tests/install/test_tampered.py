@@ -67,10 +67,14 @@ class TestTampered:
             ([(item, data[:-1])], "text is damaged"),
             ([(item, data + b"x")], "text is damaged"),
             ([], "lacks bundle/text"),
+            (None, "lacks SHA256SUMS"),
             ([(item, data), (item, data)], "twice"),
             ([(item, data), (new, b"x")], "'bundle/more', which its manifest does not"),
         ):
-            path = rewrite(tmp_path / "bad.tar.gz", [*content[:at], *bad, *content[at + 1 :]])
+            new_content = [*content[:at], *(bad or []), *content[at + 1 :]]
+            if bad is None:
+                new_content = [one for one in content if not one[0].name.endswith("SUMS")]
+            path = rewrite(tmp_path / "bad.tar.gz", new_content)
             refused(["install", path], capsys, words, to=root)
 
     @pytest.mark.parametrize(
