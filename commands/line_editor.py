@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
+import locale
+import logging
 import os
 import signal
 import sys
@@ -11,9 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from ..errors import InputError
 from ..text_input import decode_utf8
 from .console import read_line
+
+_log = logging.getLogger(__name__)
 
 _KEPT = 1000  # entries of the history
 _CUE, _MORE = "> ", ". "
@@ -63,13 +67,14 @@ class LineEditor:
         return decode_utf8(line, "the line").rstrip("\r\n").replace("\r\n", "\n")
 
     def _set_up(self, readline: ModuleType) -> None:
+        _use_utf8()
         readline.set_auto_history(False)
         readline.parse_and_bind("set enable-bracketed-paste on")
         readline.parse_and_bind("tab: complete")
         readline.set_completer_delims(" ")
         readline.set_completer(self._complete)
         for entry in self._load():
-            readline.add_history(entry)
+            _add(readline, entry)
 
     def _complete(self, begun: str, state: int) -> str | None:
         assert self._readline is not None
@@ -82,7 +87,7 @@ class LineEditor:
         """The history; it is shortened here, and what is no entry of it is passed over."""
         if self._history is None or not self._history.is_file():
             return []
-        entries = []
+        entries: list[str] = []
         try:
             lines = self._history.read_text(encoding="utf-8", errors="replace").splitlines()
             for line in lines:
@@ -97,13 +102,13 @@ class LineEditor:
                     file.write(text)
                 os.replace(new, self._history)
         except OSError as error:
-            raise _unusable(self._history, error) from error
+            self._give_up_history(error)
         return entries[-_KEPT:]
 
     def _keep(self, text: str) -> None:
         if self._readline is None or text.startswith(" ") or "\0" in text:
             return
-        self._readline.add_history(text)
+        _add(self._readline, text)
         if self._history is None:
             return
         try:
@@ -111,7 +116,14 @@ class LineEditor:
             with open(self._history, "a", encoding="utf-8", opener=_private) as file:
                 file.write(f"{json.dumps(text)}\n")
         except OSError as error:
-            raise _unusable(self._history, error) from error
+            self._give_up_history(error)
+
+    def _give_up_history(self, error: OSError) -> None:
+        _log.warning(
+            "the history %s cannot be used (%s): nothing of what is typed is kept", self._history,
+            error.strerror,
+        )  # fmt: skip
+        self._history = None
 
 
 @contextlib.contextmanager
@@ -153,5 +165,14 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _unusable(path: Path, error: OSError) -> InputError:
-    return InputError(f"the history {path} cannot be used ({error.strerror}); see --no-history")
+def _add(readline: ModuleType, entry: str) -> None:
+    with contextlib.suppress(UnicodeEncodeError):  # the terminal's encoding has not all of it
+        readline.add_history(entry)
+
+
+def _use_utf8() -> None:
+    """Where a locale is set that knows ASCII alone, as over ssh to a device without locales:
+    readline would refuse every other letter."""
+    if codecs.lookup(locale.nl_langinfo(locale.CODESET)).name == "ascii":
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")

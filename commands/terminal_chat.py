@@ -225,6 +225,8 @@ class TerminalChat:
 def _path(text: str, command: str) -> Path:
     if not text:
         raise InputError(f"which file? {command} FILE")
+    if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"":  # as in a shell
+        text = text[1:-1]
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~name, of whom there is none

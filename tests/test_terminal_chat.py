@@ -49,7 +49,7 @@ def answer_to(terminal: Terminal, text: str) -> str:
 
 def saved(terminal: Terminal, path: Path) -> list[dict[str, str]]:
     path.unlink(missing_ok=True)
-    terminal.type(f"/save {path}\r")
+    terminal.type(f"/save '{path}'\r")
     terminal.wait_for("messages are in")
     terminal.wait_for(CUE)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -71,7 +71,7 @@ class TestTerminal:
         ]  # fmt: skip
         assert harmless(expected) in first
         assert "(ended after 12 tokens, by --max-tokens)" in first
-        assert history(state) == ["def main(", "naïve 🙂", f"/save {tmp_path / 'saved.json'}"]
+        assert history(state) == ["def main(", "naïve 🙂", f"/save '{tmp_path / 'saved.json'}'"]
         path = state / "pocketmoe/chat_history"
         assert path.stat().st_mode & 0o777 == 0o600
         assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -130,6 +130,41 @@ class TestTerminal:
             later.wait_for(CUE)
             messages = saved(later, tmp_path / "saved.json")
             assert messages[0]["content"] == "one more"
+
+    @pytest.mark.parametrize("name", ["C", "POSIX"])
+    def test_without_a_locale(
+        self, name: str, served_bundle: Path, state: Path, tmp_path: Path
+    ) -> None:
+        """As over ssh to a device that has none: what was typed elsewhere is recalled."""
+        (state / "pocketmoe").mkdir(parents=True)
+        (state / "pocketmoe/chat_history").write_text('"héllo"\n')
+        command = [*COMMAND, served_bundle, "--max-tokens", "4"]
+        with on_terminal(command, XDG_STATE_HOME=str(state), LC_ALL=name) as chat:
+            chat.wait_for(CUE)
+            chat.type("\x1b[A\r")
+            chat.wait_for(CUE)
+            answer_to(chat, "naïve 日本")
+            said = [one["content"] for one in saved(chat, tmp_path / "s") if one["role"] == "user"]
+            assert said == ["héllo", "naïve 日本"]
+
+    @pytest.mark.parametrize("kind", ["a file in its way", "no file"])
+    def test_a_history_that_cannot_be_kept(
+        self, kind: str, served_bundle: Path, state: Path, tmp_path: Path
+    ) -> None:
+        """It is said once, and what is typed is answered."""
+        if kind == "no file":
+            (state / "pocketmoe/chat_history").mkdir(parents=True)
+        else:
+            state.write_text("")
+        command = [*COMMAND, served_bundle, "--max-tokens", "4"]
+        with on_terminal(command, XDG_STATE_HOME=str(state)) as chat:
+            chat.wait_for(CUE)
+            chat.type("one\r")
+            chat.wait_for("warning: the history .* cannot be used")
+            chat.wait_for(CUE)
+            assert "history" not in answer_to(chat, "two")
+            said = [one["content"] for one in saved(chat, tmp_path / "s") if one["role"] == "user"]
+            assert said == ["one", "two"]
 
     def test_lines_that_go_on_and_a_pasted_block(
         self, chat: Terminal, state: Path, tmp_path: Path
