@@ -169,6 +169,19 @@ def test_a_conversation_is_kept_over_a_reload_until_a_new_one(browser: Any, url:
         assert page.is_visible("#welcome")
 
 
+def test_a_reload_stops_an_answer_and_breaks_nothing(browser: Any, url: str) -> None:
+    with visit(browser, url) as seen:
+        page = seen.open()
+        set_tokens(page, 100_000)
+        send(page, "class Stack:\n")
+        wait_until(page, "() => document.querySelector('.written')?.innerText.length > 40")
+        page.reload()
+        page.wait_for_selector("#link[data-state=live]")
+        assert page.inner_text(".written").startswith("class Stack")
+        assert page.locator("#messages .problem").count() == 0
+        assert page.is_visible(".foot >> text=Continue")
+
+
 def test_a_chat_asks_with_its_settings_and_draws_markdown(browser: Any, chat_url: str) -> None:
     asked = []
     parts = ["# Ti", "tle\n\n- **a", "**\n\n```py\nx = ", "1\n```\n<script>alert(1)</script>"]

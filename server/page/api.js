@@ -12,6 +12,21 @@ export class Problem extends Error {
   }
 }
 
+// A page that is reloaded or left loses its requests, which nobody need be told. A moment later, as
+// it may stay after all: then a request that fails has failed.
+const LEAVING = 5000; // ms
+let leaving = false;
+addEventListener('beforeunload', () => {
+  leaving = true;
+  setTimeout(() => { leaving = false; }, LEAVING);
+});
+
+// The error of a request that failed, as it is told. Who stopped it knows.
+function failure(error, told) {
+  if (error.name === 'AbortError') return error;
+  return leaving ? new DOMException('the page was left', 'AbortError') : new Problem(told);
+}
+
 const UNREACHABLE = 'The server does not answer. See that pocketmoe serve still runs, then try again.';
 
 async function once(path, body, signal) {
@@ -28,8 +43,7 @@ async function once(path, body, signal) {
       cache: 'no-store',
     });
   } catch (error) {
-    if (error.name === 'AbortError') throw error;
-    throw new Problem(UNREACHABLE);
+    throw failure(error, UNREACHABLE);
   }
 }
 
@@ -80,8 +94,7 @@ export async function* events(response) {
       }
     }
   } catch (error) {
-    if (error.name === 'AbortError') throw error;
-    throw new Problem('The connection to the server broke. Try again.');
+    throw failure(error, 'The connection to the server broke. Try again.');
   } finally {
     reader.cancel().catch(() => {});
   }

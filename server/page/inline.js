@@ -4,7 +4,8 @@
 const DEEPEST = 6;
 const LONGEST_LINK = 2000;
 const ESCAPABLE = /[\\`*_{}[\]()#+\-.!~|<>]/;
-const SPECIAL = /[\\`*_~[!h\n]/g;
+const SPECIAL = /[\\`*_~[!h&\n]/g;
+const ENTITY = /&(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,31});/iy;
 
 // The address if it is one of http or https, else null.
 export function safeLink(text) {
@@ -90,6 +91,7 @@ function read(text, at, finder, depth, linked) {
     return { text: text[at + 1], end: at + 2 };
   }
   if (letter === '`') return code(text, at, finder);
+  if (letter === '&') return entity(text, at);
   if (letter === 'h') return linked ? null : bare(text, at);
   if (depth >= DEEPEST) return null;
   if (letter === '[') return linked ? null : named(text, at, finder, depth);
@@ -104,6 +106,16 @@ function run(text, at) {
   let end = at;
   while (text[end] === text[at]) end += 1;
   return end - at;
+}
+
+const parser = new DOMParser();
+
+function entity(text, at) {
+  ENTITY.lastIndex = at;
+  const match = ENTITY.exec(text);
+  if (!match) return null;
+  const { body } = parser.parseFromString(match[0], 'text/html');
+  return { text: body.textContent, end: at + match[0].length };
 }
 
 function code(text, at, finder) {

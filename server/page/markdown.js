@@ -185,7 +185,9 @@ function drawAll(lines, depth) {
 }
 
 function drawList(block, depth) {
-  const list = element(block.ordered ? 'ol' : 'ul', block.items.map((lines) => {
+  const list = element(block.ordered ? 'ol' : 'ul', block.items.map(([first, ...rest]) => {
+    const task = /^\[([ xX])\](?=\s)/.exec(first);
+    const lines = [task ? (task[1] === ' ' ? '☐' : '☑') + first.slice(3) : first, ...rest];
     const inner = drawAll(lines, depth + 1);
     // An item's first paragraph stands beside its mark, without a paragraph's distance.
     const head = inner[0]?.tagName === 'P' ? [...inner.shift().childNodes] : [];
