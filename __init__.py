@@ -1,6 +1,5 @@
 """Compile a Mixture-of-Experts language model for a device too small for it, and run it there."""
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -19,12 +18,14 @@ if TYPE_CHECKING:
     from .runtime.pieces import Piece
     from .runtime.session import Session
 
-_LATE = ("Generation", "Grammar", "Piece", "Session", "open")  # loaded with their first use
+    __version__: str
+
+# Loaded with their first use, so that importing pocketmoe stays quick.
+_LATE = ("Generation", "Grammar", "Piece", "Session", "__version__", "open")
 __all__ = [
     "BudgetError", "BundleError", "ContextError", "EngineError", "Generation", "Grammar",
     "InputError", "Piece", "PocketMoEError", "Session", "__version__", "open",
 ]  # fmt: skip
-__version__ = version("pocketmoe")
 
 
 def __dir__() -> list[str]:
@@ -32,9 +33,12 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # So that importing pocketmoe stays quick.
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return globals().setdefault(name, version("pocketmoe"))
     from .runtime import generation, grammar, opening, pieces, session
 
     globals().update(

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from ..errors import PocketMoEError
+from ..extras import how_to_add
 from .console import print_error, print_interrupted
 
 FAILED = 2
@@ -126,8 +127,7 @@ def _message(error: PocketMoEError | OSError | ModuleNotFoundError) -> str | Non
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             return None
-        extra = EXTRAS[package]
-        return f'this needs {package}, which is not installed: pip install "pocketmoe[{extra}]"'
+        return f"this needs {package}, which is not installed: {how_to_add(EXTRAS[package])}"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
         remedy = "; free some space or write elsewhere" if error.errno == errno.ENOSPC else ""

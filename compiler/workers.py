@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..extras import how_to_add
 from ..runtime.host_memory import read_host_memory
 from ..runtime.pages import PageFormat
 
@@ -196,9 +197,7 @@ class RayCluster:
         try:
             import ray
         except ImportError as error:
-            raise InputError(
-                f"--workers {address} needs Ray: pip install 'pocketmoe[ray]'"
-            ) from error
+            raise InputError(f"--workers {address} needs Ray: {how_to_add('ray')}") from error
         self._ray = ray
         where = None if address == "ray" else address
         try:

@@ -1,7 +1,7 @@
 """A LangChain chain through the server, as it would run with any other OpenAI-compatible one.
 
     pip install langchain-openai
-    pocketmoe serve BUNDLE --parallel 2
+    pocketmoe serve BUNDLE --parallel 2      # BUNDLE has a chat template: see `pocketmoe inspect`
     python examples/langchain_client.py http://127.0.0.1:8000/v1 'the router' 'the pager'
 
 With a key, it is read from the environment variable OPENAI_API_KEY.
@@ -15,7 +15,7 @@ import os
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 
 
 def main() -> None:
@@ -24,6 +24,13 @@ def main() -> None:
     parser.add_argument("topics", nargs="+")
     parser.add_argument("--tokens", type=int, default=48)
     given = parser.parse_args()
+    try:
+        ask(given)
+    except OpenAIError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def ask(given: argparse.Namespace) -> None:
     key = os.environ.get("OPENAI_API_KEY", "none")
     served = OpenAI(base_url=given.url, api_key=key).models.list().data[0].id
     # `max_completion_tokens` and streamed usage are as OpenAI has them.

@@ -36,7 +36,9 @@ def main() -> None:
                     f"beside a summary of {given.tokens}: use a larger --context or fewer --tokens"
                 )
             print(summarize_all(session, text, given.tokens))
-    except (OSError, UnicodeDecodeError, pocketmoe.PocketMoEError) as error:
+    except OSError as error:
+        raise SystemExit(f"error: {error.filename}: {error.strerror}") from None
+    except (UnicodeDecodeError, pocketmoe.PocketMoEError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BundleError, EngineError
+from ..extras import how_to_add
 from .installed import find_onnxruntime
 
 find_onnxruntime()
@@ -19,8 +20,8 @@ try:
 except ImportError as error:
     if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
         raise EngineError(
-            "this needs ONNX Runtime, which is not installed: pip install 'pocketmoe[cpu]', or "
-            "'pocketmoe[cuda]' for NVIDIA GPUs, but not both"
+            f"this needs ONNX Runtime, which is not installed: {how_to_add('cpu')}; for NVIDIA "
+            "GPUs the extra cuda, but not both"
         ) from error
     raise EngineError(f"ONNX Runtime cannot be loaded ({error}); install it again") from error
 

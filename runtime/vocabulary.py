@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InputError
+from ..extras import how_to_add
 from .host_memory import give_back_freed
 
 # Bytes, of byte-level BPE with merges; bench/grammar_memory.py measures them.
@@ -55,7 +56,7 @@ def need_llguidance() -> Any:
         import llguidance
     except ImportError as error:
         raise InputError(
-            "a grammar needs llguidance; install it with: pip install 'pocketmoe[structured]'"
+            f"a grammar needs llguidance, which is not installed: {how_to_add('structured')}"
         ) from error
     return llguidance
 

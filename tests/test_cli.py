@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 from pocketmoe import __version__
 from pocketmoe.cli import main
 from pocketmoe.errors import InputError
+from pocketmoe.extras import how_to_add
 from pocketmoe.model.presets import find_preset
 from pocketmoe.text_input import decode_utf8
 
@@ -218,3 +220,26 @@ def test_an_interrupt_within_text_that_is_executed_ends_with_the_code() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_ctrl_c_while_it_is_loaded(tmp_path: Path) -> None:
+    """It ends by the signal, and leaves no traceback."""
+    text = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / "click.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "pocketmoe", "--version"], capture_output=True, text=True,
+        timeout=60, env={**os.environ, "PYTHONPATH": str(tmp_path)}, preexec_fn=_hear_interrupts,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def _hear_interrupts() -> None:
+    """Whatever the tests' own parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_what_to_do_without_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    assert how_to_add("serve") == "pip install 'pocketmoe[serve]'"
+    (tmp_path / "install.pyz").touch()
+    assert how_to_add("serve") == "export the app again, with --extra serve besides"

@@ -212,4 +212,4 @@ def test_without_torch(tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, encoding="utf-8"
     )
-    refused(done, 'needs torch, which is not installed: pip install "pocketmoe[compile]"')
+    refused(done, "needs torch, which is not installed: pip install 'pocketmoe[compile]'")

@@ -72,6 +72,12 @@ def test_summarize_refuses(
     assert word in line
 
 
+def test_summarize_without_a_text(tiny_bundle: Path, tmp_path: Path) -> None:
+    command = [sys.executable, EXAMPLES / "summarize.py", tiny_bundle, tmp_path / "none.txt"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stderr == f"error: {tmp_path / 'none.txt'}: No such file or directory\n"
+
+
 def test_async_app(tiny_bundle: Path) -> None:
     prompts = ["def main(", "import os", "class Stack:"]
     lines = run("async_app.py", tiny_bundle, *prompts, "--tokens", "8").splitlines()
@@ -89,6 +95,18 @@ def test_langchain_client(served_bundle: Path) -> None:
     assert "a router: '" in told
     assert "a pager: '" in told
     assert re.search(r"(?m)^\d+ tokens$", told)
+
+
+def test_langchain_client_says_in_a_line_what_is_wrong(tiny_bundle: Path) -> None:
+    command = [sys.executable, EXAMPLES / "langchain_client.py"]
+    with server_process(tiny_bundle) as (_, port):
+        url = f"http://127.0.0.1:{port}/v1"
+        done = subprocess.run([*command, url, "x"], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert re.fullmatch(r"error: .*chat template.*\n", done.stderr)
+    done = subprocess.run([*command, url, "x"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == "error: Connection error.\n"
 
 
 def test_dockerfile() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EngineError
+from ...extras import how_to_add
 from ..bundle import Manifest
 from ..device_graphs import DeviceGraphs, EngineSet, architecture, plain_file
 from ..installed import find_onnxruntime
@@ -58,7 +59,7 @@ def find_backend(name: str, root: Path, manifest: Manifest) -> Backend:
 
 def _install(name: str) -> str:
     """What a backend needs of packages, in one command, or two where another is in its way."""
-    command = f"pip install 'pocketmoe[{name}]'"
+    command = how_to_add(name)
     if name == "cuda" and find_onnxruntime() not in (None, "onnxruntime-gpu"):
         return f"pip uninstall -y {find_onnxruntime()}, then {command}"
     return command

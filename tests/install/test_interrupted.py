@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pocketmoe.export.device.install import Choices, install
 from pocketmoe.export.device.main import main
 from pocketmoe.export.device.source import open_source
 from pocketmoe.export.device.store import Store
+from pocketmoe.export.installer import make_installer
 from pocketmoe.tests.install.app_folder import says, snapshot
 
 
@@ -130,3 +132,14 @@ class TestInterrupted:
         assert main(["install", str(second), "--to", str(root)], root) == 0
         assert "version 2 runs from now on" in capsys.readouterr().out
         assert says(root) == "2.0 run two"
+
+    def test_ctrl_c_while_the_installer_is_loaded(self, tmp_path: Path) -> None:
+        text = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+        (tmp_path / "argparse.py").write_text(text)
+        (tmp_path / "install.pyz").write_bytes(make_installer())
+        done = subprocess.run(
+            [sys.executable, tmp_path / "install.pyz", "status"], capture_output=True, text=True,
+            timeout=60, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
