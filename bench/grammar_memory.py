@@ -15,9 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import pocketmoe  # noqa: F401  what a program has loaded before
 from pocketmoe.runtime.grammar import Grammar, Matcher
+from pocketmoe.runtime.grammar_memory import bytes_kept, bytes_while_made
 from pocketmoe.runtime.host_memory import give_back_freed
 from pocketmoe.runtime.stats import process_memory
-from pocketmoe.runtime.vocabulary import Vocabulary, bytes_kept, bytes_while_made
+from pocketmoe.runtime.vocabulary import Vocabulary
 
 LONGEST = 12  # letters of a token
 

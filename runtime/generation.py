@@ -16,6 +16,7 @@ from .chat import Message
 from .clock import Clock
 from .context import check_tokens
 from .grammar import Grammar, Matcher
+from .host_memory import give_back_freed
 from .pieces import Piece, PieceMaker
 from .prompts import encode_prompt, need_tokenizer
 from .runner import Cancelled
@@ -176,6 +177,11 @@ class Generation:
             yield maker.finish("stop")
         except Cancelled:
             yield maker.finish("cancelled")
+        finally:
+            if matcher is not None:
+                del matcher
+                self._matcher = None
+                give_back_freed()
 
     def _read_prompt(self) -> np.ndarray:
         """Logits after the prompt."""

@@ -13,17 +13,19 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError
+from .grammar_memory import limits
 from .vocabulary import Vocabulary, in_one_line, need_llguidance
 
 Kind = Literal["JSON schema", "regular expression", "Lark grammar"]
-# Between the parts of JSON. Without a limit, a model could go on with spaces for ever.
-_SPACE = r"[\x20\x0A\x0D\x09]{0,64}"
-# llguidance makes a state for each remainder by "multipleOf", without a limit: of 10⁶ it takes 4 s
-# and 350 MiB, and of 10⁸ it ends the process, as no memory is left. Factors of 10 cost nothing;
-# several numbers may have to hold at once, so their product counts.
+# Between the parts of JSON, as people and programs write it. Without a limit, a model could go on
+# with spaces for ever.
+_SPACE = r"(\x20{0,4}|(\r?\n){1,2}[\x20\t]{0,64})"
+# llguidance makes a state for each remainder by "multipleOf", without a limit: half a KiB for each,
+# and 10⁸ end the process, as no memory is left. Factors of 10 cost nothing; several numbers may
+# have to hold at once, so their product counts.
 _MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([-+.0-9eE]+)')
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-_MOST_REMAINDERS = 100_000
+_MOST_REMAINDERS = 4000
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Grammar:
             value = json.loads(schema) if isinstance(schema, str) else schema
             if not isinstance(value, (Mapping, bool)):
                 raise InputError("a JSON schema is an object or a boolean")
+            if not isinstance(value, bool) and "x-guidance" in value:
+                raise InputError("the JSON schema has 'x-guidance', which is not heeded; remove it")
             value = value if isinstance(value, bool) else dict(value)
             return Grammar("JSON schema", json.dumps(value, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
@@ -77,7 +81,9 @@ class Matcher:
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary):
         self._grammar, self._vocabulary = grammar, vocabulary
         llguidance = need_llguidance()
-        self._matcher = llguidance.LLMatcher(vocabulary.tokens, _compiled(grammar), log_level=0)
+        self._matcher = llguidance.LLMatcher(
+            vocabulary.tokens, _compiled(grammar), log_level=0, limits=limits(llguidance)
+        )
         self._check("cannot be compiled")
         self._mask = np.zeros(-(-vocabulary.size // 32), np.int32)
         self.allowed()  # tells whether any text fits
@@ -117,6 +123,9 @@ class Matcher:
             reason = in_one_line(self._matcher.get_error())
             if reason.startswith("NoExtension"):
                 raise InputError(f"no text fits the {self._grammar.kind}; give another one")
+            if "too big" in reason or "too many states" in reason:
+                kind = self._grammar.kind
+                raise InputError(f"the {kind} is too large ({reason}); give it fewer parts")
             raise InputError(f"the {self._grammar.kind} {what}: {reason}")
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import BudgetError, InputError
 from .budget import AUTO, MemoryPlan, fit_budget, read_budget
 from .bundle import Manifest
 from .chat import load_chat_template
 from .clock import Clock
 from .combining import Combiner
+from .grammar_memory import GRAMMAR, bytes_kept, bytes_while_made
 from .host_memory import give_back_freed
 from .leftover import count_closed
 from .lossy import ExpertChoice
@@ -30,7 +31,7 @@ from .recording import Recording
 from .runner import Observer, Runner
 from .shares import Seat
 from .stats import Counters, Stats
-from .vocabulary import Vocabulary, bytes_kept, bytes_while_made, need_llguidance
+from .vocabulary import Vocabulary, need_llguidance
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Model:
         self._wanted: MemoryPlan | None = opening.plan  # to be followed when no batch is under way
         self._planning = threading.Lock()  # held for `plan`, `_wanted` and `_contexts`
         self._vocabulary: Vocabulary | None = None
+        self._vocabulary_bytes = 0  # as they are planned
         self._making = threading.Lock()  # held while it is made
         self._closed = False
         self._dropped: deque[Seat] = deque()  # of sessions that were forgotten, and not closed
@@ -195,13 +197,13 @@ class Model:
             self.plan = self._wanted = plan
         self._combiner.if_still(self._follow_plan)
 
-    def _plan_for(
-        self, contexts: list[int], budget: int | None, base: MemoryPlan | None = None
-    ) -> MemoryPlan:
-        """base: what else it is made of, if not the plan of now. Raises BudgetError where the
-        budget is too small."""
+    def _plan_for(self, contexts: list[int], budget: int | None) -> MemoryPlan:
+        """Raises BudgetError where the budget is too small."""
+        grammars = self._vocabulary_bytes
+        if grammars:  # one for each session, and one that is only looked at
+            grammars += (len(contexts) + 1) * GRAMMAR
         return fit_budget(
-            self.runner.take_caches(base or self.plan, contexts),
+            self.runner.take_caches(replace(self.plan, grammars=grammars), contexts),
             budget,
             num_pages=self.manifest.num_pages,
             context=sum(contexts),
@@ -253,21 +255,25 @@ class Model:
             if self._vocabulary is None:
                 need_llguidance()
                 spec = self.manifest.spec
-                self._reserve_for_grammars(bytes_while_made(spec.vocab_size))
+                self._reserve_vocabulary(bytes_while_made(spec.vocab_size))
                 kept = 0
                 try:
                     ends = tuple(spec.eos_token_ids)
                     self._vocabulary = Vocabulary(self.tokenizer, spec.vocab_size, ends)
                     kept = bytes_kept(spec.vocab_size)
                 finally:
-                    self._reserve_for_grammars(kept)
+                    self._reserve_vocabulary(kept)
             return self._vocabulary
 
-    def _reserve_for_grammars(self, size: int) -> None:
+    def _reserve_vocabulary(self, size: int) -> None:
         with self._combiner.still():
             with self._planning:
-                contexts, before = list(self._contexts.values()), self.plan
-                plan = self._plan_for(contexts, before.budget, replace(before, grammars=size))
+                before, self._vocabulary_bytes = self._vocabulary_bytes, size
+                try:
+                    plan = self._plan_for(list(self._contexts.values()), self.plan.budget)
+                except BudgetError:
+                    self._vocabulary_bytes = before
+                    raise
                 self.plan = self._wanted = plan
             self._follow_plan()
 

@@ -9,18 +9,6 @@ from ..errors import InputError
 from ..extras import how_to_add
 from .host_memory import give_back_freed
 
-# Bytes, of byte-level BPE with merges; bench/grammar_memory.py measures them.
-_LIBRARY = 10 << 20  # llguidance, and what the grammars of a few texts take
-_MADE, _KEPT = 1152, 448  # a token, while a vocabulary is made and afterwards
-
-
-def bytes_while_made(tokens: int) -> int:
-    return _LIBRARY + tokens * _MADE
-
-
-def bytes_kept(tokens: int) -> int:
-    return _LIBRARY + tokens * _KEPT
-
 
 class Vocabulary:
     """tokenizer: a tokenizers.Tokenizer. size: of the model's vocabulary, which may have more

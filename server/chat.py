@@ -22,7 +22,7 @@ from .prepared import (
     encode_prompt,
     new_heading,
 )
-from .refusals import refusal_of, unsupported, wrong
+from .refusals import RequestError, refusal_of, unsupported, wrong
 from .service import Service
 from .tools import Tools, read_tools
 
@@ -63,11 +63,28 @@ def prepare_chat(service: Service, body: bytes) -> Prepared:
         task = CallTask(tools, service.tool_form, service.mark_token(service.tool_form))
         beginning, grammar = how_to_call(task, tools)
     ids = encode_chat(service, messages, variables, beginning)
-    check_grammar(service, grammar, "tools" if task is not None else "response_format")
+    if task is None:
+        check_grammar(service, grammar, "response_format")
+    else:
+        check_call_grammar(service, grammar, task.tools)
     heading = new_heading(service, "chat.completion", options)
     spell = None if options.logprobs is None else service.spell
     answer = ChatAnswer(heading, options.choices, task, spell)
     return Prepared(options, [ids], grammar, answer)
+
+
+def check_call_grammar(service: Service, grammar: Grammar | None, tools: Tools) -> None:
+    """Raises RequestError, of the tool because of which it cannot be compiled."""
+    try:
+        check_grammar(service, grammar, "tools")
+    except RequestError:
+        for index, schema in enumerate(tools.schemas.values()):
+            param = f"tools[{index}].function.parameters"
+            try:
+                check_grammar(service, Grammar.json_schema(schema), param)
+            except RequestError as error:
+                raise RequestError(f"{param}: {error}", status=error.status, param=param) from error
+        raise
 
 
 def encode_chat(

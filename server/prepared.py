@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import PocketMoEError
 from ..runtime.context import check_tokens
 from ..runtime.grammar import Grammar, Matcher
+from ..runtime.host_memory import give_back_freed
 from ..runtime.text import encode
 from .answer import Answer, Heading
 from .fields import Fields
@@ -77,6 +78,8 @@ def check_prompt(service: Service, ids: Sequence[int], param: str) -> None:
         check_tokens(ids, session.manifest.spec, position=0, context=session.context)
     except PocketMoEError as error:
         raise refusal_of(error, param) from error
+    finally:
+        give_back_freed()  # of one that is large, what it took
 
 
 def encode_prompt(
@@ -102,6 +105,8 @@ def encode_prompt(
         ids = encode(tokenizer, text, add_special_tokens=add_special_tokens)
     except PocketMoEError as error:
         raise refusal_of(error, param) from error
+    finally:
+        give_back_freed()  # of one that is large, what it took
     check_prompt(service, ids, param)
     return ids
 
@@ -133,6 +138,8 @@ def check_grammar(service: Service, grammar: Grammar | None, param: str) -> None
         Matcher(grammar, service.session.model.vocabulary())
     except PocketMoEError as error:
         raise refusal_of(error, param) from error
+    finally:
+        give_back_freed()  # of one that is large, what it took
 
 
 def new_heading(service: Service, kind: str, options: Options) -> Heading:

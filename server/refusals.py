@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -66,5 +67,6 @@ def unsupported(param: str, remedy: str = "leave it out") -> RequestError:
 
 def show(value: object) -> str:
     """A value in an error message: as JSON has it, cut where it is long."""
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    plain = value is None or isinstance(value, bool)
+    text = json.dumps(value) if plain else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -65,37 +65,32 @@ class ToolForm:
         if self.kind == "headed":
             (only,) = schemas.values()
             return f"start: {_json(only)}"
-        call = self._call_schema(schemas)
-        if self.kind == "listed":
-            call = {"type": "array", "items": call, "minItems": 1, "maxItems": 1}
-        return f"start: {_json(call)}"
+        start = 'start: "[" call "]"' if self.kind == "listed" else "start: call"
+        return f"{start}\n{self._call_rules(schemas)}"
 
     def answer_grammar(self, schemas: Mapping[str, Any]) -> str | None:
         """A grammar of any answer whose calls are valid; None where marks are special tokens, which
         grammars of text do not know."""
-        call = _json(self._call_schema(schemas))
+        call = self._call_rules(schemas)
         if self.kind == "json":
-            return f"start: {call} | TEXT\nTEXT: /([^{{\\[\\s](.|\\n)*)?/"
+            return f"start: call | TEXT\nTEXT: /([^{{\\[\\s](.|\\n)*)?/\n{call}"
         if self.kind != "tagged":
             return None
         return (
-            "start: call* TEXT\n"
+            "start: marked* TEXT\n"
             "TEXT: /(.|\\n)*/\n"
             'mark[lazy]: TEXT "<tool_call>"\n'
-            f'call: mark "\\n" {call} "\\n</tool_call>"'
+            'marked: mark "\\n" call "\\n</tool_call>"\n' + call
         )
 
-    def _call_schema(self, schemas: Mapping[str, Any]) -> dict[str, Any]:
-        calls = [
-            {
-                "type": "object",
-                "properties": {"name": {"const": name}, self.arguments: schema},
-                "required": ["name", self.arguments],
-                "additionalProperties": False,
-            }
-            for name, schema in schemas.items()
-        ]
-        return calls[0] if len(calls) == 1 else {"anyOf": calls}
+    def _call_rules(self, schemas: Mapping[str, Any]) -> str:
+        """The rule `call`: any one of the tools. Each schema is a document of its own, to which its
+        references lead."""
+        rules = []
+        for name, schema in schemas.items():
+            begun = f'{{"name": {json.dumps(name)}, "{self.arguments}": '
+            rules.append(f'{json.dumps(begun)} ({_json(schema)}) "}}"')
+        return "call: " + "\n    | ".join(rules)
 
 
 def _json(schema: Mapping[str, Any]) -> str:

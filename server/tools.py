@@ -41,7 +41,7 @@ def read_tools(fields: Fields) -> Tools | None:
     for index, item in enumerate(given):
         tool = Fields(item, f"tools[{index}]")
         if (kind := tool.need("type")) != "function":
-            raise unsupported(f"tools[{index}] of type {show(kind)}", "use function tools")
+            raise unsupported(tool.where("type"), f"use function tools, not {show(kind)}")
         function = tool.inner("function")
         if function is None:
             raise wrong(tool.where("function"), "is missing", "missing_required_parameter")
@@ -70,6 +70,8 @@ def read_function(fields: Fields) -> tuple[str, Any, bool]:
     schema = fields.take("parameters")
     if schema is not None and not isinstance(schema, dict):
         raise wrong(fields.where("parameters"), f"must be an object, not {show(schema)}")
+    if schema is not None and "x-guidance" in schema:
+        raise wrong(fields.where("parameters"), "must not have 'x-guidance'; leave it out")
     strict = fields.boolean("strict")
     fields.finish()
     return name, schema or _ANY_ARGUMENTS, strict
@@ -90,7 +92,7 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[tuple[str, ...]
         )
     fields = Fields(choice, "tool_choice")
     if fields.need("type") != "function":
-        raise unsupported("tool_choice of this type", 'use {"type": "function", …}')
+        raise unsupported("tool_choice.type", 'use {"type": "function", …}')
     function = fields.inner("function")
     name = function.need("name") if function is not None else None
     if function is not None:

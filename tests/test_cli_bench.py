@@ -213,4 +213,4 @@ class TestPlot:
         for name in ("matplotlib", "matplotlib.figure"):
             monkeypatch.setitem(sys.modules, name, None)
         result = call("bench", tiny_bundle, "--plot", tmp_path / "p.png")
-        refused(result, "needs matplotlib", 'pip install "pocketmoe[plot]"')
+        refused(result, "needs matplotlib", "pip install 'pocketmoe[plot]'")

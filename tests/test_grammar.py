@@ -20,7 +20,8 @@ import pocketmoe.runtime.model
 from pocketmoe import Grammar, Session
 from pocketmoe.errors import BudgetError, InputError
 from pocketmoe.runtime.grammar import Matcher
-from pocketmoe.runtime.vocabulary import Vocabulary, bytes_while_made
+from pocketmoe.runtime.grammar_memory import GRAMMAR, bytes_while_made
+from pocketmoe.runtime.vocabulary import Vocabulary
 
 llguidance = pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")
@@ -219,11 +220,11 @@ class TestMemory:
         monkeypatch.setattr(pocketmoe.runtime.model, "bytes_kept", bytes_while_made)
         with pocketmoe.open(tiny_bundle, context=64) as session:
             made = bytes_while_made(session.manifest.spec.vocab_size)
-            session.set_memory_budget(session.plan.least + made)
+            session.set_memory_budget(session.plan.least + made + 2 * GRAMMAR)
             before = session.plan
             session.generate("x", max_new_tokens=2, grammar=Grammar.regex("a+")).text()
             plan = session.plan
-            assert plan.grammars == made > 10 << 20
+            assert plan.grammars == made + 2 * GRAMMAR > 20 << 20
             assert plan.total <= session.plan.budget
             assert session.stats.cache_slots == plan.slots < before.slots
             session.generate("x", max_new_tokens=2, grammar=Grammar.regex("b+")).text()
@@ -242,6 +243,28 @@ class TestMemory:
             assert smallest
             session.set_memory_budget(smallest[1])
             assert session.generate("x", max_new_tokens=2, grammar=Grammar.regex("a+")).text()
+
+    @pytest.mark.parametrize(
+        ("schema", "fits"),
+        [
+            ({"enum": [f"{n:020x}" for n in range(1500)]}, True),
+            ({"enum": [f"{n:020x}" for n in range(20_000)]}, False),
+            ({"properties": {f"n{n}": {"type": "string"} for n in range(150)}}, True),
+            (
+                {"properties": {f"n{n}": {"type": "integer", "minimum": n} for n in range(3000)}},
+                False,
+            ),
+        ],
+    )
+    def test_what_would_take_more_is_refused(
+        self, schema: dict[str, Any], fits: bool, session: Session
+    ) -> None:
+        grammar, vocabulary = Grammar.json_schema(schema), session.model.vocabulary()
+        if fits:
+            assert len(Matcher(grammar, vocabulary).allowed())
+        else:
+            with pytest.raises(InputError, match=r"JSON schema is too large .*fewer parts"):
+                Matcher(grammar, vocabulary)
 
 
 class TestRefusals:

@@ -5,10 +5,11 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import openai
+import pydantic
 import pytest
 
 from pocketmoe.runtime.opening import open_bundle
@@ -34,6 +35,20 @@ TOOLS: list[Any] = [
     for name in ("grow", "shrink")
 ]
 SCHEMA = TOOLS[0]["function"]["parameters"]
+
+
+class Point(pydantic.BaseModel):
+    x: Literal[0, 1]
+    y: Literal[0, 1]
+
+
+class Move(pydantic.BaseModel):
+    target: Point
+    mode: Literal["slow", "fast"]
+
+
+class Stop(pydantic.BaseModel):
+    at: Point
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +296,21 @@ class TestTools:
         said = [*MESSAGES, message.model_dump(), answer]
         after = client.chat.completions.create(messages=said, **about)
         assert after.choices[0].finish_reason in ("stop", "length")
+
+    @pytest.mark.parametrize("choice", ["auto", "required", "Move"])
+    def test_models_within_models(self, choice: str, client: openai.OpenAI) -> None:
+        """As pydantic describes them: by references to definitions."""
+        tools: Any = [openai.pydantic_function_tool(model) for model in (Move, Stop)]
+        named = {"type": "function", "function": {"name": choice}}
+        about: Any = {"model": MODEL, "messages": MESSAGES, "tools": tools, "seed": 1}
+        if choice == "auto":  # any text may come
+            made = client.chat.completions.create(**about, tool_choice=choice, max_tokens=20)
+            assert made.choices[0].finish_reason in ("stop", "length")
+            return
+        about["tool_choice"] = named if choice == "Move" else choice
+        parsed = client.chat.completions.parse(**about, max_tokens=200)
+        (call,) = parsed.choices[0].message.tool_calls or []
+        assert isinstance(call.function.parsed_arguments, (Move, Stop))
 
     def test_strict(self, client: openai.OpenAI) -> None:
         """Any text may come; a bias makes the model begin a call at once."""
