@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import InputError
@@ -57,6 +58,23 @@ class AsyncGeneration:
 
     def __aiter__(self) -> AsyncGeneration:
         return self
+
+    async def __aenter__(self) -> AsyncGeneration:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def text(self) -> str:
+        """Runs to the end; all of the text, from its beginning."""
+        async for _ in self:
+            pass
+        return "" if self._generation is None else self._generation.text()
 
     async def __anext__(self) -> Piece:
         if self._closed:

@@ -32,14 +32,14 @@ class Request(Sampling):
     """What is asked of a generation but the prompt; see Session.generate."""
 
     max_new_tokens: int = 256
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = None
     logprobs: int | None = None
     grammar: Grammar | None = None
     cancel: threading.Event | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("number of new tokens", self.max_new_tokens, 1, "1 or more")
+        check_whole("max_new_tokens", self.max_new_tokens, 1, "1 or more")
         if self.logprobs is not None:
             check_whole("logprobs", self.logprobs, 0, "0 or more")
         check_stops(self.stop)

@@ -29,6 +29,11 @@ def left_behind(resident: int) -> int:
         return _left
 
 
+def count_open() -> int:
+    """How many models are open."""
+    return _open
+
+
 def count_opened() -> None:
     global _open
     with _lock:

@@ -37,8 +37,7 @@ from .vocabulary import Vocabulary, need_llguidance
 @dataclass(frozen=True)
 class Opening:
     """What a model is opened with. longest: tokens that a session can see at most. settings: those
-    that a session shares it by; None: it is not shared. asked: for which budget, bytes or "auto";
-    None for none."""
+    that a session shares it by; None: it is not shared."""
 
     root: Path
     manifest: Manifest
@@ -49,7 +48,6 @@ class Opening:
     choice: ExpertChoice
     recording: Recording
     longest: int
-    asked: int | str | None = None
     settings: object = None
 
 
@@ -62,7 +60,7 @@ class Model:
     def __init__(self, opening: Opening, on_close: Callable[[Model], None] | None = None):
         self.root, self.manifest, self.plan = opening.root, opening.manifest, opening.plan
         self.tokenizer, self.settings = opening.tokenizer, opening.settings
-        self.longest, self.asked = opening.longest, opening.asked
+        self.longest = opening.longest
         self.chat_template = load_chat_template(opening.root, opening.manifest)
         self.recording = opening.recording
         self.runner = opening.runner
@@ -100,23 +98,28 @@ class Model:
         with self._planning:
             self._plan_for(contexts, self.plan.budget)
 
-    def open_seat(self, context: int, asked: tuple[int | str | None] | None = None) -> Seat | None:
-        """A place for another session; None where the last one has been closed meanwhile, or the
-        budget that was asked for is not `asked`, where that is given.
+    def open_seat(self, context: int, memory_budget: int | str | None = None) -> Seat | None:
+        """A place for another session; None where the last one has been closed meanwhile.
+        memory_budget: of all of them from now on, if one is given.
 
         Raises:
             BudgetError: its keys and values do not fit into the budget beside the others.
         """
         self.reclaim()
+        size = read_budget(memory_budget)
         place = object()  # until there is a seat, so that others plan with it, and nobody closes
         with ExitStack() as undo:
             with self._planning:
-                if self._closed or (asked is not None and asked != (self.asked,)):
+                if self._closed:
                     return None
                 if self._contexts:
-                    plan = self._plan_for([*self._contexts.values(), context], self.plan.budget)
-                    self.plan = self._wanted = plan
+                    before = self.plan
+                    budget = before.budget if memory_budget is None else size
+                    auto = before.auto if memory_budget is None else memory_budget == AUTO
+                    plan = self._plan_for([*self._contexts.values(), context], budget)
+                    self.plan = self._wanted = replace(plan, auto=auto)
                     undo.callback(self._plan_again)
+                    undo.callback(self._go_back_to, before)
                     undo.callback(self._close_if_last)
                 self._contexts[place] = context
                 undo.callback(self._contexts.pop, place, None)
@@ -187,6 +190,11 @@ class Model:
             ends.callback(self.runner.close)
             if self._on_close is not None:
                 ends.callback(self._on_close, self)
+
+    def _go_back_to(self, before: MemoryPlan) -> None:
+        """Its budget is that of before."""
+        with self._planning:
+            self.plan = replace(self.plan, budget=before.budget, auto=before.auto)
 
     def _plan_again(self) -> None:
         """After a session has gone, or could not be opened: its memory goes to pages."""
@@ -289,7 +297,6 @@ class Model:
             contexts = list(self._contexts.values())
             plan = self._plan_for(contexts, size)
             self.plan = self._wanted = replace(plan, auto=budget == AUTO)
-            self.asked = AUTO if budget == AUTO else size
         self._combiner.if_still(self._follow_plan)
 
     def _follow_plan(self) -> None:

@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import BudgetError, InputError
 from .budget import AUTO, plan_memory, read_budget
 from .bundle import TOKENIZER, Manifest, read_manifest
 from .context import choose_context
@@ -18,7 +18,7 @@ from .experts import choose_kernels
 from .host_memory import give_back_freed
 from .host_runner import HostRunner
 from .installed import find_onnxruntime
-from .leftover import left_behind
+from .leftover import count_open, left_behind
 from .lossy import ExpertChoice
 from .model import Opening
 from .native_backbone import NativeBackbone
@@ -50,14 +50,14 @@ def open_bundle(
     gpu_memory: int | str | None = None,
     host_memory: int | str | None = None,
 ) -> Session:
-    """Opens a bundle to run it. Where it is open in this process with the same settings and budget,
-    this is another session of the same model, as by `Session.another`; but not where files are to
-    be made.
+    """Opens a bundle to run it. Where it is open in this process with the same settings, this is
+    another session of the same model, as by `Session.another`, and a memory budget that is given
+    is that of all its sessions from then on; but not where files are to be made.
 
     memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
-    has free, and None keeps all experts in memory. With a GPU that has its own memory there are two
-    instead: gpu_memory, of which the session may take so much, by default "auto", what is free, and
-    host_memory, for the process on the host, by default "auto".
+    has free, and None keeps all experts in memory, or the budget of the model that is open. With a
+    GPU that has its own memory there are two budgets instead: gpu_memory, on the GPU, by default
+    "auto", what is free, and host_memory, for the process on the host, by default "auto".
     backend: what runs the layers: "tensorrt", "tensorrt-rtx", "cuda" (ONNX Runtime), "cpu", or
     "auto", the best of them that works; which and why is logged, and in the stats.
     threads: default is all CPUs that the process may use. context: tokens that a session
@@ -115,13 +115,13 @@ def _open(
     manifest = read_manifest(root)
     if left_out := incomplete_engines(root, manifest):
         _log.warning("%s", left_out)
-    settings, asked = None, AUTO if memory_budget == AUTO else budget
+    settings = None
     if record_routes is None and trace is None:
         settings = Settings(
             os.path.realpath(root), threads, verify_pages, kernels, prefetch, active_experts,
             skip_cold, backend, gpu_memory, host_memory,
         )  # fmt: skip
-        shared = share(settings, manifest, context, asked)
+        shared = share(settings, manifest, context, memory_budget)
         if shared is not None:
             return shared
     choice = ExpertChoice(manifest.spec, active_experts, skip_cold)
@@ -146,7 +146,7 @@ def _open(
                 session = open_session(
                     Opening(
                         root, manifest, opened.plan, tokenizer, threads, opened.runner, choice,
-                        recording, opened.longest, asked, settings,
+                        recording, opened.longest, settings,
                     ),
                     opened.context,
                 )  # fmt: skip
@@ -167,18 +167,27 @@ def _open(
             threads = set_up(threads)
         give_back_freed()
         resident = process_memory("VmRSS")
-        plan = plan_memory(
-            manifest.footprint,
-            context=seen,
-            budget=budget,
-            process=resident,
-            left=left_behind(resident),
-            name=str(root),
-            kernels=native,
-            segments=segments,
-            reads_early=can_predict(manifest, prefetch),
-            auto=memory_budget == AUTO,
-        )
+        others = count_open()
+        try:
+            plan = plan_memory(
+                manifest.footprint,
+                context=seen,
+                budget=budget,
+                process=resident,
+                left=left_behind(resident),
+                name=str(root),
+                kernels=native,
+                segments=segments,
+                reads_early=can_predict(manifest, prefetch),
+                auto=memory_budget == AUTO,
+            )
+        except BudgetError as error:
+            if not others:
+                raise
+            raise BudgetError(
+                f"{error}; the process holds {others} other model{'s' * (others > 1)}, which a "
+                "session with the same settings as theirs would share"
+            ) from error
         about.update(threads=threads, cache_slots=plan.slots)
         runner = HostRunner(
             root, manifest, plan, verify_pages, native, segments, choice, prefetch,
@@ -188,7 +197,7 @@ def _open(
         session = open_session(
             Opening(
                 root, manifest, plan, tokenizer, threads, runner, choice, recording,
-                manifest.spec.max_context, asked, settings,
+                manifest.spec.max_context, settings,
             ),
             seen,
         )  # fmt: skip

@@ -190,7 +190,9 @@ class Session:
 
     @contextmanager
     def _use(
-        self, refusal: str = "the session is in use by another thread; open one for each thread"
+        self,
+        refusal: str = "the session is in use by another thread or task; open one for each, with "
+        "session.another()",
     ) -> Iterator[None]:
         """Around what changes its past.
 
@@ -299,7 +301,7 @@ class Session:
         presence_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         logprobs: int | None = None,
         grammar: Grammar | None = None,
         cancel: threading.Event | None = None,

@@ -47,10 +47,10 @@ def share(
     settings: Settings,
     manifest: Manifest,
     context: int | None,
-    asked: int | str | None,
+    memory_budget: int | str | None,
 ) -> Session | None:
-    """Another session of a model that is open with these settings, with this bundle and this
-    budget now; None where there is none. context: as for `open_bundle`; asked: see Opening.
+    """Another session of a model that is open with these settings and this bundle; None where there
+    is none. context, memory_budget: as for `open_bundle`.
 
     Raises:
         BudgetError: its keys and values do not fit into the budget beside those of the others.
@@ -64,7 +64,7 @@ def share(
         same_batch = model.plan.batch == min(BATCH, seen)
         alike = (model.settings, model.manifest) == (settings, manifest)
         if alike and same_batch and model.process == os.getpid():
-            seat = model.open_seat(seen, (asked,))
+            seat = model.open_seat(seen, memory_budget)
             if seat is not None:
                 return Session(model, seen, seat)
     return None

@@ -8,11 +8,13 @@ from ..errors import InputError
 
 
 def check_stops(stop: object) -> tuple[str, ...]:
-    """The stop strings of one string, or of a sequence of them.
+    """The stop strings of one string, or of a sequence of them; None is none.
 
     Raises:
         InputError: they are something else, or one is empty.
     """
+    if stop is None:
+        return ()
     strings = (stop,) if isinstance(stop, str) else stop
     if not isinstance(strings, Sequence) or not all(isinstance(text, str) for text in strings):
         raise InputError("stop must be a string or a sequence of strings")

@@ -296,6 +296,21 @@ class TestAsync:
 
         assert asyncio.run(run()) == expected
 
+    def test_all_of_its_text_and_the_end_of_a_block(self, session: Session) -> None:
+        how = {"max_new_tokens": 20, "temperature": 0.9, "seed": 3, "stop": None}
+        expected = session.generate(PROMPT, **how).text()
+
+        async def run() -> None:
+            async with session.agenerate(PROMPT, **how) as made:
+                first = await anext(made)
+                assert await made.text() == expected
+            assert expected.startswith(first.text)
+            async with session.agenerate(PROMPT, **how) as left:
+                await anext(left)
+            assert left.finish_reason == "cancelled"
+
+        asyncio.run(run())
+
     def test_the_event_loop_goes_on(
         self, session: Session, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -211,16 +211,29 @@ class TestSharing:
             assert first.model is second.model
             with pocketmoe.open(tiny_bundle, threads=1) as other:
                 assert other.model is not first.model
-            with pocketmoe.open(tiny_bundle, memory_budget="16GiB") as other:
-                assert other.model is not first.model
-                with pocketmoe.open(tiny_bundle, memory_budget=16 << 30) as same:
-                    assert same.model is other.model
-                other.set_memory_budget(None)
-                with pocketmoe.open(tiny_bundle, memory_budget=16 << 30) as same:
-                    assert same.model is not other.model
+            with pocketmoe.open(tiny_bundle, memory_budget="16GiB") as same:
+                assert same.model is first.model
+            assert first.stats.budget_bytes == 16 << 30
+            with pocketmoe.open(tiny_bundle) as same:
+                assert same.stats.budget_bytes == 16 << 30
+            with pocketmoe.open(tiny_bundle, memory_budget="auto") as same:
+                assert first.stats.auto_budget
+            first.set_memory_budget("15GiB")
+            assert not first.stats.auto_budget
             with pocketmoe.open(tiny_bundle, context=100) as short:
                 assert short.model is not first.model  # batches of another size
             assert first.model.sessions == 2
+
+    def test_a_budget_that_is_too_small_for_another_session(self, tiny_bundle: Path) -> None:
+        """The first keeps what it had."""
+        with pocketmoe.open(tiny_bundle, memory_budget="16GiB") as first:
+            plan = first.plan
+            with pytest.raises(BudgetError, match="too small for"):
+                pocketmoe.open(tiny_bundle, memory_budget="1MiB")
+            assert first.plan == plan
+            with pytest.raises(BudgetError, match="the process holds 1 other model, which"):
+                pocketmoe.open(tiny_bundle, memory_budget="1MiB", threads=1)
+            assert first.model.sessions == 1
 
     def test_threads_that_open_at_the_same_time_share(self, tiny_bundle: Path) -> None:
         opened: list[Session] = []
