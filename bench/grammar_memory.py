@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import pocketmoe  # noqa: F401  what a program has loaded before
 from pocketmoe.runtime.grammar import Grammar, Matcher
-from pocketmoe.runtime.grammar_memory import bytes_kept, bytes_while_made
+from pocketmoe.runtime.grammar_memory import GRAMMAR, bytes_kept, bytes_while_made
 from pocketmoe.runtime.host_memory import give_back_freed
 from pocketmoe.runtime.stats import process_memory
 from pocketmoe.runtime.vocabulary import Vocabulary
@@ -67,7 +67,10 @@ def main() -> None:
     made = process_memory("VmHWM") - before
     followed = [follow(vocabulary, fields, fields) for fields in (1, 8, 40)]
     kept = process_memory("VmRSS") - before
-    planned = {"made": bytes_while_made(args.tokens), "kept": bytes_kept(args.tokens)}
+    planned = {
+        "made": bytes_while_made(args.tokens),
+        "kept": bytes_kept(args.tokens) + len(followed) * GRAMMAR,
+    }
     if args.json:
         print(json.dumps({"made": made, "kept": kept, "planned": planned}))
         return

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError
-from .grammar_memory import limits
+from .grammar_memory import LONGEST, limits
 from .vocabulary import Vocabulary, in_one_line, need_llguidance
 
 Kind = Literal["JSON schema", "regular expression", "Lark grammar"]
@@ -150,6 +150,11 @@ def _check_multiples(grammar: Grammar) -> None:
 
 
 def _compiled(grammar: Grammar) -> str:
+    if len(grammar.source) > LONGEST:
+        raise InputError(
+            f"the {grammar.kind} is too large: it has {len(grammar.source)} characters, at most "
+            f"{LONGEST} are taken; give it fewer parts"
+        )
     make = need_llguidance().LLMatcher
     if grammar.kind != "regular expression":
         _check_multiples(grammar)

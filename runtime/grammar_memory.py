@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 # Bytes, of byte-level BPE with merges; bench/grammar_memory.py measures them.
-_LIBRARY = 14 << 20  # llguidance
+_LIBRARY = 10 << 20  # llguidance
 _MADE, _KEPT = 1152, 448  # a token of the vocabulary, while that is made and afterwards
-GRAMMAR = 6 << 20  # one that is compiled and followed
+GRAMMAR = 4 << 20  # one that is compiled and followed
+LONGEST = 128 << 10  # characters: reading a grammar takes 60 bytes for each
 # Of llguidance's units, by JSON schemas with many properties, many strings to choose from and long
 # strings: they take 1.2 to 1.6 KiB, 60 to 110 bytes, and half a KiB each.
 _SYMBOL, _FUEL, _STATE = 1640, 110, 512
@@ -25,7 +26,7 @@ def bytes_kept(tokens: int) -> int:
 def limits(llguidance: Any) -> Any:
     """An LLParserLimits: a grammar that would take more than GRAMMAR is refused."""
     return llguidance.LLParserLimits(
-        max_grammar_size=GRAMMAR // 2 // _SYMBOL,
-        initial_lexer_fuel=GRAMMAR // 2 // _FUEL,
+        max_grammar_size=GRAMMAR // _SYMBOL,
+        initial_lexer_fuel=GRAMMAR // _FUEL,
         max_lexer_states=GRAMMAR // _STATE,
     )

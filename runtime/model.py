@@ -205,13 +205,19 @@ class Model:
             self.plan = self._wanted = plan
         self._combiner.if_still(self._follow_plan)
 
+    def _grammar_bytes(self, sessions: int) -> int:
+        """What grammars may take: one of each session, once there has been one, and what they need
+        to know of the vocabulary."""
+        if not self._vocabulary_bytes:
+            return 0
+        kept = bytes_kept(self.manifest.spec.vocab_size) + sessions * GRAMMAR
+        return max(self._vocabulary_bytes, kept)
+
     def _plan_for(self, contexts: list[int], budget: int | None) -> MemoryPlan:
         """Raises BudgetError where the budget is too small."""
-        grammars = self._vocabulary_bytes
-        if grammars:  # one for each session, and one that is only looked at
-            grammars += (len(contexts) + 1) * GRAMMAR
+        base = replace(self.plan, grammars=self._grammar_bytes(len(contexts)))
         return fit_budget(
-            self.runner.take_caches(replace(self.plan, grammars=grammars), contexts),
+            self.runner.take_caches(base, contexts),
             budget,
             num_pages=self.manifest.num_pages,
             context=sum(contexts),
