@@ -107,6 +107,8 @@ def _open(
     host_memory: int | str | None,
 ) -> Session:
     find_onnxruntime()
+    if not isinstance(verify_pages, bool):
+        raise InputError(f"verify_pages must be True or False, not {verify_pages!r}")
     budget = read_budget(memory_budget)
     gpu_memory = None if gpu_memory == AUTO else gpu_memory
     gpu_budget = read_budget(gpu_memory, "GPU memory") if gpu_memory is not None else None

@@ -36,12 +36,27 @@ def encode_chat(
     """Token ids of a conversation and of the start of an answer, by the chat template.
 
     Raises:
-        InputError: the bundle has no chat template, or it refuses the conversation.
+        InputError: the bundle has no chat template, it refuses the conversation, or a message is
+            none.
     """
+    check_messages(messages)
     if session.chat_template is None:
         raise InputError("the bundle has no chat template; give text instead of messages")
     text = session.chat_template.render(messages, **variables)
     return encode_text(session, text, add_special_tokens=False)
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raises InputError where one lacks its role or its content: a template would write "None", or
+    nothing. Roles are the template's to know."""
+    for place, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InputError(f"message {place} must be a mapping with a role, such as 'user'")
+        content = message.get("content")
+        if content is None and message.get("tool_calls"):
+            continue
+        if not isinstance(content, (str, list)):
+            raise InputError(f"the content of message {place} must be text, not {content!r:.60}")
 
 
 def encode_prompt(

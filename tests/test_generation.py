@@ -406,3 +406,17 @@ class TestAsync:
                 assert await asyncio.gather(text(session), text(other)) == [expected] * 2
 
         asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"role": "user"}, "content of message 1 must be text, not None"),
+        ({"role": "user", "content": 5}, "content of message 1 must be text, not 5"),
+        ({"content": "x"}, "message 1 must be a mapping with a role"),
+        ("x", "message 1 must be a mapping"),
+    ],
+)
+def test_messages_that_are_none(served_bundle: Path, message: object, words: str) -> None:
+    with pocketmoe.open(served_bundle) as session, pytest.raises(InputError, match=words):
+        session.generate([{"role": "user", "content": "x"}, message])  # type: ignore[list-item]
