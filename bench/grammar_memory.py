@@ -24,9 +24,11 @@ LONGEST = 12  # letters of a token
 
 
 def random_tokenizer(tokens: int) -> Tokenizer:
-    """Every token but the bytes is a merge of another one and a letter."""
+    """Every token but the bytes is a merge of another one and a letter. The first is "!", which
+    JSON does not need: it may stand for the end of a text."""
     random = np.random.default_rng(0)
-    words = {word: place for place, word in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # which come in any order
+    words = {word: place for place, word in enumerate(letters)}
     names, merges = list(words), []
     while len(words) < tokens:
         word, letter = names[random.integers(len(names))], chr(97 + random.integers(26))
