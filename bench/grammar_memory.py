@@ -1,5 +1,6 @@
 """What the first grammar takes of memory, beside what a plan reckons:
 python bench/grammar_memory.py [--tokens 150000] [--json]
+With --largest: what those grammars take that are just not refused.
 
 Of a byte-level BPE tokenizer with random merges, in a process of its own; a few JSON schemas are
 followed to their end.
@@ -9,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import pocketmoe  # noqa: F401  what a program has loaded before
+from pocketmoe.errors import InputError
 from pocketmoe.runtime.grammar import Grammar, Matcher
 from pocketmoe.runtime.grammar_memory import GRAMMAR, bytes_kept, bytes_while_made
 from pocketmoe.runtime.host_memory import give_back_freed
@@ -21,6 +25,13 @@ from pocketmoe.runtime.stats import process_memory
 from pocketmoe.runtime.vocabulary import Vocabulary
 
 LONGEST = 12  # letters of a token
+KINDS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "texts to choose from": lambda n: {"enum": [f"{k * 7919:012x}" for k in range(n)]},
+    "properties": lambda n: {"properties": {f"name{k}": {"type": "string"} for k in range(n)}},
+    "properties with bounds": lambda n: {
+        "properties": {f"n{k}": {"type": "integer", "maximum": 10 * k + 7} for k in range(n)}
+    },
+}
 
 
 def random_tokenizer(tokens: int) -> Tokenizer:
@@ -55,11 +66,42 @@ def follow(vocabulary: Vocabulary, fields: int, seed: int) -> Matcher:
     return matcher
 
 
+def largest(vocabulary: Vocabulary, schema: Callable[[int], dict[str, Any]]) -> tuple[int, int]:
+    """How many parts of a kind a schema may have, and the bytes that the largest one takes."""
+    least, most = 1, 100_000
+    while most - least > max(1, least // 50):
+        middle = (least + most) // 2
+        try:
+            Matcher(Grammar.json_schema(schema(middle)), vocabulary)
+            least = middle
+        except InputError:
+            most = middle
+    give_back_freed()
+    before = process_memory("VmRSS")
+    matcher = Matcher(Grammar.json_schema(schema(least)), vocabulary)
+    taken = process_memory("VmRSS") - before
+    del matcher
+    return least, taken
+
+
+def print_largest() -> None:
+    """Of each kind, with a small vocabulary, which hardly counts."""
+    vocabulary = Vocabulary(random_tokenizer(4096), 4096, (0,))
+    follow(vocabulary, 8, 0)  # what the first takes is not counted
+    for kind, schema in KINDS.items():
+        parts, taken = largest(vocabulary, schema)
+        print(f"{parts:8} {kind}: {taken / 2**20:.1f} MiB of {GRAMMAR / 2**20:.0f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=150_000)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--largest", action="store_true", help="the largest grammars instead")
     args = parser.parse_args()
+    if args.largest:
+        print_largest()
+        return
     tokenizer = random_tokenizer(args.tokens)
     give_back_freed()
     before = process_memory("VmRSS")

@@ -9,9 +9,9 @@ _LIBRARY = 10 << 20  # llguidance
 _MADE, _KEPT = 1152, 448  # a token of the vocabulary, while that is made and afterwards
 GRAMMAR = 4 << 20  # one that is compiled and followed
 LONGEST = 128 << 10  # characters: reading a grammar takes 60 bytes for each
-# Of llguidance's units, by JSON schemas with many properties, many strings to choose from and long
-# strings: they take 1.2 to 1.6 KiB, 60 to 110 bytes, and half a KiB each.
-_SYMBOL, _FUEL, _STATE = 1640, 110, 512
+# Bytes by which llguidance's units are limited, so that the largest grammars take GRAMMAR:
+# `bench/grammar_memory.py --largest` prints what they do take.
+_SYMBOL, _FUEL, _STATE = 1640, 220, 512
 
 
 def bytes_while_made(tokens: int) -> int:

@@ -248,7 +248,7 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("schema", "fits"),
         [
-            ({"enum": [f"{n:020x}" for n in range(2500)]}, True),
+            ({"enum": [f"{n:020x}" for n in range(1500)]}, True),
             ({"enum": [f"{n:020x}" for n in range(4000)]}, False),
             ({"enum": [f"{n:020x}" for n in range(20_000)]}, False),
             ({"properties": {f"n{n}": {"type": "string"} for n in range(280)}}, True),
