@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .clock import Clock
-from .lossy import ExpertChoice
+from .expert_choice import ExpertChoice
+from .recording.clock import Clock
+from .recording.stats import Counters, Stats, process_memory
 from .runner import Runner
-from .stats import Counters, Stats, process_memory
 
 if TYPE_CHECKING:
-    from .model import Model
+    from .loaded import Model
 
 
 def count(runner: Runner, choice: ExpertChoice) -> Counters:

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from ..bundle.pages import ExpertKey
 from ..model.spec import ModelSpec
-from .budget import MemoryPlan
-from .pager import Pager
-from .pages import ExpertKey
+from .memory.budget import MemoryPlan
+from .paging.pager import Pager
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
 

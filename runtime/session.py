@@ -13,20 +13,20 @@ import numpy as np
 
 from ..errors import InputError
 from ..model.rope import frequencies
-from .async_generation import AsyncGeneration
-from .budget import MemoryPlan
-from .chat import Message
-from .clock import Clock
+from .batching.requests import Seat
 from .context import check_tokens, choose_context
-from .generation import Generation, Request, start_generation
-from .grammar import Grammar
-from .model import Model
+from .generation.async_generation import AsyncGeneration
+from .generation.generation import Generation, Request, start_generation
+from .generation.grammar import Grammar
+from .generation.prompts import decode_ids, encode_chat, encode_text
+from .generation.template import Message
+from .loaded import Model
+from .memory.budget import MemoryPlan
 from .model_stats import gather_stats
-from .prompts import decode_ids, encode_chat, encode_text
+from .recording.clock import Clock
+from .recording.stats import Counters, Stats
 from .rope_table import BY_LENGTH
 from .runner import Observer
-from .shares import Seat
-from .stats import Counters, Stats
 
 
 class Session:

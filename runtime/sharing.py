@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .budget import BATCH
-from .bundle import Manifest
+from ..bundle.manifest import Manifest
 from .context import choose_context
-from .leftover import count_opened
-from .model import Model, Opening
+from .loaded import Model, Opening
+from .memory.budget import BATCH
+from .memory.leftover import count_opened
 from .session import Session
 
 _lock = threading.RLock()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ...bundle.gpu_graphs import DeviceGraphs, page_inputs
+from ...bundle.manifest import Manifest
+from ...bundle.pages import ExpertKey, PageFormat, align
 from ...model.spec import ModelSpec
-from ..bundle import Manifest
-from ..device_graphs import DeviceGraphs, page_inputs
-from ..experts import Routing
-from ..pages import ExpertKey, PageFormat, align
+from ..cpu.experts import Routing
 from .buffers import FLOAT, INT64, BatchBuffers, most_experts, row_step
 from .device import ALIGNMENT, Device, Stream
 from .executor import Executor, Loader, check_names

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...bundle.gpu_graphs import MASKED, POSITION_BLOCK
+from ...bundle.pages import align
 from ...model.spec import ModelSpec
-from ..device_graphs import MASKED, POSITION_BLOCK
-from ..kv_cache import SLACK, kind_of
-from ..pages import align
+from ..cpu.kv_cache import SLACK, kind_of
 from .device import Buffer, Device, Stream
 from .uploads import Uploads
 

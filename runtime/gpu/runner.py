@@ -13,16 +13,16 @@ from typing import cast
 
 import numpy as np
 
+from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.manifest import Manifest
+from ...bundle.pages import ExpertKey
 from ...errors import EngineError
-from ..budget import MemoryPlan
-from ..bundle import Manifest
-from ..device_graphs import DeviceGraphs
+from ..cpu.experts import route
 from ..embedding import Embedding
-from ..experts import route
-from ..lossy import ExpertChoice
-from ..pager import Pager
-from ..pages import ExpertKey
-from ..recording import Recording
+from ..expert_choice import ExpertChoice
+from ..memory.budget import MemoryPlan
+from ..paging.pager import Pager
+from ..recording.files import Recording
 from ..rope_table import RopeTable
 from ..runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
 from .buffers import FLOAT, INT64, BatchBuffers, most_experts

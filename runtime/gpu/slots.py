@@ -15,11 +15,11 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
+from ...bundle.pages import ExpertKey
 from ...errors import BudgetError
-from ..next_use import NextUse
-from ..pager import Pager
-from ..pages import ExpertKey
-from ..policy import CachePolicy
+from ..paging.next_use import NextUse
+from ..paging.pager import Pager
+from ..paging.policy import CachePolicy
 from .device import Device, Event, Stream
 from .scope import Scope
 
