@@ -27,7 +27,7 @@ from .generation.vocabulary import Vocabulary, need_llguidance
 from .memory.budget import AUTO, MemoryPlan, fit_budget, read_budget
 from .memory.host_memory import give_back_freed
 from .memory.leftover import count_closed
-from .model_stats import count, gather_stats
+from .model_stats import ModelFacts, count, gather_stats
 from .recording.clock import Clock
 from .recording.files import Recording
 from .recording.stats import Counters, Stats
@@ -51,13 +51,13 @@ class Opening:
     settings: object = None
 
 
-class Model:
+class LoadedModel:
     """Opened by its first session, and closed with its last. Usable from any thread.
 
     plan: where the memory goes; `kv` is of all sessions. tokenizer, chat_template: see Session.
     """
 
-    def __init__(self, opening: Opening, on_close: Callable[[Model], None] | None = None):
+    def __init__(self, opening: Opening, on_close: Callable[[LoadedModel], None] | None = None):
         self.root, self.manifest, self.plan = opening.root, opening.manifest, opening.plan
         self.tokenizer, self.settings = opening.tokenizer, opening.settings
         self.longest = opening.longest
@@ -244,7 +244,8 @@ class Model:
         """
         if self._dropped:
             self.reclaim()
-        with self.recording.call(seat.cache.position, len(ids), self.runner.pager):
+        pager = self.runner.pager
+        with self.recording.call(seat.cache.position, len(ids), lambda: (pager.hits, pager.misses)):
             self._combiner.run(seat, ids, logits, observe, cancelled)
         if self._wanted is not None:
             self._combiner.if_still(self._follow_plan)
@@ -326,4 +327,9 @@ class Model:
     @property
     def stats(self) -> Stats:
         """Of all sessions; what generation counts is 0. context: of the longest."""
-        return gather_stats(self, Clock(), max(self._contexts.values(), default=0))
+        return self.gather_stats(Clock(), max(self._contexts.values(), default=0))
+
+    def gather_stats(self, clock: Clock, context: int) -> Stats:
+        """clock, context: of one session."""
+        facts = ModelFacts(self.manifest, self.plan, self.threads, self.runner, self.choice)
+        return gather_stats(facts, clock, context)

@@ -13,6 +13,7 @@ from ..bundle.damage import incomplete_engines
 from ..bundle.manifest import TOKENIZER, Manifest, read_manifest
 from ..errors import BudgetError, InputError
 from .context import choose_context
+from .cpu.budget import plan_memory
 from .cpu.experts import choose_kernels
 from .cpu.installed import find_onnxruntime
 from .cpu.native_backbone import NativeBackbone
@@ -20,12 +21,11 @@ from .cpu.runner import HostRunner
 from .expert_choice import ExpertChoice
 from .generation.text import load_tokenizer
 from .loaded import Opening
-from .memory.budget import AUTO, plan_memory, read_budget
-from .memory.host_memory import give_back_freed
+from .memory.budget import AUTO, read_budget
+from .memory.host_memory import give_back_freed, process_memory
 from .memory.leftover import count_open, left_behind
 from .paging.predict import can_predict
 from .recording.files import open_recording
-from .recording.stats import process_memory
 from .session import Session
 from .sharing import Settings, open_session, opening_alone, share
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from ...bundle.pages import PageFormat
 from ...errors import BundleError
-from .experts import Pages, Routing
+from ..routing import Routing
+from .engine import Pages
 
 _FP8 = 17  # ONNX's number of e4m3, for which numpy has no type
 # How the graph reads the bytes of a page: it may declare another shape than the page's own.

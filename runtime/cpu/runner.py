@@ -17,14 +17,16 @@ from ...bundle.pages import ExpertKey
 from ...bundle.weight_index import index_file, weights_file
 from ..embedding import Embedding
 from ..expert_choice import ExpertChoice
-from ..memory.budget import MemoryPlan, host_caches
+from ..memory.budget import MemoryPlan
 from ..native.kernels import NativeKernels
 from ..paging.pager import Loaded, Pager
 from ..paging.predict import EARLY_PAGES, EARLY_PROMPT_PAGES, WORTHWHILE, Predictor
 from ..recording.files import Recording
+from ..routing import route
 from ..runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
 from .backbone import Backbone
-from .experts import load_engines, route
+from .budget import host_caches
+from .experts import load_engines
 from .kv_cache import KvCache
 from .native_backbone import NativeBackbone
 

@@ -12,7 +12,7 @@ from ...bundle.gpu_graphs import DeviceGraphs, page_inputs
 from ...bundle.manifest import Manifest
 from ...bundle.pages import ExpertKey, PageFormat, align
 from ...model.spec import ModelSpec
-from ..cpu.experts import Routing
+from ..routing import Routing
 from .buffers import FLOAT, INT64, BatchBuffers, most_experts, row_step
 from .device import ALIGNMENT, Device, Stream
 from .executor import Executor, Loader, check_names

@@ -15,7 +15,7 @@ import numpy as np
 from ...bundle.gpu_graphs import MASKED, POSITION_BLOCK
 from ...bundle.pages import align
 from ...model.spec import ModelSpec
-from ..cpu.kv_cache import SLACK, kind_of
+from ..cache_shape import SLACK, kind_of
 from .device import Buffer, Device, Stream
 from .uploads import Uploads
 

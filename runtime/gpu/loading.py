@@ -14,11 +14,10 @@ from ...errors import BundleError, ContextError, InputError
 from ..context import choose_context
 from ..expert_choice import ExpertChoice
 from ..memory.budget import MemoryPlan, read_budget
-from ..memory.host_memory import read_host_memory
+from ..memory.host_memory import process_memory, read_host_memory
 from ..paging.pager import Pager
 from ..paging.policy import CachePolicy
 from ..recording.files import Recording
-from ..recording.stats import process_memory
 from ..runner import Engines
 from .backends import Backend
 from .device import ALIGNMENT, Device, Stream

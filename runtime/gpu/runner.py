@@ -17,13 +17,13 @@ from ...bundle.gpu_graphs import DeviceGraphs
 from ...bundle.manifest import Manifest
 from ...bundle.pages import ExpertKey
 from ...errors import EngineError
-from ..cpu.experts import route
 from ..embedding import Embedding
 from ..expert_choice import ExpertChoice
 from ..memory.budget import MemoryPlan
 from ..paging.pager import Pager
 from ..recording.files import Recording
 from ..rope_table import RopeTable
+from ..routing import route
 from ..runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
 from .buffers import FLOAT, INT64, BatchBuffers, most_experts
 from .caches import DeviceCaches

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 
-from ..recording.stats import process_memory
+from .host_memory import process_memory
 
 _lock = threading.Lock()
 _open = 0  # models

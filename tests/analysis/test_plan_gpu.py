@@ -18,7 +18,7 @@ from pocketmoe.analysis.planning.plan import machine_speed, plan_model
 from pocketmoe.bundle.manifest import read_manifest
 from pocketmoe.cli import main
 from pocketmoe.errors import BudgetError, InputError, TargetError
-from pocketmoe.runtime.cpu.kv_cache import kv_bytes
+from pocketmoe.runtime.cache_shape import kv_bytes
 from pocketmoe.targets import find_target
 from pocketmoe.tests.support.paths import DEMO
 from pocketmoe.tests.support.sample_graphs import add_sample_graphs
