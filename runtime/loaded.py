@@ -27,7 +27,7 @@ from .generation.vocabulary import Vocabulary, need_llguidance
 from .memory.budget import AUTO, MemoryPlan, fit_budget, read_budget
 from .memory.host_memory import give_back_freed
 from .memory.leftover import count_closed
-from .model_stats import ModelFacts, count, gather_stats
+from .model_stats import RunningModel, count, gather_stats
 from .recording.clock import Clock
 from .recording.files import Recording
 from .recording.stats import Counters, Stats
@@ -331,5 +331,5 @@ class LoadedModel:
 
     def gather_stats(self, clock: Clock, context: int) -> Stats:
         """clock, context: of one session."""
-        facts = ModelFacts(self.manifest, self.plan, self.threads, self.runner, self.choice)
+        facts = RunningModel(self.manifest, self.plan, self.threads, self.runner, self.choice)
         return gather_stats(facts, clock, context)

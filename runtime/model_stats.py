@@ -14,7 +14,7 @@ from .runner import Runner
 
 
 @dataclass(frozen=True, eq=False)
-class ModelFacts:
+class RunningModel:
     """What the statistics of a model are gathered from."""
 
     manifest: Manifest
@@ -39,7 +39,7 @@ def count(runner: Runner, choice: ExpertChoice) -> Counters:
     )
 
 
-def gather_stats(model: ModelFacts, clock: Clock, context: int) -> Stats:
+def gather_stats(model: RunningModel, clock: Clock, context: int) -> Stats:
     """clock, context: of one session."""
     runner = model.runner
     pager, engines, figures = runner.pager, runner.engines, runner.figures

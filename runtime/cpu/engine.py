@@ -12,14 +12,14 @@ from ..routing import Routing
 
 # Told whether they must come in the order of the experts, it gives lists of experts and their
 # pages: all of a routing, each once. A list's pages are valid until the next is asked for.
-Pages = Callable[[bool], Iterator[list[Loaded]]]
+PageSource = Callable[[bool], Iterator[list[Loaded]]]
 
 
 class ExpertEngine(Protocol):
     """Computes experts from their pages: down(activation(gate(x), up(x))), each projection with
     its bias where the page has one."""
 
-    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
+    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: PageSource) -> None:
         """out[tokens] += weights · expert(x[tokens]) for each expert; out, x: float32
         `[T, hidden_size]`.
 

@@ -19,7 +19,7 @@ from ..native.library import PRECISIONS, available
 from ..paging.pager import Loaded
 from ..paging.readers import Slot
 from ..routing import Routing
-from .engine import ExpertEngine, Pages
+from .engine import ExpertEngine, PageSource
 
 KERNELS = ("auto", "native", "onnxruntime")
 # Up to so many rows of work, experts are computed as their pages come; beyond, as in a prompt, in
@@ -49,7 +49,7 @@ class NativeExpertEngine:
         self._most_rows = most_rows
         self._kinds = kinds
 
-    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
+    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: PageSource) -> None:
         if not routing.experts:
             return
         if len(routing.tokens) <= FEW_ROWS:

@@ -23,7 +23,7 @@ from ..paging.pager import Loaded, Pager
 from ..paging.predict import EARLY_PAGES, EARLY_PROMPT_PAGES, WORTHWHILE, Predictor
 from ..recording.files import Recording
 from ..routing import route
-from ..runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
+from ..runner import BatchPart, Cache, DeviceFigures, Engines, Observer, count_usage
 from .backbone import Backbone
 from .budget import host_caches
 from .experts import load_engines
@@ -114,7 +114,7 @@ class HostRunner:
         if plan.predicts and self.predictor is None:
             self.predictor = Predictor(self._root, self._manifest.spec)
 
-    def run_batch(self, parts: Sequence[Part], observe: Observer | None = None) -> None:
+    def run_batch(self, parts: Sequence[BatchPart], observe: Observer | None = None) -> None:
         backbone, pager = self._backbone, self.pager
         routes, trace = self._recording.routes, self._recording.trace
         ids = parts[0].ids if len(parts) == 1 else np.concatenate([part.ids for part in parts])
