@@ -1,4 +1,4 @@
-"""What an engine is asked to load, and what comes of it: the same for CPUs and GPUs."""
+"""The request to load a bundle, and what comes of it: the same for CPUs and GPUs."""
 
 from __future__ import annotations
 

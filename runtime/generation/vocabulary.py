@@ -1,4 +1,4 @@
-"""What grammars know of a tokenizer: made by llguidance (the extra `structured`), which is imported
+"""The vocabulary of a tokenizer as grammars know it: made by llguidance (the extra `structured`), which is imported
 here alone, and only where there is a grammar."""
 
 from __future__ import annotations
