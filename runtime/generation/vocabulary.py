@@ -1,7 +1,7 @@
 """The vocabulary of a tokenizer as grammars know it.
 
-It is made by llguidance (the extra `structured`), which is imported here alone, and only where there
-is a grammar.
+It is made by llguidance (the extra `structured`), which is imported here alone, and only where
+there is a grammar.
 """
 
 from __future__ import annotations
