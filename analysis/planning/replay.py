@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 
 from ...bundle.pages import ExpertKey
 from ...errors import InputError
-from ...runtime.paging.next_use import Belady, NextUse
-from ...runtime.paging.policy import CachePolicy, Lfu, Lru, PerLayer
+from ...runtime.paging.next_use import NextUse
+from ...runtime.paging.policy import CachePolicy
 from ...runtime.recording.routes import Routes, Visit, layer_routes
+from .policies import Belady, Lfu, Lru, PerLayer
 
 
 @dataclass(frozen=True)
