@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from math import gcd
 from typing import Any
 
 from .pages import PageFormat
 
 DEVICE_FOLDER, ENGINE_FOLDER = "device", "engines"
+# What TensorRT wants of a tensor's address, and what CUDA gives.
+ALIGNMENT = 256
+FLOAT, INT64 = 4, 8  # bytes
 # Past positions are bound in multiples of it, so that one shape serves as many steps.
 POSITION_BLOCK = 64
 # What a mask adds to the score of a position that is not seen: exp of it is 0, and fp16 holds it.
@@ -131,6 +135,11 @@ def page_inputs(
             dtype = "uint8"
         inputs.append(TensorInfo(f"{place.name}{suffix}", dtype, shape))
     return tuple(inputs)
+
+
+def row_step(nbytes: int) -> int:
+    """How many rows of so many bytes end where a tensor may begin."""
+    return ALIGNMENT // gcd(ALIGNMENT, nbytes)
 
 
 def plain_file(graph: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..bundle.gpu_graphs import POSITION_BLOCK, DeviceGraphs, plain_file
+from ..bundle.gpu_graphs import FLOAT, POSITION_BLOCK, DeviceGraphs, plain_file, row_step
 from ..errors import EngineError
-from ..runtime.gpu.buffers import FLOAT, row_step
 
 
 @dataclass(frozen=True)

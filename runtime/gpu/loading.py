@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.gpu_graphs import ALIGNMENT, DeviceGraphs
 from ...bundle.manifest import Manifest, check_file
 from ...errors import BundleError, ContextError, InputError
 from ..context import choose_context
@@ -21,7 +21,7 @@ from ..recording.files import Recording
 from ..recording.stats import process_memory
 from ..runner import Engines
 from .backends import Backend
-from .device import ALIGNMENT, Device, Stream
+from .device import Device, Stream
 from .errors import DeviceMemoryError
 from .host_slots import PinnedMemory, SharedSlots
 from .memory import (

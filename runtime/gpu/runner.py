@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.gpu_graphs import FLOAT, INT64, DeviceGraphs
 from ...bundle.manifest import Manifest
 from ...bundle.pages import ExpertKey
 from ...errors import EngineError
@@ -25,7 +25,7 @@ from ..paging.pager import Pager
 from ..recording.files import Recording
 from ..rope_table import RopeTable
 from ..runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
-from .buffers import FLOAT, INT64, BatchBuffers, most_experts
+from .buffers import BatchBuffers, most_experts
 from .caches import DeviceCaches
 from .device import Device, Stream
 from .executor import Loader
