@@ -362,16 +362,3 @@ def test_decoding_has_counters_of_its_own(tiny_bundle: Path) -> None:
     requests = stats.decode_page_hits + stats.decode_page_misses
     assert requests == per_token * stats.decode_steps > 0
     assert stats.decode_page_misses <= stats.page_misses - prompt.page_misses
-
-
-def test_the_path_of_the_users_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pocketmoe.cli import config_folder
-
-    monkeypatch.delenv("POCKETMOE_CONFIG", raising=False)
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/x")
-    assert config_folder() == Path("/x/pocketmoe")
-    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
-    monkeypatch.setenv("HOME", "/home/u")
-    assert config_folder() == Path("/home/u/.config/pocketmoe")
-    monkeypatch.setenv("POCKETMOE_CONFIG", "/y")
-    assert config_folder() == Path("/y")
