@@ -15,14 +15,14 @@ from .console import print_facts, print_json, print_table
 @JSON
 def inspect(path: Path, as_json: bool) -> None:
     """Show what a model or a bundle is made of."""
-    from ..analysis.inspection.engine_facts import (
+    from ..analysis.inspection.inspect import BundleFacts, inspect_path
+    from ..tables.engines import (
         ENGINE_COLUMNS,
         SET_COLUMNS,
         engine_rows,
         engine_set_rows,
         names_of,
     )
-    from ..analysis.inspection.inspect import BundleFacts, inspect_path
     from ..tables.model import fact_rows, size_rows
 
     facts = inspect_path(path)

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
-from ..targets import TARGETS, Target
-from ..targets.devices import CPU
+from ..targets import CPU, TARGETS, Target
 from .arguments import BUDGET_SIZE, CONTEXT, JSON, PRECISION, SIZE, TARGET
 from .console import print_facts, print_json, print_table
 

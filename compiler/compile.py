@@ -40,7 +40,7 @@ from ..model.spec import ModelSpec
 from ..progress import Progress, Silent
 from ..runtime.context import choose_context
 from ..runtime.generation.text import load_tokenizer
-from ..targets.devices import Target
+from ..targets import Target
 from .calibrated.layers import (
     Calibration,
     check_calibration,
@@ -55,8 +55,7 @@ from .footprint import page_formats
 from .gpu.graphs import write_device_graphs
 from .graphs.stamp import stamp_segment
 from .graphs.trace import check_attention, trace_segment
-from .licences import copy_licences
-from .output import building, refuse_existing
+from .output import building, copy_licences, refuse_existing
 from .precision import check_blocks
 from .predictors import write_predictors
 from .quantize import ReadTiles

@@ -11,7 +11,7 @@ from ..bundle.pages import PRECISIONS, QUANTIZED
 from ..errors import ConfigError, InputError, TargetError
 from ..model.parameters import expert_shapes, layer_shapes
 from ..model.spec import ModelSpec
-from ..targets.devices import Target
+from ..targets import Target
 
 PARTS = ("experts", "backbone", "head")
 BLOCK_SIZES = (32, 64, 128)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Precision = Literal["int4", "int8", "fp8", "fp16", "fp32"]
+NumberFormat = Literal["int4", "int8", "fp8", "fp16", "fp32"]
 Toolchain = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
 
 
@@ -29,7 +29,7 @@ class Target:
     description: str
     kind: Literal["cpu", "gpu"]
     toolchain: Toolchain
-    precisions: tuple[Precision, ...]
+    precisions: tuple[NumberFormat, ...]
     unified_memory: bool  # host and device share one memory
     compute_capability: str | None = None  # such as "8.7"
     hardware_formats: tuple[str, ...] = ()
