@@ -1,6 +1,6 @@
-"""What a bundle holds for GPUs: device graphs, and the engines that were built of them.
+"""The part of a bundle that is for GPUs: GPU graphs, and the engines that were built of them.
 
-Device graphs are standard ONNX whose expert weights are inputs: see docs/design.md. They lie in
+GPU graphs are standard ONNX whose expert weights are inputs: see docs/design.md. They lie in
 `device/`; engines lie in `engines/`, a folder for each toolchain version and architecture.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from .pages import PageFormat
 
-DEVICE_FOLDER, ENGINE_FOLDER = "device", "engines"
+GPU_FOLDER, ENGINE_FOLDER = "device", "engines"
 # What TensorRT wants of a tensor's address, and what CUDA gives.
 ALIGNMENT = 256
 FLOAT, INT64 = 4, 8  # bytes
@@ -39,7 +39,7 @@ class GraphLayer:
 
 
 @dataclass(frozen=True)
-class DeviceGraphs:
+class GpuGraphs:
     """segments: a graph for each of the manifest's. chunk: tokens that a segment takes at most;
     batch: the same of an expert. context: positions that attention is made for. fp32_products:
     whether matrices of fp32 are multiplied, which not every architecture does."""
@@ -68,7 +68,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Engine:
-    """graph: the device graph that `file` was built of."""
+    """graph: the GPU graph that `file` was built of."""
 
     graph: str
     file: str
@@ -148,12 +148,12 @@ def plain_file(graph: str) -> str:
     return graph.replace(".onnx", ".plain.onnx")
 
 
-def graphs_from_json(data: Mapping[str, Any] | None) -> DeviceGraphs | None:
+def graphs_from_json(data: Mapping[str, Any] | None) -> GpuGraphs | None:
     """Inverse of `asdict`; KeyError or TypeError where it is none."""
     if data is None:
         return None
     layers = tuple(GraphLayer(**item) for item in data["layers"])
-    return DeviceGraphs(**{**data, "segments": tuple(data["segments"]), "layers": layers})
+    return GpuGraphs(**{**data, "segments": tuple(data["segments"]), "layers": layers})
 
 
 def engine_set_from_json(data: Mapping[str, Any]) -> EngineSet:
@@ -169,5 +169,5 @@ def engine_set_from_json(data: Mapping[str, Any]) -> EngineSet:
     return EngineSet(**{**data, "engines": engines})
 
 
-def to_json(item: DeviceGraphs | EngineSet | None) -> dict[str, Any] | None:
+def to_json(item: GpuGraphs | EngineSet | None) -> dict[str, Any] | None:
     return None if item is None else asdict(item)

@@ -29,8 +29,8 @@ from ..model.spec import ModelSpec, spec_from_json
 from .expert_layers import ExpertLayer, expert_layer_from_json
 from .footprint import Footprint, PagedLayer, predictor_bytes
 from .gpu_graphs import (
-    DeviceGraphs,
     EngineSet,
+    GpuGraphs,
     engine_set_from_json,
     graphs_from_json,
     rebuilding,
@@ -109,7 +109,7 @@ class Manifest:
     toolchain: dict[str, str]
     lossy: tuple[str, ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
-    graphs: DeviceGraphs | None = None
+    graphs: GpuGraphs | None = None
     engines: tuple[EngineSet, ...] = ()
     bits: AverageBits | None = None
     incomplete: tuple[EngineSet, ...] = ()

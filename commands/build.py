@@ -51,7 +51,7 @@ def build(
     """
     from ..bundle.manifest import read_manifest
     from ..engines.architectures import choose_capabilities, choose_toolchain
-    from ..engines.build import add_engines, device_graphs
+    from ..engines.build import add_engines, gpu_graphs
     from ..engines.hardware import find_gpu
     from ..engines.libraries import RTX
     from ..engines.present import whole_sets
@@ -62,7 +62,7 @@ def build(
         _remove(bundle, remove)
         return
     manifest = read_manifest(bundle)
-    graphs = device_graphs(bundle, manifest)
+    graphs = gpu_graphs(bundle, manifest)
     target = _target(manifest.target, targets_file(ctx))
     chosen = choose_toolchain(
         None if toolchain == "auto" else toolchain, target, architectures, portable=portable

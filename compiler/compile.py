@@ -19,7 +19,7 @@ import onnx
 import torch
 
 from ..bundle.expert_layers import ExpertLayer
-from ..bundle.gpu_graphs import DeviceGraphs, EngineSet
+from ..bundle.gpu_graphs import EngineSet, GpuGraphs
 from ..bundle.manifest import (
     EMBEDDING,
     TOKENIZER,
@@ -52,7 +52,7 @@ from .calibrated.workers import Workers, open_workers
 from .chat import write_chat_template
 from .experts.pages import build_pages, choose_workers, write_expert_layer
 from .footprint import page_formats
-from .gpu.graphs import write_device_graphs
+from .gpu.graphs import write_gpu_graphs
 from .graphs.stamp import stamp_segment
 from .graphs.trace import check_attention, trace_segment
 from .output import building, copy_licences, refuse_existing
@@ -102,7 +102,7 @@ def compile_bundle(
 
     active_experts lowers the number of experts per token; the manifest names it as lossy. context:
     tokens that a GPU's graphs are made for, by default as `choose_context`; fp32_products: see
-    device_lower.py; capabilities: the architectures to build its engines for, as "8.9".
+    gpu/lower.py; capabilities: the architectures to build its engines for, as "8.9".
     workers: who quantizes by calibration, see open_workers.
     calibration: on what experts are quantized; without it they are rounded. bits: what each expert
     weight takes on average, each expert stored as the calibration says that it is worth, and not as
@@ -305,13 +305,13 @@ def write_graphs(
     fp32_products: bool,
     progress: Progress,
     formats: Mapping[int, PageFormat] | None = None,
-) -> DeviceGraphs:
+) -> GpuGraphs:
     """The graphs for GPUs, for which the backbone's weights are read once more. formats: of the
     pages of each layer, by default those of the precision."""
     progress.stage("graphs for GPUs", backbone_float32_bytes(spec))
     with source.tensors() as reader:
         read = tile_reader(reader, spec, progress.advance)
-        return write_device_graphs(
+        return write_gpu_graphs(
             root, spec, precision, read, context=context, fp32_products=fp32_products,
             formats=formats,
         )  # fmt: skip

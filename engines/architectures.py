@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Sequence
 
-from ..bundle.gpu_graphs import DeviceGraphs, architecture
+from ..bundle.gpu_graphs import GpuGraphs, architecture
 from ..bundle.manifest import Precision
 from ..errors import EngineError, InputError, TargetError
 from ..targets import Target
@@ -57,9 +57,7 @@ def has_fp32_products(target: Target, capabilities: Sequence[str]) -> bool:
     return target.toolchain != RTX or everywhere.isdisjoint(_NO_FP32_PRODUCTS)
 
 
-def portable_capabilities(
-    precision: Precision, graphs: DeviceGraphs | None = None
-) -> tuple[str, ...]:
+def portable_capabilities(precision: Precision, graphs: GpuGraphs | None = None) -> tuple[str, ...]:
     """Every architecture that the precision allows, and the graphs, if they are there; the others
     are named in a warning."""
     left_out = {c: lack for c in RTX_CAPABILITIES if (lack := _lacks(c, precision))}
@@ -71,7 +69,7 @@ def portable_capabilities(
     return tuple(c for c in RTX_CAPABILITIES if c not in left_out)
 
 
-def _check_products(capability: str, graphs: DeviceGraphs) -> None:
+def _check_products(capability: str, graphs: GpuGraphs) -> None:
     """Raises EngineError where the graphs multiply fp32 matrices and the architecture does not."""
     if graphs.fp32_products and capability in _NO_FP32_PRODUCTS:
         raise EngineError(
@@ -159,7 +157,7 @@ def choose_capabilities(
     wanted: Sequence[str],
     target: Target | None,
     precision: Precision,
-    graphs: DeviceGraphs,
+    graphs: GpuGraphs,
     *,
     portable: bool,
 ) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A device graph in, a TensorRT engine out: the same code for stock TensorRT and TensorRT for RTX.
+"""A GPU graph in, a TensorRT engine out: the same code for stock TensorRT and TensorRT for RTX.
 
 It runs on the device too, so it needs neither torch nor onnx.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle.gpu_graphs import DeviceGraphs, TensorInfo, architecture
+from ..bundle.gpu_graphs import GpuGraphs, TensorInfo, architecture
 from ..errors import EngineError
 from .libraries import RTX, load_tensorrt
 from .log import library_log
@@ -62,7 +62,7 @@ class EngineBuilder:
         self,
         root: Path,
         file: str,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         out: Path,
         progress: BuildProgress,
         stop: threading.Event,
@@ -141,7 +141,7 @@ class EngineBuilder:
         builder: trt.Builder,
         config: trt.IBuilderConfig,
         network: trt.INetworkDefinition,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         file: str,
     ) -> None:
         inputs = [_open_input(network.get_input(i)) for i in range(network.num_inputs)]

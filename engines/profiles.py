@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..bundle.gpu_graphs import FLOAT, POSITION_BLOCK, DeviceGraphs, plain_file, row_step
+from ..bundle.gpu_graphs import FLOAT, POSITION_BLOCK, GpuGraphs, plain_file, row_step
 from ..errors import EngineError
 
 
@@ -87,7 +87,7 @@ def window_positions(kind: str, chunk: int) -> int | None:
     return _whole_blocks(int(kind[1:]) - 1 + max(chunk, POSITION_BLOCK))
 
 
-def profiles_of(graphs: DeviceGraphs, file: str, inputs: Sequence[OpenInput]) -> list[Profile]:
+def profiles_of(graphs: GpuGraphs, file: str, inputs: Sequence[OpenInput]) -> list[Profile]:
     """What an engine of a graph is made for, in the order in which the runtime selects it.
 
     A segment has two: one token, and a chunk of a prompt. Whatever else is open has one.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ...bundle.footprint import Footprint
-from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.gpu_graphs import GpuGraphs
 from ...bundle.manifest import TOKENIZER, Precision, is_bundle, read_manifest
 from ...compiler.footprint import expected_footprint
 from ...compiler.precision import DEFAULT, check_blocks, lacking_precision
@@ -168,9 +168,7 @@ def plan_model(
     )
 
 
-def _context(
-    wanted: int | None, footprint: Footprint, graphs: DeviceGraphs | None, name: str
-) -> int:
+def _context(wanted: int | None, footprint: Footprint, graphs: GpuGraphs | None, name: str) -> int:
     """As choose_context, within what the graphs for GPUs are made for, which count on one alone.
 
     Raises:
@@ -187,7 +185,7 @@ def _context(
     return min(context, graphs.context)
 
 
-def _recompiling(kind: str, graphs: DeviceGraphs | None, target: Target) -> tuple[str, ...]:
+def _recompiling(kind: str, graphs: GpuGraphs | None, target: Target) -> tuple[str, ...]:
     if kind != "bundle" or graphs is not None:
         return ()
     return (

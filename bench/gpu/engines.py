@@ -25,7 +25,7 @@ import click
 
 from pocketmoe.bench.lib.random_source import RandomSource
 from pocketmoe.bench.lib.shapes import SHAPES, with_layers
-from pocketmoe.bundle.gpu_graphs import DeviceGraphs, EngineSet, architecture, page_inputs
+from pocketmoe.bundle.gpu_graphs import EngineSet, GpuGraphs, architecture, page_inputs
 from pocketmoe.bundle.manifest import Precision
 from pocketmoe.commands.console import print_table
 from pocketmoe.compiler.compile import write_graphs
@@ -101,7 +101,7 @@ def build_shape(shape: str, capabilities: Sequence[str], context: int) -> list[B
 
 
 def build_set(
-    shape: str, root: Path, graphs: DeviceGraphs, spec: ModelSpec, precision: Precision,
+    shape: str, root: Path, graphs: GpuGraphs, spec: ModelSpec, precision: Precision,
     capabilities: tuple[str, ...],
 ) -> Built:  # fmt: skip
     first = (shape, ", ".join(map(architecture, capabilities)), precision.experts)
@@ -124,7 +124,7 @@ def build_set(
 
 
 def wrong_inputs(
-    graphs: DeviceGraphs, item: EngineSet, spec: ModelSpec, precision: Precision
+    graphs: GpuGraphs, item: EngineSet, spec: ModelSpec, precision: Precision
 ) -> str | None:
     """The first engine that does not take the pages of its layer, in words."""
     engines = {engine.graph: engine for engine in item.engines}

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...bundle.gpu_graphs import DeviceGraphs, EngineSet, architecture, plain_file
+from ...bundle.gpu_graphs import EngineSet, GpuGraphs, architecture, plain_file
 from ...bundle.manifest import Manifest
 from ...engines.hardware import CudaPythonError, start_cuda
 from ...engines.libraries import load_tensorrt
@@ -116,7 +116,7 @@ def _make(name: str, root: Path, manifest: Manifest, runtime: Any, device: CudaD
     )  # fmt: skip
 
 
-def onnx_backend(root: Path, graphs: DeviceGraphs, manifest: Manifest, device: Device) -> Backend:
+def onnx_backend(root: Path, graphs: GpuGraphs, manifest: Manifest, device: Device) -> Backend:
     """ONNX Runtime: its CUDA provider, or the CPU's where the device is without hardware.
 
     Raises:
@@ -141,7 +141,7 @@ def onnx_backend(root: Path, graphs: DeviceGraphs, manifest: Manifest, device: D
     )  # fmt: skip
 
 
-def plain_for_cuda(graphs: DeviceGraphs, manifest: Manifest) -> frozenset[str]:
+def plain_for_cuda(graphs: GpuGraphs, manifest: Manifest) -> frozenset[str]:
     """The graphs whose plain files the CUDA provider takes: blocks of int8 it does not dequantize,
     those of int4 it does.
 

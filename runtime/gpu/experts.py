@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...bundle.gpu_graphs import ALIGNMENT, FLOAT, INT64, DeviceGraphs, page_inputs, row_step
+from ...bundle.gpu_graphs import ALIGNMENT, FLOAT, INT64, GpuGraphs, page_inputs, row_step
 from ...bundle.manifest import Manifest
 from ...bundle.pages import ExpertKey, PageFormat, align
 from ...model.spec import ModelSpec
@@ -45,7 +45,7 @@ class DeviceExperts:
         self,
         root: Path,
         manifest: Manifest,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         loader: Loader,
         device: Device,
         stream: Stream,

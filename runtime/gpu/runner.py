@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from ...bundle.gpu_graphs import FLOAT, INT64, DeviceGraphs
+from ...bundle.gpu_graphs import FLOAT, INT64, GpuGraphs
 from ...bundle.manifest import Manifest
 from ...bundle.pages import ExpertKey
 from ...errors import EngineError
@@ -50,7 +50,7 @@ class DeviceRunner:
         self,
         root: Path,
         manifest: Manifest,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         loader: Loader,
         device: Device,
         stream: Stream,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...bundle.gpu_graphs import FLOAT, INT64, DeviceGraphs
+from ...bundle.gpu_graphs import FLOAT, INT64, GpuGraphs
 from ...bundle.manifest import Manifest, Segment
 from ..cpu.kv_cache import kind_of
 from .buffers import BatchBuffers
@@ -22,7 +22,7 @@ class DeviceSegments:
         self,
         root: Path,
         manifest: Manifest,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         loader: Loader,
         device: Device,
         stream: Stream,

@@ -16,7 +16,7 @@ from pocketmoe.bundle.manifest import Precision
 from pocketmoe.bundle.pages import PageFormat
 from pocketmoe.compiler.compile import tile_reader, write_experts
 from pocketmoe.compiler.gpu.experts import expert_graph
-from pocketmoe.compiler.gpu.graphs import write_device_graphs
+from pocketmoe.compiler.gpu.graphs import write_gpu_graphs
 from pocketmoe.compiler.quantize import quantize_fp8, quantize_matrix
 from pocketmoe.model.module import Decoder
 from pocketmoe.model.spec import ModelSpec
@@ -45,7 +45,7 @@ def write(root: Path, spec: ModelSpec, model: Decoder, precision: Precision) -> 
     experts = write_experts(root, source, spec, precision, Silent())
     with source.tensors() as reader:
         read = tile_reader(reader, spec, lambda _: None)
-        graphs = write_device_graphs(root, spec, precision, read, context=256)
+        graphs = write_gpu_graphs(root, spec, precision, read, context=256)
     return GraphModel(root, spec, graphs, experts)
 
 
@@ -98,7 +98,7 @@ def test_devices_without_fp32_products_route_alike(tmp_path: Path) -> None:
         for fp32_products in (True, False):
             root = tmp_path / str(fp32_products)
             root.mkdir()
-            graphs = write_device_graphs(
+            graphs = write_gpu_graphs(
                 root, BASE, HALF, read, context=256, fp32_products=fp32_products
             )
             experts = write_experts(root, Weights(model), BASE, HALF, Silent())
