@@ -78,7 +78,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """Engines for one toolchain version and one architecture.
+    """Engines for one toolchain version and one compute capability.
 
     toolchain: "tensorrt-rtx" or "tensorrt". compute_capability: as "8.9". device: the GPU on which
     they were built; None where they were built without one.
@@ -100,12 +100,12 @@ class EngineSet:
         return frozenset(engine.file for engine in self.engines)
 
     @property
-    def architecture(self) -> str:
-        return architecture(self.compute_capability)
+    def capability_name(self) -> str:
+        return capability_name(self.compute_capability)
 
 
-def architecture(compute_capability: str) -> str:
-    """ "8.9" as "sm89"."""
+def capability_name(compute_capability: str) -> str:
+    """ "8.9" as "sm89", as files and the command line have it."""
     return f"sm{compute_capability.replace('.', '')}"
 
 
@@ -115,7 +115,7 @@ def rebuilding(bundle: str, sets: Iterable[EngineSet]) -> str:
     options = ""
     for item in sets:
         if item.device is None:
-            options += f" --arch {item.architecture}"
+            options += f" --arch {item.capability_name}"
         else:
             commands[f"'pocketmoe build {bundle}' on {item.device}"] = None
     if options:

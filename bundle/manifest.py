@@ -27,7 +27,7 @@ from typing import Any
 from ..errors import BundleError, ConfigError
 from ..model.spec import ModelSpec, spec_from_json
 from .expert_layers import ExpertLayer, expert_layer_from_json
-from .footprint import Footprint, PagedLayer, predictor_bytes
+from .footprint import Footprint, LayerFootprint, predictor_bytes
 from .gpu_graphs import (
     EngineSet,
     GpuGraphs,
@@ -139,7 +139,7 @@ class Manifest:
     def footprint(self) -> Footprint:
         """What memory and speed follow from."""
         layers = [
-            PagedLayer(pages.layer, pages.formats, pages.counts, router.top_k)
+            LayerFootprint(pages.layer, pages.formats, pages.counts, router.top_k)
             for pages in self.experts
             if (router := self.spec.layers[pages.layer].router) is not None
         ]

@@ -76,7 +76,7 @@ def build(
     else:
         gpu = find_gpu()
     if not force and (there := whole_sets(bundle, chosen, capabilities, gpu)):
-        names = ", ".join(item.architecture for item in there)
+        names = ", ".join(item.capability_name for item in there)
         click.echo(
             f"{bundle} has its engines for {names} of {chosen} {there[0].version}: nothing to do "
             "(--force builds them again)"
@@ -88,7 +88,7 @@ def build(
         )
     engines = sets[0].engines
     size = sum((bundle / engine.file).stat().st_size for engine in engines)
-    names = ", ".join(item.architecture for item in sets)
+    names = ", ".join(item.capability_name for item in sets)
     where = f", built on {gpu.name}" if gpu is not None else ""
     click.echo(
         f"{bundle}: {len(engines)} engines for {names}, {format_size(size)}, "
@@ -97,13 +97,13 @@ def build(
 
 
 def _remove(bundle: Path, name: str) -> None:
-    from ..engines.architectures import parse_architecture
+    from ..engines.architectures import parse_capability
     from ..engines.build import remove_engines
 
-    gone = remove_engines(bundle, None if name == "all" else parse_architecture(name))
+    gone = remove_engines(bundle, None if name == "all" else parse_capability(name))
     if not gone:
         raise InputError(f"{bundle} has no engines{'' if name == 'all' else f' for {name}'}")
-    click.echo(f"{bundle}: removed engines for {', '.join(i.architecture for i in gone)}")
+    click.echo(f"{bundle}: removed engines for {', '.join(i.capability_name for i in gone)}")
 
 
 def _target(name: str, measured: Path | None) -> Target | None:

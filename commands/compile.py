@@ -163,6 +163,6 @@ def _engines(manifest: Manifest, target: Target) -> str:
     if manifest.graphs is None:
         return ""
     if manifest.engines:
-        return f"; engines for {', '.join(item.architecture for item in manifest.engines)}"
+        return f"; engines for {', '.join(item.capability_name for item in manifest.engines)}"
     where = f" on {target.name}" if target.toolchain == "tensorrt" else ""
     return f"; no engines yet: 'pocketmoe build' makes them{where}"

@@ -75,7 +75,7 @@ class Reader(Protocol):
     def tiles(self, parameter: str) -> Iterator[torch.Tensor]: ...
 
 
-class Source(Protocol):
+class ParameterSource(Protocol):
     """Where a model's parameters come from: a `Checkpoint`, or anything with such a reader."""
 
     def tensors(self) -> AbstractContextManager[Reader]: ...
@@ -269,7 +269,7 @@ def tile_reader(reader: Reader, spec: ModelSpec, advance: Callable[[int], None])
 
 
 def write_backbone(
-    root: Path, source: Source, spec: ModelSpec, precision: Precision, progress: Progress
+    root: Path, source: ParameterSource, spec: ModelSpec, precision: Precision, progress: Progress
 ) -> tuple[tuple[Segment, ...], int]:
     """Traces each kind of segment once and stamps every segment's weights; returns the bytes that
     they take once loaded."""
@@ -297,7 +297,7 @@ def write_backbone(
 
 def write_graphs(
     root: Path,
-    source: Source,
+    source: ParameterSource,
     spec: ModelSpec,
     precision: Precision,
     *,
@@ -356,7 +356,7 @@ def expert_counts(spec: ModelSpec) -> dict[int, int]:
     return {layer: router.num_experts for layer, router in routers.items() if router is not None}
 
 
-def write_embedding(root: Path, source: Source, precision: Precision) -> str:
+def write_embedding(root: Path, source: ParameterSource, precision: Precision) -> str:
     """Rows in float16, or in float32 where the backbone is, or where float16 would overflow."""
     path = root / EMBEDDING
     with source.tensors() as reader:

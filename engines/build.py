@@ -19,7 +19,7 @@ from ..bundle.gpu_graphs import (
     Engine,
     EngineSet,
     GpuGraphs,
-    architecture,
+    capability_name,
     plain_file,
 )
 from ..bundle.manifest import (
@@ -111,8 +111,8 @@ def add_engines(
     progress: Progress | None = None,
 ) -> tuple[EngineSet, ...]:
     """Builds engines as `build_engines` does and puts them into a bundle, in place of those that it
-    has for the same toolchain and architecture. Until the end, and if it is killed on the way, the
-    bundle is what it was.
+    has for the same toolchain and compute capability. Until the end, and if it is killed on the
+    way, the bundle is what it was.
 
     Raises:
         BundleError: it cannot be opened or written, has no GPU graphs, or they are damaged.
@@ -147,7 +147,7 @@ def add_engines(
 
 
 def remove_engines(bundle: Path, compute_capability: str | None) -> tuple[EngineSet, ...]:
-    """Takes the sets for an architecture, or all, out of a bundle, and returns them.
+    """Takes the sets for a compute capability, or all, out of a bundle, and returns them.
 
     Raises:
         BundleError, InputError: as add_engines.
@@ -279,7 +279,7 @@ def _alone(bundle: Path) -> Iterator[None]:
 
 def _free_folder(root: Path, toolchain: str, version: str, capabilities: Sequence[str]) -> str:
     """A new folder below `root`: one that is there keeps its content until it is not needed."""
-    names = "-".join(map(architecture, capabilities))
+    names = "-".join(map(capability_name, capabilities))
     base = f"{ENGINE_FOLDER}/{toolchain}-{version}-{names}"
     number, folder = 1, base
     while (root / folder).exists():
@@ -297,4 +297,4 @@ def _graph_bytes(path: Path) -> int:
 
 
 def _names(capabilities: Sequence[str]) -> str:
-    return ", ".join(map(architecture, capabilities))
+    return ", ".join(map(capability_name, capabilities))

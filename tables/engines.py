@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..bundle.gpu_graphs import TensorInfo, architecture
+from ..bundle.gpu_graphs import TensorInfo, capability_name
 from ..sizes import format_size
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def engine_rows(item: EngineSetFacts) -> list[tuple[str, ...]]:
 def names_of(item: EngineSetFacts, sets: tuple[EngineSetFacts, ...]) -> str:
     """The architectures that share a set's files."""
     return ", ".join(
-        architecture(other.compute_capability) for other in sets if other.engines == item.engines
+        capability_name(other.compute_capability) for other in sets if other.engines == item.engines
     )
 
 

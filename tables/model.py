@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..analysis.inspection.inspect import BundleFacts, CheckpointFacts, ModelFacts
-from ..bundle.gpu_graphs import architecture
+from ..bundle.gpu_graphs import capability_name
 from ..sizes import format_size
 from .gpu import backend_rows, gpu_hit_rows, gpu_speed_rows
 
@@ -92,7 +92,7 @@ def _engines(facts: BundleFacts) -> str:
     if not facts.engines:
         where = f" on {facts.engines_on}" if facts.engines_on else ""
         return f"none; 'pocketmoe build' makes them{where}" if facts.graphs else "none"
-    names = ", ".join(architecture(item.compute_capability) for item in facts.engines)
+    names = ", ".join(capability_name(item.compute_capability) for item in facts.engines)
     if facts.gpu is None or any(item.here for item in facts.engines):
         return f"for {names}"
     return f"for {names}, and this machine's GPU is {facts.gpu}: 'pocketmoe build' makes its own"

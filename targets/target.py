@@ -46,9 +46,3 @@ class Target:
     backbone_rate: float | None = None
     limits: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-    @property
-    def sm(self) -> str | None:
-        """The compute capability as TensorRT names it, such as "sm87"; None for a CPU."""
-        capability = self.compute_capability
-        return None if capability is None else f"sm{capability.replace('.', '')}"

@@ -28,9 +28,9 @@ class EngineFacts:
 
 @dataclass(frozen=True)
 class EngineSetFacts:
-    """One toolchain version's engines for one architecture. device: the GPU on which they were
-    built; None where they were built without one. here: whether this machine's GPU is such a one;
-    None where it has none, or that cannot be asked."""
+    """One toolchain version's engines for one compute capability. device: the GPU on which they
+    were built; None where they were built without one. here: whether this machine's GPU is such a
+    one; None where it has none, or that cannot be asked."""
 
     toolchain: str
     version: str

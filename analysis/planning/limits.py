@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb
 
-from ...bundle.footprint import Footprint, PagedLayer
+from ...bundle.footprint import Footprint, LayerFootprint
 from ...runtime.cpu.kv_cache import capacity
 from ...runtime.paging.predict import EARLY_PAGES
 
@@ -210,7 +210,7 @@ def estimate_prompt(
     return seconds
 
 
-def touched_pages(layer: PagedLayer, tokens: int) -> float:
+def touched_pages(layer: LayerFootprint, tokens: int) -> float:
     """Expected number of different pages that so many tokens need."""
     share = layer.top_k / layer.num_experts
     return layer.num_experts * (1 - (1 - share) ** tokens)

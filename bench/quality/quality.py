@@ -121,7 +121,7 @@ def main(
         if peer is not None:
             logging.basicConfig(format="%(message)s")
             logging.getLogger("pocketmoe").setLevel(logging.INFO)  # torch says too much
-            settings = peer_quality.Settings(
+            settings = peer_quality.QualitySettings(
                 LlamaCpp(llama_python, llama_tools, threads), cache, tokens, window,
                 calibration_tokens, precision or peer_quality.PRECISIONS, int(block),
             )  # fmt: skip

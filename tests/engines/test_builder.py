@@ -32,8 +32,8 @@ from pocketmoe.compiler.gpu.experts import expert_graph, token_graph
 from pocketmoe.engines import build as engines
 from pocketmoe.engines.architectures import (
     RTX_CAPABILITIES,
-    check_architecture,
-    parse_architecture,
+    check_capability,
+    parse_capability,
     plan_engines,
     portable_capabilities,
 )
@@ -442,22 +442,22 @@ def snapshot(bundle: Path) -> dict[str, str]:
 
 class TestArchitectures:
     def test_names(self) -> None:
-        assert [parse_architecture(t) for t in ("sm89", "SM120", "8.7", "75", "sm_110")] == [
+        assert [parse_capability(t) for t in ("sm89", "SM120", "8.7", "75", "sm_110")] == [
             "8.9", "12.0", "8.7", "7.5", "11.0"
         ]  # fmt: skip
         for text in ("ada", "sm", "8", "sm1234"):
             with pytest.raises(InputError, match="write it as sm89"):
-                parse_architecture(text)
+                parse_capability(text)
 
     def test_what_is_refused(self) -> None:
         with pytest.raises(EngineError, match="no engines for sm87; it does for sm75, sm80"):
-            check_architecture("8.7", INT4)
+            check_capability("8.7", INT4)
         with pytest.raises(EngineError, match=r"sm75 has no int4.*it needs sm80 or newer"):
-            check_architecture("7.5", INT4)
+            check_capability("7.5", INT4)
         with pytest.raises(EngineError, match=r"sm86 has no fp8.*it needs sm89"):
-            check_architecture("8.6", replace(INT4, experts="fp8"))
+            check_capability("8.6", replace(INT4, experts="fp8"))
         for capability in RTX_CAPABILITIES:
-            check_architecture(capability, replace(INT4, experts="int8"))
+            check_capability(capability, replace(INT4, experts="int8"))
 
     def test_portable_says_what_it_leaves_out(self, caplog: pytest.LogCaptureFixture) -> None:
         assert portable_capabilities(INT4) == ("8.0", "8.6", "8.9", "12.0", "12.1")

@@ -34,7 +34,7 @@ from pocketmoe.tests.compiler.test_segments import (
     PLAIN,
     SHARED,
     WINDOW,
-    Weights,
+    SegmentWeights,
 )
 from pocketmoe.tests.support.host_device import Delay, HostDevice
 
@@ -80,7 +80,7 @@ def write_bundle(
 ) -> Path:
     """A bundle without a tokenizer, with graphs for the host and, if wanted, for devices."""
     root.mkdir(parents=True, exist_ok=True)
-    source: Any = Weights(model)
+    source: Any = SegmentWeights(model)
     experts = write_experts(root, source, spec, precision, Silent())
     segments, backbone_bytes = write_backbone(root, source, spec, precision, Silent())
     dtype = write_embedding(root, source, precision)

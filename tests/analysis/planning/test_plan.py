@@ -253,7 +253,7 @@ def test_every_familys_config_can_be_planned(family: str, tmp_path: Path, local:
 
 
 @pytest.mark.usefixtures("config")
-class TestCommand:
+class TestPlanCommand:
     def test_a_table(self, tiny_bundle: Path) -> None:
         result = call(
             "plan", tiny_bundle, "--target", "local", "--context", "64", "--memory-budget", "1MiB",

@@ -25,7 +25,7 @@ from pocketmoe.tests.compiler.test_segments import (
     BASE,
     CALLS,
     SPECS,
-    Weights,
+    SegmentWeights,
     decoder_logits,
     make_decoder,
 )
@@ -41,7 +41,7 @@ ROUTED = re.compile(r"\.(router|shared_gate)\.")  # stays fp32
 
 
 def write(root: Path, spec: ModelSpec, model: Decoder, precision: Precision) -> GraphModel:
-    source = Weights(model)
+    source = SegmentWeights(model)
     experts = write_experts(root, source, spec, precision, Silent())
     with source.tensors() as reader:
         read = tile_reader(reader, spec, lambda _: None)
@@ -92,7 +92,7 @@ def store_weights(model: Decoder, precision: Precision, bits: int) -> None:
 
 def test_devices_without_fp32_products_route_alike(tmp_path: Path) -> None:
     model = make_decoder(BASE)
-    with Weights(model).tensors() as reader:
+    with SegmentWeights(model).tensors() as reader:
         read = tile_reader(reader, BASE, lambda _: None)
         logits = []
         for fp32_products in (True, False):
@@ -101,7 +101,7 @@ def test_devices_without_fp32_products_route_alike(tmp_path: Path) -> None:
             graphs = write_gpu_graphs(
                 root, BASE, HALF, read, context=256, fp32_products=fp32_products
             )
-            experts = write_experts(root, Weights(model), BASE, HALF, Silent())
+            experts = write_experts(root, SegmentWeights(model), BASE, HALF, Silent())
             logits.append(run(GraphModel(root, BASE, graphs, experts), model))
             operators = [n.op_type for n in onnx.load(root / graphs.segments[0]).graph.node]
             assert operators.count("ReduceSum") == (0 if fp32_products else 1)
