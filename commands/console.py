@@ -1,4 +1,4 @@
-"""What the command line shows: tables, progress, log lines and errors.
+"""Output of the command line: tables, progress, log lines and errors.
 
 Results go to stdout; progress, log lines and errors to stderr.
 """

@@ -1,4 +1,4 @@
-"""What a bundle will take in memory, from the spec and the precision alone.
+"""The memory that a bundle will take, from the spec and the precision alone.
 
 The compiler counts the backbone's weights with the same functions as it writes them.
 """

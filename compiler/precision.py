@@ -1,4 +1,4 @@
-"""Which precision each part of the model is stored in."""
+"""The precision of each part of the model."""
 
 from __future__ import annotations
 

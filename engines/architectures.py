@@ -1,4 +1,4 @@
-"""Which architectures engines are built for: what TensorRT can, and what a bundle's precision
+"""Compute capabilities that engines are built for: what TensorRT can, and a bundle's precision
 allows."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a report shows of a calibration record, of a bundle, or of both. No torch."""
+"""The facts of a report, of a calibration record, of a bundle, or of both. No torch."""
 
 from __future__ import annotations
 

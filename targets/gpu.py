@@ -1,4 +1,4 @@
-"""What follows from a GPU's compute capability and toolchain, so that a device is one entry."""
+"""Facts that follow from a GPU's compute capability and toolchain: so a device is one entry."""
 
 from __future__ import annotations
 

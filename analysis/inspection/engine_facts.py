@@ -1,4 +1,4 @@
-"""What `inspect` tells about a bundle's engines."""
+"""The facts of `inspect` about a bundle's engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `inspect` tells about a checkpoint or a bundle."""
+"""The facts of `inspect` about a checkpoint or a bundle."""
 
 from __future__ import annotations
 

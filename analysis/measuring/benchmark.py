@@ -1,4 +1,4 @@
-"""What `bench` measures. Imports no torch."""
+"""The measurements of `bench`. Imports no torch."""
 
 from __future__ import annotations
 

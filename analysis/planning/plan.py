@@ -1,4 +1,4 @@
-"""What `plan` foretells of a model on a target, and what `run` and `bench` predict. No torch."""
+"""The plan of a model on a target, and the predictions of `run` and `bench`. No torch."""
 
 from __future__ import annotations
 

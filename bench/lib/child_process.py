@@ -1,4 +1,4 @@
-"""What a command takes: time, memory, bytes read."""
+"""Time, memory and bytes read of a command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors a published checkpoint holds, and random numbers to fill them with."""
+"""The tensors of a published checkpoint, and random numbers to fill them with."""
 
 from __future__ import annotations
 

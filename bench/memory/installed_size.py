@@ -1,4 +1,4 @@
-"""How large the runtime is once it is installed: the packages of an app, without a bundle.
+"""Size of the installed runtime: the packages of an app, without a bundle.
 
     python bench/memory/installed_size.py
     python bench/memory/installed_size.py --for linux-aarch64-py310 --extra cpu

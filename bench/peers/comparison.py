@@ -1,4 +1,4 @@
-"""What bench/peers/compare_llama_cpp.py found, as tables for people and as JSON."""
+"""Results of bench/peers/compare_llama_cpp.py, as tables for people and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each precision costs on held-out text: perplexity, KL divergence, routes, layers' errors.
+"""Cost of each precision on held-out text: perplexity, KL divergence, routes, layers' errors.
 
     python bench/quality/quality.py model/demo [--data held_out.txt]
     python bench/quality/quality.py --peer llama.cpp --llama-python ENV/bin/python \

@@ -1,4 +1,4 @@
-"""What running several sequences together is worth: tokens per second of 1, 2, 4 and 8 threads.
+"""Worth of running several sequences together: tokens per second of 1, 2, 4 and 8 threads.
 
     python bench/speed/parallel.py build/demo --text cli.py
     python bench/speed/parallel.py build/olmoe --cache 0.5 --forced

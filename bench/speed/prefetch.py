@@ -1,4 +1,4 @@
-"""What reading ahead is worth: how often the guesses are right, and speed with and without.
+"""Worth of prefetching: the share of right guesses, and speed with and without.
 
     python bench/speed/prefetch.py build/demo --text cli.py
     python bench/speed/prefetch.py build/olmoe --cache 0.45

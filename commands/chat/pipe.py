@@ -1,4 +1,4 @@
-"""What `run --chat` does before a bundle is opened, and line by line afterwards."""
+"""The steps of `run --chat`: before a bundle is opened, and line by line afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an app comes from: an archive, read as a stream, or a folder that it was unpacked to."""
+"""Sources of an app: an archive, read as a stream, or a folder that it was unpacked to."""
 
 from __future__ import annotations
 

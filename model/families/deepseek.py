@@ -1,4 +1,4 @@
-"""What DeepSeek's families share, in part with others: MLA, layers, routers, prediction layers."""
+"""Shared parts of DeepSeek's families, some of others: MLA, layers, routers, prediction layers."""
 
 from __future__ import annotations
 

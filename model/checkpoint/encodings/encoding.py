@@ -1,4 +1,4 @@
-"""What an encoding is, and the arithmetic that encodings share."""
+"""The interface of an encoding, and the arithmetic that encodings share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `plan` foretells of GPUs: a Jetson, whose memory is shared, and cards with their own."""
+"""Plans for GPUs: a Jetson, whose memory is shared, and cards with their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `plan` foretells, against sessions, replays and simulations."""
+"""Plans against sessions, replays and simulations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a family cannot express is refused by name and value, in one line."""
+"""A value that a family cannot express is refused by name and value, in one line."""
 
 import copy
 from dataclasses import dataclass
