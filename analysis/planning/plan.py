@@ -274,9 +274,10 @@ def _row(
     if speed is None or (hit_rate < 1 and speed.storage_bandwidth is None):
         return row
     short = min(CHUNK, context - 1)
-    early = memory.predicts
     decode, full = (
-        estimate_speed(footprint, speed, hit_rate=hit_rate, position=position, reads_early=early)
+        estimate_speed(
+            footprint, speed, hit_rate=hit_rate, position=position, prefetches=memory.predicts
+        )
         for position in (short, context - 1)
     )
     prompt = None
@@ -322,7 +323,7 @@ def predict_run(stats: Stats, footprint: Footprint, target: Target) -> SpeedEsti
         return None
     position = stats.prompt_tokens + stats.new_tokens // 2
     return estimate_speed(
-        footprint, speed, hit_rate=hit_rate, position=position, reads_early=stats.early_pages > 0
+        footprint, speed, hit_rate=hit_rate, position=position, prefetches=stats.early_pages > 0
     )
 
 

@@ -16,7 +16,7 @@ _LARGEST_UNIT = 1e100  # counts are scaled down before floats end
 
 
 class Lru:
-    """The page that was not used for the longest time goes first.
+    """Least recently used: evicts the page that was not used for the longest time.
 
     Within a visit, the experts are used in the order in which it names them.
     """
@@ -50,9 +50,10 @@ class Lru:
 
 
 class Lfu:
-    """The page used least often goes first; of equal ones, the one not used for longest.
+    """Least frequently used: evicts the page used least often; of equal ones, that not used for
+    longest.
 
-    Uses are remembered after a page has left. memory: visits after which a use counts 1/e of a
+    Uses are remembered after a page is evicted. memory: visits after which a use counts 1/e of a
     new one (a token is as many visits as there are paged layers); None: for ever.
     """
 
@@ -89,7 +90,7 @@ class Lfu:
 
 
 class PerLayer:
-    """A policy for each layer; a layer with its even share of the pages gives up its own.
+    """A policy for each layer; a layer with its even share of the pages evicts its own.
 
     One with less takes from the layer that has most.
     """
@@ -147,7 +148,7 @@ class _AllBut:
 
 
 class Pins:
-    """Pages that never leave, and another policy for the rest.
+    """Pages that are never evicted, and another policy for the rest.
 
     Whoever chooses the pins leaves room for the pages of one layer.
     """
@@ -172,7 +173,7 @@ class Pins:
 
 
 class Belady:
-    """The offline optimum: the page whose next use lies furthest ahead goes first.
+    """The offline optimum: evicts the page whose next use lies furthest ahead.
 
     L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems
     Journal 5 (2), 1966. `visits` is what `visit` is going to be told, in order. It is the optimum

@@ -60,7 +60,7 @@ def test_a_layer_takes_what_its_events_take(compute: float, read: float) -> None
         for missed in range(top_k + 1):
             for early in (0.0, 0.4, 1.3, 2.9, 50.0):
                 expected = simulated_layer(top_k - missed, missed, compute, read, early)
-                found = layer_seconds(top_k, missed, compute=compute, read=read, early=early)
+                found = layer_seconds(top_k, missed, compute=compute, read=read, prefetched=early)
                 assert found == pytest.approx(expected)
 
 

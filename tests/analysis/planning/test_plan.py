@@ -155,7 +155,7 @@ def test_speeds_are_those_of_the_limit_model(
         assert row.memory is not None
         assert row.hit_rate == pytest.approx(min(1, row.memory.slots / footprint.num_pages))
         estimate = estimate_speed(
-            footprint, speed, hit_rate=row.hit_rate, position=128, reads_early=row.memory.predicts
+            footprint, speed, hit_rate=row.hit_rate, position=128, prefetches=row.memory.predicts
         )
         assert row.memory.predicts == (row.hit_rate < 1)
         assert row.speed == estimate
