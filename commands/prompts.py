@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from ..errors import InputError
-from ..text_input import decode_utf8
+from ..files import decode_utf8
 
 
 def read_prompt(prompt: str) -> str:
