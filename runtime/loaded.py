@@ -18,6 +18,7 @@ import numpy as np
 from ..bundle.manifest import Manifest
 from ..bundle.pages import ExpertKey
 from ..errors import BudgetError, InputError
+from ..signals import interrupts_deferred
 from .batching.combining import Combiner
 from .batching.requests import Seat
 from .expert_choice import ExpertChoice
@@ -108,7 +109,7 @@ class Model:
         self.reclaim()
         size = read_budget(memory_budget)
         place = object()  # until there is a seat, so that others plan with it, and nobody closes
-        with ExitStack() as undo:
+        with interrupts_deferred(), ExitStack() as undo:
             with self._planning:
                 if self._closed:
                     return None
@@ -149,11 +150,7 @@ class Model:
                 seat = self._dropped.popleft()
             except IndexError:  # another thread was quicker
                 return
-            try:
-                self._close_seat(seat)
-            finally:
-                if self.holds(seat):  # an interrupt, while it waited
-                    self._dropped.append(seat)
+            self._close_seat(seat)
 
     def close_seat(self, seat: Seat) -> None:
         """Its session is closed; the model too if it was the last. Nothing is done after a fork."""
@@ -252,7 +249,6 @@ class Model:
     def rewind(self, seat: Seat, position: int) -> int:
         """See Cache.rewind; its next token is not waited for."""
         self._combiner.rest(seat)
-        self._combiner.withdraw(seat)  # where interrupts have left it
         if position == 0:
             seat.cache.reset()
             return 0

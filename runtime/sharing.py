@@ -13,7 +13,7 @@ from .context import choose_context
 from .loaded import Model, Opening
 from .memory.budget import BATCH
 from .memory.leftover import count_opened
-from .session import Session
+from .session import Session, open_another
 
 _lock = threading.RLock()
 _models: list[Model] = []
@@ -64,9 +64,9 @@ def share(
         same_batch = model.plan.batch == min(BATCH, seen)
         alike = (model.settings, model.manifest) == (settings, manifest)
         if alike and same_batch and model.process == os.getpid():
-            seat = model.open_seat(seen, memory_budget)
-            if seat is not None:
-                return Session(model, seen, seat)
+            session = open_another(model, seen, memory_budget)
+            if session is not None:
+                return session
     return None
 
 
