@@ -14,9 +14,9 @@ from typing import Any
 import click
 
 from ..errors import InputError, TargetError
+from ..files import decode_utf8
 from ..sizes import parse_size
 from ..targets import LOCAL, Target, all_targets, find_target
-from ..text_input import decode_utf8
 
 _log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ...bundle.manifest import read_manifest
 from ...errors import InputError
+from ...files import read_text
 from ...progress import Progress, Silent
 from ...runtime.memory.budget import AUTO, read_budget
 from ...runtime.opening import open_with
 from ...runtime.options import OpenOptions
 from ...runtime.session import Session
-from ...text_input import read_text
 from .scores import Evaluation, evaluate
 from .windows import Windows, cut_windows
 
