@@ -24,10 +24,10 @@ import json, sys
 from pathlib import Path
 import onnxruntime
 import pocketmoe
-from pocketmoe.runtime.bundle import read_manifest
-from pocketmoe.runtime.gpu.direct import open_device_session
-from pocketmoe.runtime.gpu.host_device import HostDevice
-from pocketmoe.runtime.gpu.opening import TierSizes
+from pocketmoe.bundle.manifest import read_manifest
+from pocketmoe.tests.support.device_session import open_on_device
+from pocketmoe.tests.support.host_device import HostDevice
+from pocketmoe.runtime.gpu.loading import TierSizes
 
 bundle, prompt = Path(sys.argv[1]), sys.argv[2]
 found = {"python": sys.version.split()[0], "onnxruntime": onnxruntime.__version__}
@@ -35,7 +35,7 @@ with pocketmoe.open(bundle, backend="cpu") as session:
     found["cpu"] = session.generate(prompt, max_new_tokens=16).text()
 if read_manifest(bundle).graphs is not None:
     sizes = TierSizes(slots=12, host_slots=9)
-    with open_device_session(bundle, HostDevice(), sizes=sizes) as session:
+    with open_on_device(bundle, HostDevice(), sizes=sizes) as session:
         found["graphs for GPUs"] = session.generate(prompt, max_new_tokens=16).text()
 print(json.dumps(found))
 """

@@ -1,4 +1,4 @@
-"""Which precision each part of the model is stored in."""
+"""The precision of each part of the model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..bundle.manifest import Precision
+from ..bundle.pages import PRECISIONS, QUANTIZED
 from ..errors import ConfigError, InputError, TargetError
 from ..model.parameters import expert_shapes, layer_shapes
 from ..model.spec import ModelSpec
-from ..runtime.bundle import Precision
-from ..runtime.pages import PRECISIONS, QUANTIZED
-from ..targets.devices import Target
+from ..targets import Target
 
 PARTS = ("experts", "backbone", "head")
 BLOCK_SIZES = (32, 64, 128)

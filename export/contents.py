@@ -1,4 +1,4 @@
-"""What goes into an archive, file by file: its name, its hash, and where its bytes are."""
+"""The contents of an archive, file by file: its name, its hash, and where its bytes are."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ..bundle.manifest import MANIFEST, Manifest
 from ..errors import BundleError
-from ..runtime.bundle import MANIFEST, Manifest
-from .device.manifest import BUNDLE, Item
+from .installer.manifest import BUNDLE, Item
 
 
 @dataclass(frozen=True)

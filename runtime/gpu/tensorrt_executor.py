@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...bundle.gpu_graphs import Engine, EngineSet, TensorInfo
+from ...engines.kernel_cache import KERNELS, KernelCache
+from ...engines.log import LibraryLog, library_log
 from ...errors import BundleError, EngineError
-from ..device_graphs import Engine, EngineSet, TensorInfo
 from .cuda_graph import GraphCapture
 from .device import Buffer, Device, Stream
 from .errors import DeviceMemoryError
 from .executor import DECODE
-from .kernel_cache import KERNELS, KernelCache
-from .library_log import LibraryLog, library_log
 
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT8": "int8", "INT4": "int4",
@@ -62,7 +62,7 @@ class TensorRtLoader:
         if declared is None:
             raise BundleError(
                 f"{self._root / self._set.folder} has no engine for {graph}; build the engines "
-                f"again: {remedy(self._set.toolchain, self._root, self._set.architecture)}"
+                f"again: {remedy(self._set.toolchain, self._root, self._set.capability_name)}"
             )
         path = self._root / declared.file
         try:
@@ -119,7 +119,7 @@ class TensorRtLoader:
             raise DeviceMemoryError(0, self._device.memory()[0])
         raise EngineError(
             f"{what} ({reason or 'TensorRT says no more'}); build the engines again: "
-            f"{remedy(self._set.toolchain, self._root, self._set.architecture)}"
+            f"{remedy(self._set.toolchain, self._root, self._set.capability_name)}"
         )
 
     def ready(self) -> None:

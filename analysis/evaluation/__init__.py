@@ -1,0 +1,1 @@
+"""Quality of a bundle beside its checkpoint: perplexity, divergence, errors by layer."""

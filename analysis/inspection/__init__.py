@@ -1,0 +1,1 @@
+"""The parts of a checkpoint or a bundle."""

@@ -1,0 +1,1 @@
+"""Plans of a budget before anything runs: pages that fit, hits, speed."""

@@ -1,0 +1,1 @@
+"""Generation: prompts and templates, sampling, grammars, stops, pieces of text."""

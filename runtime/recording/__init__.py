@@ -1,0 +1,1 @@
+"""Recordings of a session: routes, a timeline, statistics."""
