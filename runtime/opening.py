@@ -50,30 +50,44 @@ def open_bundle(
     gpu_memory: int | str | None = None,
     host_memory: int | str | None = None,
 ) -> Session:
-    """Opens a bundle to run it. Where it is open in this process with the same settings, this is
-    another session of the same model, as by `Session.another`, and a memory budget that is given
-    is that of all its sessions from then on; but not where files are to be made.
+    """Opens a bundle to run it.
 
-    memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
-    has free, and None keeps all experts in memory, or the budget of the model that is open. With a
-    GPU that has its own memory there are two budgets instead: gpu_memory, on the GPU, by default
-    "auto", what is free, and host_memory, for the process on the host, by default "auto".
-    backend: what runs the layers: "tensorrt", "tensorrt-rtx", "cuda" (ONNX Runtime), "cpu", or
-    "auto", the best of them that works; which and why is logged, and in the stats.
-    threads: default is all CPUs that the process may use. context: tokens that a session
-    can see, by default 4096, or what the model can see if that is less. verify_pages: check the
-    hashes of graphs and backbone now, and the hash of each page when it is first read.
-    kernels: what computes, "native", "onnxruntime", or "auto": native where it can. Segments of the
-    backbone that the native kernels do not know run in ONNX Runtime: see Stats.backbone_engine.
-    prefetch: whether pages that the next layer may want are read early, "on", "off", or "auto":
-    while most guesses are right.
-    Lossy, see lossy.py: active_experts, how many of a token's experts are used, the strongest ones;
-    skip_cold, below which share of an even split an expert that is not in the cache is left out.
-    Files that are made when the session is closed: record_routes, which experts each token went to,
-    for `pocketmoe replay`; trace, what happened when, for chrome://tracing.
+    Where the bundle is open in this process with the same settings, this is another session of the
+    same model, as by `Session.another`, and a memory budget that is given is that of all its
+    sessions from then on. Where `record_routes` or `trace` is given, it is a model of its own.
+
+    Args:
+        path: the bundle's directory.
+        memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the
+            machine has free. None keeps all experts in memory, or the budget of the model that is
+            open. A GPU with a memory of its own has the next two budgets instead.
+        gpu_memory: bytes, or text, on the GPU; None or "auto" for what is free there.
+        host_memory: with such a GPU, for the process on the host; None or "auto" for what is free.
+        threads: threads that compute; by default as many as the process may use CPUs.
+        context: the most tokens that the session can see; by default 4096, or what the model can
+            see if that is less.
+        verify_pages: check the hashes of graphs and backbone now, and that of each page when it is
+            first read.
+        kernels: what computes on a CPU: "native", "onnxruntime", or "auto", native where it can.
+            Segments of the backbone that the native kernels do not know run in ONNX Runtime: see
+            `Stats.backbone_engine`.
+        prefetch: whether pages that the next layer may want are read early: "on", "off", or "auto",
+            while most guesses are right.
+        active_experts: lossy: use only so many of a token's experts, the strongest.
+        skip_cold: lossy: leave out an expert that is not in the cache where its weight is below
+            this share of an even split.
+        record_routes: a file to make when the session is closed: which experts each token went to,
+            for `pocketmoe replay`.
+        trace: a file to make when the session is closed: what happened when, for chrome://tracing.
+        backend: what runs the layers: "tensorrt", "tensorrt-rtx", "cuda" (ONNX Runtime), "cpu", or
+            "auto", the best of them that works. Which one and why is logged, and in the stats.
 
     Raises:
-        BundleError, BudgetError, ContextError, EngineError, InputError: each says what to do.
+        BundleError: there is no bundle at the path, or it is damaged.
+        BudgetError: a budget is too small; the error names one that works.
+        ContextError: the model cannot see so long a context.
+        EngineError: the backend that was asked for does not work here.
+        InputError: another argument is wrong.
     """
     with opening_alone():
         return _open(
