@@ -1,6 +1,6 @@
 """What a bundle holds for GPUs: device graphs, and the engines that were built of them.
 
-Device graphs are standard ONNX whose expert weights are inputs: see docs/design.md. They lie in
+Device graphs are standard ONNX whose expert weights are inputs: see docs/design/gpu.md. They lie in
 `device/`; engines lie in `engines/`, a folder for each toolchain version and architecture.
 """
 

@@ -1,4 +1,5 @@
-"""The table in docs/design.md of which folder may import what, held by reading the sources.
+"""Which folder may import what: the table in docs/contributing/where-things-go.md, held by reading
+the sources.
 
 Nothing is imported: every file is parsed, and imports inside functions and under TYPE_CHECKING
 count like any other.
