@@ -12,10 +12,10 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .runtime.generation import Generation
-    from .runtime.grammar import Grammar
+    from .runtime.generation.generation import Generation
+    from .runtime.generation.grammar import Grammar
+    from .runtime.generation.pieces import Piece
     from .runtime.opening import open_bundle as open
-    from .runtime.pieces import Piece
     from .runtime.session import Session
 
     __version__: str
@@ -39,7 +39,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return globals().setdefault(name, version("pocketmoe"))
-    from .runtime import generation, grammar, opening, pieces, session
+    from .runtime import opening, session
+    from .runtime.generation import generation, grammar, pieces
 
     globals().update(
         open=opening.open_bundle, Session=session.Session, Generation=generation.Generation,

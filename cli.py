@@ -10,19 +10,19 @@ import click
 
 from . import __version__
 from .commands.arguments import AGAINST, BUNDLE, JSON
-from .commands.building import build, compile_command
-from .commands.calibrating import calibrate_command
-from .commands.chatting import chat
+from .commands.calibrate import calibrate_command
+from .commands.chat.command import chat
+from .commands.compile import build, compile_command
 from .commands.console import ProgressDisplay, print_facts, print_json, print_table, start_logging
 from .commands.entry import CommandLine
-from .commands.exporting import export_command
-from .commands.machines import plan, targets
-from .commands.quality import eval_command
-from .commands.reporting import report
-from .commands.running import bench, replay, run
-from .commands.serving import serve
+from .commands.eval import eval_command
+from .commands.export import export_command
+from .commands.report import report
+from .commands.run import bench, replay, run
+from .commands.serve import serve
+from .commands.targets import plan, targets
 from .errors import BundleError
-from .runtime.installed import find_onnxruntime
+from .runtime.cpu.installed import find_onnxruntime
 from .sizes import format_size
 
 
@@ -60,15 +60,15 @@ def config_folder() -> Path:
 @JSON
 def inspect(path: Path, as_json: bool) -> None:
     """Show what a model or a bundle is made of."""
-    from .analysis.engine_facts import (
+    from .analysis.inspection.engine_facts import (
         ENGINE_COLUMNS,
         SET_COLUMNS,
         engine_rows,
         engine_set_rows,
         names_of,
     )
-    from .analysis.inspection import BundleFacts, inspect_path
-    from .commands.tables import fact_rows, size_rows
+    from .analysis.inspection.inspect import BundleFacts, inspect_path
+    from .tables.model import fact_rows, size_rows
 
     facts = inspect_path(path)
     if as_json:
@@ -100,8 +100,8 @@ main.add_command(build)
 @JSON
 def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
     """Check a bundle's hashes, and its numbers."""
-    from .runtime.bundle import read_manifest
-    from .runtime.damage import find_damage, remedy_for
+    from .bundle.damage import find_damage, remedy_for
+    from .bundle.manifest import read_manifest
 
     manifest = read_manifest(bundle)
     with ProgressDisplay() as progress:
@@ -109,7 +109,7 @@ def verify(bundle: Path, against: Path | None, as_json: bool) -> None:
         damaged = find_damage(bundle, manifest, progress.advance)
         differences = None
         if against is not None and not damaged:
-            from .compiler.verify import compare_with_checkpoint
+            from .analysis.evaluation.verify import compare_with_checkpoint
 
             progress.stage(f"compare with {against}", 0)
             differences = compare_with_checkpoint(bundle, against)

@@ -17,9 +17,10 @@ from typing import Any
 
 import click
 
-from pocketmoe.bench.byte_tokenizer import byte_tokenizer
-from pocketmoe.bench.random_source import NUMBERS, RandomSource
-from pocketmoe.bench.shapes import SHAPES, with_layers
+from pocketmoe.bench.lib.byte_tokenizer import byte_tokenizer
+from pocketmoe.bench.lib.random_source import NUMBERS, RandomSource
+from pocketmoe.bench.lib.shapes import SHAPES, with_layers
+from pocketmoe.bundle.manifest import TOKENIZER, Manifest, Precision, write_manifest
 from pocketmoe.commands.console import ProgressDisplay
 from pocketmoe.compiler.compile import (
     expert_counts,
@@ -29,15 +30,14 @@ from pocketmoe.compiler.compile import (
     write_embedding,
     write_graphs,
 )
-from pocketmoe.compiler.experts import write_expert_layer
+from pocketmoe.compiler.experts.pages import write_expert_layer
 from pocketmoe.compiler.footprint import page_formats
+from pocketmoe.compiler.graphs.trace import check_attention
 from pocketmoe.compiler.output import building, refuse_existing
 from pocketmoe.compiler.precision import check_blocks, parse_precision
-from pocketmoe.compiler.trace import check_attention
 from pocketmoe.errors import InputError, PocketMoEError
 from pocketmoe.model.families import find_family
 from pocketmoe.progress import Progress, Silent
-from pocketmoe.runtime.bundle import TOKENIZER, Manifest, Precision, write_manifest
 from pocketmoe.sizes import format_size
 from pocketmoe.targets import find_target
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import click
 
-from pocketmoe.bench.byte_tokenizer import byte_tokenizer
-from pocketmoe.bench.shapes import SHAPES, with_layers
-from pocketmoe.bench.stored_tensors import PlannedTensor, Weights, stored_tensors
+from pocketmoe.bench.lib.byte_tokenizer import byte_tokenizer
+from pocketmoe.bench.lib.shapes import SHAPES, with_layers
+from pocketmoe.bench.lib.stored_tensors import PlannedTensor, Weights, stored_tensors
 from pocketmoe.errors import PocketMoEError
-from pocketmoe.model.checkpoint import INDEX_FILE
+from pocketmoe.model.checkpoint.checkpoint import INDEX_FILE
 
 SHARD_BYTES = 4_250_000_000  # makes 163 of DeepSeek-V3, as published
 

@@ -24,10 +24,10 @@ import json, sys
 from pathlib import Path
 import onnxruntime
 import pocketmoe
-from pocketmoe.runtime.bundle import read_manifest
+from pocketmoe.bundle.manifest import read_manifest
 from pocketmoe.runtime.gpu.direct import open_device_session
-from pocketmoe.runtime.gpu.host_device import HostDevice
-from pocketmoe.runtime.gpu.opening import TierSizes
+from pocketmoe.tests.support.host_device import HostDevice
+from pocketmoe.runtime.gpu.loading import TierSizes
 
 bundle, prompt = Path(sys.argv[1]), sys.argv[2]
 found = {"python": sys.version.split()[0], "onnxruntime": onnxruntime.__version__}

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..model.checkpoint import Checkpoint
+from ..model.checkpoint.checkpoint import Checkpoint
 from ..model.module import activate
 from ..model.routing import choose_experts
 from ..progress import Progress, Silent
-from ..runtime.text import load_tokenizer
+from ..runtime.generation.text import load_tokenizer
 from ..termination import unwinding_when_terminated
 from .candidates import candidates_for, output_errors
 from .record import (

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..model.attention import RopeTable, causal_attention, rope_table
-from ..model.checkpoint import Checkpoint
+from ..model.checkpoint.checkpoint import Checkpoint
+from ..model.checkpoint.tensors import TensorReader
 from ..model.module import DecoderLayer, GatedFFN
 from ..model.parameters import expert_shapes, layer_shapes
 from ..model.spec import ModelSpec
-from ..model.tensors import TensorReader
 from .hidden import ActivationStore
 
 _TOKENS = 2048  # that go through attention together

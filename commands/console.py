@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from ..runtime.pieces import Piece
+    from ..runtime.generation.pieces import Piece
 
 Unit = Literal["bytes", "tokens"]
 _SECONDS_BETWEEN_LINES = 10.0

@@ -10,10 +10,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ..bundle.manifest import CHAT_TEMPLATE
 from ..errors import CheckpointError
-from ..model.checkpoint import read_json
-from ..runtime.bundle import CHAT_TEMPLATE
-from ..runtime.chat import find_fault
+from ..model.checkpoint.checkpoint import read_json
+from ..runtime.generation.template import find_fault
 
 _JINJA = "chat_template.jinja"
 _JSON = "chat_template.json"

@@ -18,12 +18,9 @@ import numpy as np
 import onnx
 import torch
 
-from ..errors import BundleError, CheckpointError, InputError
-from ..model.checkpoint import Checkpoint
-from ..model.parameters import end_shapes, layer_shapes
-from ..model.spec import ModelSpec
-from ..progress import Progress, Silent
-from ..runtime.bundle import (
+from ..bundle.expert_layers import ExpertLayer
+from ..bundle.gpu_graphs import DeviceGraphs, EngineSet
+from ..bundle.manifest import (
     EMBEDDING,
     TOKENIZER,
     FileRecord,
@@ -33,37 +30,40 @@ from ..runtime.bundle import (
     hash_file,
     write_manifest,
 )  # fmt: skip
+from ..bundle.pages import PageFormat
+from ..engines.build import build_engines
+from ..engines.libraries import RTX
+from ..errors import BundleError, CheckpointError, InputError
+from ..model.checkpoint.checkpoint import Checkpoint
+from ..model.parameters import end_shapes, layer_shapes
+from ..model.spec import ModelSpec
+from ..progress import Progress, Silent
 from ..runtime.context import choose_context
-from ..runtime.device_graphs import DeviceGraphs, EngineSet
-from ..runtime.expert_layers import ExpertLayer
-from ..runtime.gpu.libraries import RTX
-from ..runtime.pages import PageFormat
-from ..runtime.text import load_tokenizer
+from ..runtime.generation.text import load_tokenizer
 from ..targets.devices import Target
-from .calibrated import (
+from .calibrated.layers import (
     Calibration,
     check_calibration,
     resumable_by,
     write_calibrated_experts,
 )
+from .calibrated.unfinished import Unfinished, keeping_layers
+from .calibrated.workers import Workers, open_workers
 from .chat import write_chat_template
-from .device_graphs import write_device_graphs
-from .engines import build_engines
-from .experts import build_pages, choose_workers, write_expert_layer
+from .experts.pages import build_pages, choose_workers, write_expert_layer
 from .footprint import page_formats
+from .gpu.graphs import write_device_graphs
+from .graphs.stamp import stamp_segment
+from .graphs.trace import check_attention, trace_segment
 from .licences import copy_licences
 from .output import building, refuse_existing
 from .precision import check_blocks
 from .predictors import write_predictors
 from .quantize import ReadTiles
 from .segments import SegmentPlan, plan_segments, segment_parameters
-from .stamp import stamp_segment
-from .trace import check_attention, trace_segment
-from .unfinished import Unfinished, keeping_layers
-from .workers import Workers, open_workers
 
 if TYPE_CHECKING:
-    from .bits import BitsPlan
+    from .calibrated.bits import BitsPlan
 
 _FP16_LARGEST = 65504.0
 
@@ -201,7 +201,7 @@ def _plan_bits(
 ) -> BitsPlan:
     if calibration is None:
         raise InputError(f"--bits {bits:g} needs --calibration; 'pocketmoe calibrate' makes one")
-    from .bits import plan_bits  # scipy takes half a second
+    from .calibrated.bits import plan_bits  # scipy takes half a second
 
     return plan_bits(calibration.record, spec, target, bits, calibration.path)
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from math import prod
 
+from ..bundle.footprint import Footprint, PagedLayer, predictor_bytes
+from ..bundle.manifest import Precision
+from ..bundle.pages import QUANTIZED, PageFormat
 from ..model.parameters import Shape, end_shapes, layer_shapes
 from ..model.spec import MlaSpec, ModelSpec
-from ..runtime.bundle import Precision
-from ..runtime.footprint import Footprint, PagedLayer, predictor_bytes
-from ..runtime.pages import QUANTIZED, PageFormat
 from .precision import precision_of
 from .segments import plan_segments
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..runtime.licence_files import is_licence
+from ..bundle.licences import is_licence
 
 
 def copy_licences(checkpoint: Path, root: Path) -> None:

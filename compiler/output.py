@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..bundle.manifest import is_bundle
 from ..errors import InputError
-from ..runtime.bundle import is_bundle
 from ..termination import unwinding_when_terminated
 
 

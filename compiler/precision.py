@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..bundle.manifest import Precision
+from ..bundle.pages import PRECISIONS, QUANTIZED
 from ..errors import ConfigError, InputError, TargetError
 from ..model.parameters import expert_shapes, layer_shapes
 from ..model.spec import ModelSpec
-from ..runtime.bundle import Precision
-from ..runtime.pages import PRECISIONS, QUANTIZED
 from ..targets.devices import Target
 
 PARTS = ("experts", "backbone", "head")

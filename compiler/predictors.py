@@ -1,7 +1,7 @@
 """Writes what the runtime guesses the next layer's experts with: its router, early.
 
 The router of a layer, applied to the residual stream as it is a layer before, mostly names the
-same experts, since a layer changes the stream little. See runtime/predict.py.
+same experts, since a layer changes the stream little. See runtime/paging/predict.py.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bundle.footprint import predicted_layers
+from ..bundle.manifest import PREDICTORS
 from ..model.parameters import layer_shapes
 from ..model.spec import ModelSpec
-from ..runtime.bundle import PREDICTORS
-from ..runtime.footprint import predicted_layers
-from .lower import read_whole
+from .graphs.lower import read_whole
 from .quantize import ReadTiles
 
 

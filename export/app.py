@@ -7,15 +7,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..bundle.manifest import Manifest, read_manifest
 from ..errors import ExportError, InputError
 from ..progress import Progress
-from ..runtime.bundle import Manifest, read_manifest
 from .archive import compression_of, refuse_existing, write_archive
 from .contents import Content, of_bundle, of_bytes, of_file, sizes_of
-from .device import manifest as places
-from .device.manifest import App, Runtime, is_name, write_manifest
-from .device.manifest import read_manifest as read_app
-from .installer import make_installer
+from .installer import manifest as places
+from .installer.manifest import App, Runtime, is_name, write_manifest
+from .installer.manifest import read_manifest as read_app
+from .installer_zip import make_installer
 from .kernels import find_kernels
 from .licences import collect_licences, model_licences
 from .own_wheel import write_wheel

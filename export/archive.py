@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 from ..errors import BundleError, InputError
 from ..progress import Progress
 from .contents import Content
-from .device.manifest import INSTALLER
+from .installer.manifest import INSTALLER
 
 _DATE = 315_532_800  # 1980: tar frowns at older ones
 _LEVEL = 3  # quantized weights hardly get smaller, whatever the effort

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ..bundle.manifest import MANIFEST, Manifest
 from ..errors import BundleError
-from ..runtime.bundle import MANIFEST, Manifest
-from .device.manifest import BUNDLE, Item
+from .installer.manifest import BUNDLE, Item
 
 
 @dataclass(frozen=True)

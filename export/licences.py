@@ -8,8 +8,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..runtime.licence_files import is_licence
-from .device.manifest import LICENCES, MODEL_LICENCES
+from ..bundle.licences import is_licence
+from .installer.manifest import LICENCES, MODEL_LICENCES
 from .requirements import Wheel
 
 _NO_TEXT = (".py", ".pyc", ".pyi", ".so", ".h", ".json")

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ..bundle.manifest import Manifest
+from ..bundle.pages import PageFormat
 from ..calibration.record import CalibrationRecord
-from ..runtime.bundle import Manifest
-from ..runtime.pages import PageFormat
 from .facts import LayerError, bits_per_weight, format_name, formats_of
 from .parts import Figure, Key, Table
 from .svg import STEPS, Axis, Cell, Scale, Series, heat_map, line_chart, nice_ticks

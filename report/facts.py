@@ -10,18 +10,18 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..analysis.planning import NOT_MEASURED, ModelPlan, plan_model
-from ..analysis.route_sources import RouteSource, assumed_page, recorded_routes
+from ..analysis.planning.plan import NOT_MEASURED, ModelPlan, plan_model
+from ..analysis.planning.replay import belady, replay
+from ..analysis.planning.route_sources import RouteSource, assumed_page, recorded_routes
+from ..bundle.expert_layers import ExpertLayer
+from ..bundle.manifest import TOKENIZER, Manifest, is_bundle, read_manifest
+from ..bundle.pages import PageFormat
 from ..calibration.record import CalibrationRecord, is_record, read_record
 from ..errors import BundleError, InputError, TargetError
 from ..progress import Progress, Silent
-from ..runtime.bundle import TOKENIZER, Manifest, is_bundle, read_manifest
-from ..runtime.expert_layers import ExpertLayer
-from ..runtime.next_use import NextUse
-from ..runtime.pages import PageFormat
-from ..runtime.policy import Lru
-from ..runtime.replay import belady, replay
-from ..runtime.routes import Routes
+from ..runtime.paging.next_use import NextUse
+from ..runtime.paging.policy import Lru
+from ..runtime.recording.routes import Routes
 from ..targets import Target
 
 ERRORS = "calibration.json"  # of a bundle: how far each expert is from its checkpoint's

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..analysis.plan_tables import plan_columns, plan_table
-from ..analysis.planning import ModelPlan
+from ..analysis.planning.plan import ModelPlan
 from ..calibration.record import CalibrationRecord, LayerRecord
 from ..sizes import format_size
+from ..tables.plan import plan_columns, plan_table
 from .expert_figures import (
     average_bits,
     bits_figure,

@@ -6,11 +6,11 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ContextError
-from .chat import Message
-from .pieces import Piece
+from .generation.pieces import Piece
+from .generation.template import Message
 
 if TYPE_CHECKING:
-    from .generation import Generation
+    from .generation.generation import Generation
     from .session import Session
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bundle.manifest import EMBEDDING, Manifest
 from ..errors import BundleError
-from .bundle import EMBEDDING, Manifest
 
 
 class Embedding:

@@ -9,25 +9,25 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from ..bundle.damage import incomplete_engines
+from ..bundle.manifest import TOKENIZER, Manifest, read_manifest
 from ..errors import BudgetError, InputError
-from .budget import AUTO, plan_memory, read_budget
-from .bundle import TOKENIZER, Manifest, read_manifest
 from .context import choose_context
-from .damage import incomplete_engines
-from .experts import choose_kernels
-from .host_memory import give_back_freed
-from .host_runner import HostRunner
-from .installed import find_onnxruntime
-from .leftover import count_open, left_behind
-from .lossy import ExpertChoice
-from .model import Opening
-from .native_backbone import NativeBackbone
-from .predict import can_predict
-from .recording import open_recording
+from .cpu.budget import plan_memory
+from .cpu.experts import choose_kernels
+from .cpu.installed import find_onnxruntime
+from .cpu.native_backbone import NativeBackbone
+from .cpu.runner import HostRunner
+from .expert_choice import ExpertChoice
+from .generation.text import load_tokenizer
+from .loaded import Opening
+from .memory.budget import AUTO, read_budget
+from .memory.host_memory import give_back_freed, process_memory
+from .memory.leftover import count_open, left_behind
+from .paging.predict import can_predict
+from .recording.files import open_recording
 from .session import Session
 from .sharing import Settings, open_session, opening_alone, share
-from .stats import process_memory
-from .text import load_tokenizer
 
 _log = logging.getLogger(__name__)
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
@@ -150,7 +150,7 @@ def _open(
         undo.callback(recording.discard)
         if not reason:
             from .gpu.choosing import open_on_gpu
-            from .gpu.opening import DeviceRequest, TierSizes
+            from .gpu.loading import DeviceRequest, TierSizes
 
             request = DeviceRequest(
                 root, manifest, context, threads, verify_pages, choice, recording,
@@ -178,7 +178,7 @@ def _open(
         native = choose_kernels(kernels, manifest, threads)
         segments = NativeBackbone(root, manifest, native)
         if native is None or len(segments.segments) < len(manifest.segments):
-            from .ort import set_up  # loads ONNX Runtime, which takes memory
+            from .cpu.ort import set_up  # loads ONNX Runtime, which takes memory
 
             threads = set_up(threads)
         give_back_freed()

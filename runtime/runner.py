@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from ..bundle.pages import ExpertKey
 from ..model.spec import ModelSpec
-from .budget import MemoryPlan
-from .pager import Pager
-from .pages import ExpertKey
+from .memory.budget import MemoryPlan
+from .paging.pager import Pager
 
 Observer = Callable[[int, dict[str, np.ndarray]], None]
 
@@ -64,7 +64,7 @@ class Cache(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class BatchPart:
     """Tokens of one sequence in a batch.
 
     ids: int64 `[T]`, one or more, which follow what `cache` has seen. logits: float32 `[R, V]`, to
@@ -113,7 +113,7 @@ class Runner(Protocol):
         """The plan with what caches of these contexts take."""
         ...
 
-    def run_batch(self, parts: Sequence[Part], observe: Observer | None = None) -> None:
+    def run_batch(self, parts: Sequence[BatchPart], observe: Observer | None = None) -> None:
         """Runs the tokens of several sequences, at most a batch in all. What each gives does not
         depend on the others. After an error none of them are seen. observe: with one part alone.
         """

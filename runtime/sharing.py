@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .budget import BATCH
-from .bundle import Manifest
+from ..bundle.manifest import Manifest
 from .context import choose_context
-from .leftover import count_opened
-from .model import Model, Opening
+from .loaded import LoadedModel, Opening
+from .memory.budget import BATCH
+from .memory.leftover import count_opened
 from .session import Session
 
 _lock = threading.RLock()
-_models: list[Model] = []
+_models: list[LoadedModel] = []
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def share(
 
 def open_session(opening: Opening, context: int) -> Session:
     """The first session of a model; see opening_alone."""
-    model = Model(opening, _forget)
+    model = LoadedModel(opening, _forget)
     seat = model.open_seat(context)
     if seat is None:  # nobody else has it
         raise RuntimeError("a model that is closed before it is open")
@@ -82,7 +82,7 @@ def open_session(opening: Opening, context: int) -> Session:
     return Session(model, context, seat)
 
 
-def _forget(model: Model) -> None:
+def _forget(model: LoadedModel) -> None:
     if model in _models:
         _models.remove(model)
 

@@ -17,15 +17,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .chat import prepare_chat
-from .completion import prepare_completion
-from .guard import OPEN, Guard
-from .key_file import Keys
-from .live import live_routes
-from .page_files import PageFiles
+from .http.guard import OPEN, Guard
+from .http.key_file import Keys
+from .http.page_files import PageFiles
+from .live.routes import live_routes
+from .openai.chat import prepare_chat
+from .openai.completion import prepare_completion
+from .openai.respond import respond
 from .pages import PAGE, description, page_paths, refusal_response
 from .refusals import RequestError, show
-from .respond import respond
 from .service import Service, model_body
 
 _log = logging.getLogger(__name__)

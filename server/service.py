@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import PocketMoEError
+from ..runtime.generation.text import TokenBytes
 from ..runtime.session import Session
-from ..runtime.text import TokenBytes
 from .bodies import BodyRoom, usual_body
+from .generating import Running, Turn, timed_out
 from .metrics import Metrics
 from .pool import Pool, stopping
 from .refusals import refusal_of
-from .running import Running, Turn, timed_out
-from .tool_forms import ToolForm, find_tool_form
+from .tool_calls.forms import ToolForm, find_tool_form
 
 _PREPARING = 2  # threads that read requests
 _VALUES, _VALUES_PER_TOKEN = 100_000, 16

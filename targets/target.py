@@ -15,8 +15,8 @@ class Target:
     """What a device can hold and how fast it reads; None where only the device itself can say.
 
     Memory is in bytes, bandwidths are in bytes per second. expert_bandwidth to backbone_rate are
-    what the runtime reaches there (see runtime/limits.py). `sources` names, for each figure, where
-    it is from; for one that is None, why.
+    what the runtime reaches there (see analysis/planning/limits.py). `sources` names, for each
+    figure, where it is from; for one that is None, why.
 
     toolchain: what runs the model. Engines of "tensorrt-rtx" (TensorRT for RTX) are built when
     compiling, without a GPU; those of "tensorrt" on the device. precisions: what pages can be

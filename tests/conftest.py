@@ -44,12 +44,12 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `tiny` preset with random weights, wide enough that routing is uneven."""
-    from pocketmoe.model.checkpoint_writer import write_checkpoint
-    from pocketmoe.model.corpus import train_tokenizer
     from pocketmoe.model.families import find_family
     from pocketmoe.model.module import Decoder
-    from pocketmoe.model.presets import find_preset
-    from pocketmoe.model.train import initialize
+    from pocketmoe.model.train.checkpoint_writer import write_checkpoint
+    from pocketmoe.model.train.corpus import train_tokenizer
+    from pocketmoe.model.train.presets import find_preset
+    from pocketmoe.model.train.training import initialize
 
     config = {**find_preset("tiny"), "initializer_range": 0.2}
     model = Decoder(find_family(config).read_config(config))
@@ -117,7 +117,7 @@ def compile_served(
 
     from pocketmoe.compiler.compile import compile_bundle
     from pocketmoe.compiler.precision import parse_precision
-    from pocketmoe.model.corpus import train_tokenizer
+    from pocketmoe.model.train.corpus import train_tokenizer
     from pocketmoe.targets import find_target
 
     def compile_with(template: str | None) -> Path:

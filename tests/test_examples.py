@@ -13,7 +13,7 @@ import pytest
 
 from pocketmoe.cli import main
 from pocketmoe.runtime.opening import open_bundle
-from pocketmoe.tests.serving import server_process
+from pocketmoe.tests.support.serving import server_process
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "pocketmoe"
 FOLDERS = (
-    "model", "targets", "runtime", "calibration", "compiler", "export", "server",
-    "analysis", "report", "commands",
+    "model", "targets", "bundle", "engines", "runtime", "calibration", "compiler", "export",
+    "server", "analysis", "tables", "report", "commands",
 )  # fmt: skip
 # What the commands are made of: nothing below knows it.
 ABOVE = ("analysis", "report", "commands")
@@ -53,8 +53,8 @@ NOT_IN_THE_BASE_INSTALL = {
 }
 MAY_PRINT = ("cli", "commands.console")
 # The installer is a program of its own, of the standard library alone.
-INSTALLER = f"{NAME}.export.device"
-INSTALLER_MAY_PRINT = ("export.device.console", "export.device.environment")
+INSTALLER = f"{NAME}.export.installer"
+INSTALLER_MAY_PRINT = ("export.installer.console", "export.installer.environment")
 # What it may use where it is there, to read zstd.
 INSTALLER_MAY_TRY = {"compression", "backports", "zstandard"}
 
@@ -294,7 +294,11 @@ def test_a_planted_import_is_found(tmp_path: Path, file: str, text: str) -> None
 
 def test_a_planted_import_of_the_installer_is_found(tmp_path: Path) -> None:
     text = "import json, click\nfrom ..contents import x\nfrom .store import y"
-    files = {"export/device/a.py": text, "export/contents.py": "", "export/device/store.py": ""}
+    files = {
+        "export/installer/a.py": text,
+        "export/contents.py": "",
+        "export/installer/store.py": "",
+    }
     assert len(installer_imports(write_tree(tmp_path, files))) == 2
 
 

@@ -9,17 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...bundle.gpu_graphs import DeviceGraphs, EngineSet, architecture, plain_file
+from ...bundle.manifest import Manifest
+from ...engines.hardware import CudaPythonError, start_cuda
+from ...engines.libraries import load_tensorrt
 from ...errors import EngineError
 from ...extras import how_to_add
-from ..bundle import Manifest
-from ..device_graphs import DeviceGraphs, EngineSet, architecture, plain_file
-from ..installed import find_onnxruntime
+from ..cpu.installed import find_onnxruntime
 from .cuda_device import CudaDevice
 from .cuda_graph import GraphCapture
 from .device import Device, Stream
 from .executor import Loader
-from .hardware import CudaPythonError, start_cuda
-from .libraries import load_tensorrt
 from .tensorrt_executor import TensorRtLoader, remedy
 
 _BEST_FIRST = ("tensorrt-rtx", "tensorrt", "cuda")
@@ -122,7 +122,7 @@ def onnx_backend(root: Path, graphs: DeviceGraphs, manifest: Manifest, device: D
     Raises:
         EngineError: it is not installed, or has no CUDA provider for a GPU.
     """
-    from ..ort import version  # says what to install where there is none
+    from ..cpu.ort import version  # says what to install where there is none
     from .onnx_executor import OnnxLoader, check_cuda_provider
 
     on_gpu = isinstance(device, CudaDevice)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ...errors import EngineError
 from .backends import Candidates, find_backend
 from .errors import DeviceMemoryError
-from .opening import DeviceRequest, Opened, open_runner
+from .loading import DeviceRequest, Opened, open_runner
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import EngineError
-from ..host_memory import available_memory
+from ..memory.host_memory import available_memory
 from .device import Buffer, DeviceInfo, Event, HostBuffer
 from .errors import DeviceMemoryError
 

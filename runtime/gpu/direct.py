@@ -6,17 +6,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..bundle import TOKENIZER, read_manifest
-from ..lossy import ExpertChoice
-from ..model import Opening
-from ..policy import CachePolicy
-from ..recording import PathLike, open_recording
+from ...bundle.manifest import TOKENIZER, read_manifest
+from ..expert_choice import ExpertChoice
+from ..generation.text import load_tokenizer
+from ..loaded import Opening
+from ..paging.policy import CachePolicy
+from ..recording.files import PathLike, open_recording
 from ..session import Session
 from ..sharing import open_session
-from ..text import load_tokenizer
 from .backends import Backend, onnx_backend
 from .device import Device
-from .opening import DeviceRequest, TierSizes, graphs_of, open_runner
+from .loading import DeviceRequest, TierSizes, graphs_of, open_runner
 
 
 def open_device_session(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from ...bundle.gpu_graphs import TensorInfo
 from ...errors import BundleError
-from ..device_graphs import TensorInfo
 from .device import Stream
 
 DECODE, PROMPT = 0, 1  # profiles of a segment: one token, or up to a chunk; others have the first

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..pager import Pager
-from ..pages import ExpertKey
-from ..readers import Slot
+from ...bundle.pages import ExpertKey
+from ..paging.pager import Pager
+from ..paging.readers import Slot
 from .device import Device, HostBuffer, Stream
 from .slots import Page
 

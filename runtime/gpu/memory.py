@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...bundle.manifest import Manifest
+from ...bundle.pages import PAGE_ALIGNMENT, align
 from ...errors import BudgetError
 from ...sizes import format_size
-from ..budget import MIB, MemoryPlan, fit_budget
-from ..bundle import Manifest
-from ..pages import PAGE_ALIGNMENT, align
+from ..memory.budget import MIB, MemoryPlan, fit_budget
 from .buffers import buffer_bytes
 from .kv import device_kv_bytes
 

@@ -13,9 +13,9 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from ...bundle.gpu_graphs import TensorInfo, plain_file
 from ...errors import BundleError, EngineError
-from ..device_graphs import TensorInfo, plain_file
-from ..ort import load_session, set_up
+from ..cpu.ort import load_session, set_up
 from .device import Device, Stream
 from .errors import DeviceMemoryError
 from .executor import DECODE, PROMPT

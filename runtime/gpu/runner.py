@@ -13,18 +13,18 @@ from typing import cast
 
 import numpy as np
 
+from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.manifest import Manifest
+from ...bundle.pages import ExpertKey
 from ...errors import EngineError
-from ..budget import MemoryPlan
-from ..bundle import Manifest
-from ..device_graphs import DeviceGraphs
 from ..embedding import Embedding
-from ..experts import route
-from ..lossy import ExpertChoice
-from ..pager import Pager
-from ..pages import ExpertKey
-from ..recording import Recording
+from ..expert_choice import ExpertChoice
+from ..memory.budget import MemoryPlan
+from ..paging.pager import Pager
+from ..recording.files import Recording
 from ..rope_table import RopeTable
-from ..runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
+from ..routing import route
+from ..runner import BatchPart, Cache, DeviceFigures, Engines, Observer, count_usage
 from .buffers import FLOAT, INT64, BatchBuffers, most_experts
 from .caches import DeviceCaches
 from .device import Device, Stream
@@ -138,11 +138,11 @@ class DeviceRunner:
         self._tier.settle()
         self.pager.resize(plan.slots)
 
-    def run_batch(self, parts: Sequence[Part], observe: Observer | None = None) -> None:
+    def run_batch(self, parts: Sequence[BatchPart], observe: Observer | None = None) -> None:
         for part in parts:
             self._run_part(part, observe)
 
-    def _run_part(self, part: Part, observe: Observer | None) -> None:
+    def _run_part(self, part: BatchPart, observe: Observer | None) -> None:
         kv, tokens, trace = cast(DeviceKv, part.cache), len(part.ids), self._recording.trace
         logits = part.logits
         self._begin(kv, part.ids, part.length)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..bundle import Manifest, Segment
-from ..device_graphs import DeviceGraphs
-from ..kv_cache import kind_of
+from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.manifest import Manifest, Segment
+from ..cache_shape import kind_of
 from .buffers import FLOAT, INT64, BatchBuffers
 from .device import Buffer, Device, Stream
 from .executor import DECODE, PROMPT, Executor, Loader, check_names

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...bundle.gpu_graphs import Engine, EngineSet, TensorInfo
+from ...engines.kernel_cache import KERNELS, KernelCache
+from ...engines.log import LibraryLog, library_log
 from ...errors import BundleError, EngineError
-from ..device_graphs import Engine, EngineSet, TensorInfo
 from .cuda_graph import GraphCapture
 from .device import Buffer, Device, Stream
 from .errors import DeviceMemoryError
 from .executor import DECODE
-from .kernel_cache import KERNELS, KernelCache
-from .library_log import LibraryLog, library_log
 
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT8": "int8", "INT4": "int4",

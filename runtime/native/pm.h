@@ -16,7 +16,7 @@
 
 enum { PM_OK = 0, PM_BAD_ARGUMENT = -1, PM_NO_MEMORY = -2 };
 
-// How an expert's page is laid out (runtime/pages.py), and what it computes.
+// How an expert's page is laid out (bundle/pages.py), and what it computes.
 struct pm_format {
   int32_t precision;   // 0 int4, 1 int8, 2 fp16, 3 fp32
   int32_t block;       // 32, 64 or 128 for int4 and int8

@@ -1,0 +1,1 @@
+"""Speed: of this machine, and of a bundle on it."""

@@ -1,0 +1,1 @@
+"""What a budget gives before anything runs: pages that fit, hits, speed."""

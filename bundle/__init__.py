@@ -1,0 +1,1 @@
+"""The bundle's format: what the compiler writes and the runtime reads."""

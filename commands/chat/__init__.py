@@ -1,0 +1,1 @@
+"""The command `chat`: on a terminal, or over a pipe."""

@@ -1,0 +1,1 @@
+"""Experts quantized with what a calibration recorded."""

@@ -1,0 +1,1 @@
+"""Experts as pages and as graphs."""

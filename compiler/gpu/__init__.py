@@ -1,0 +1,1 @@
+"""Graphs for GPUs, in standard ONNX."""

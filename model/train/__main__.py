@@ -1,0 +1,5 @@
+"""The command `python -m pocketmoe.model.train`."""
+
+from .training import main
+
+main()

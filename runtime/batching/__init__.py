@@ -1,0 +1,1 @@
+"""Continuous batching: sessions of one model that decode together."""

@@ -1,0 +1,1 @@
+"""From a prompt to text: templates, sampling, grammars, stops, pieces."""

@@ -1,0 +1,1 @@
+"""Memory: what the machine has, and how a budget is spent."""

@@ -1,0 +1,1 @@
+"""The pager: which expert's page is in memory, and how it gets there."""

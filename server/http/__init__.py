@@ -1,0 +1,1 @@
+"""The server's doors: sockets, connections, keys, files."""

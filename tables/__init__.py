@@ -1,0 +1,1 @@
+"""Facts as rows of tables, for the command line and the report."""
