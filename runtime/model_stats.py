@@ -1,4 +1,4 @@
-"""What has been counted of a model, from wherever it is counted."""
+"""The counters of a model, gathered from wherever they are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which expert works on which tokens of a batch."""
+"""Routing: which expert works on which tokens of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs a session's tokens: on the host, or on a device."""
+"""The runner of a model's tokens, on the host or on a GPU: what each has to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What threads want run, and how a batch is shared out among them."""
+"""The work that threads want run, and how a batch is shared out among them: continuous batching."""
 
 from __future__ import annotations
 

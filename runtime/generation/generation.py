@@ -1,4 +1,4 @@
-"""From a prompt to text, token by token, over a session's `forward`."""
+"""Prefill of a prompt, then decoding token by token, over a session's `forward`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a caller gives as a prompt to token ids."""
+"""Prompts as token ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the memory goes: the whole process in a budget, what is left of it to the page cache."""
+"""The memory budget: the whole process in it, what is left of it to the page cache."""
 
 from __future__ import annotations
 

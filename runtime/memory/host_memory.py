@@ -1,4 +1,4 @@
-"""How much memory this machine has free for the process: what `--memory-budget auto` takes.
+"""The memory that this machine has free for the process: what `--memory-budget auto` takes.
 
 Two things bound it: MemAvailable of the whole machine, and the limits of the memory cgroups that
 the process is in, version 1 or 2, each less what others in that cgroup use. Cached files do not

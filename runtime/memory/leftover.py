@@ -1,4 +1,4 @@
-"""What closed models leave in the process: code that was loaded, slack of allocators.
+"""The memory that closed models leave in the process: code that was loaded, slack of allocators.
 
 The next model uses it again, so its plan need not reserve it anew.
 """

@@ -1,4 +1,4 @@
-"""What a session writes down while it runs, where it was asked to: routes and a trace."""
+"""The files that a session writes while it runs, where it was asked to: routes and a timeline."""
 
 from __future__ import annotations
 

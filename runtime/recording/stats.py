@@ -1,4 +1,4 @@
-"""What a session has done, in figures."""
+"""Statistics of a session."""
 
 from __future__ import annotations
 

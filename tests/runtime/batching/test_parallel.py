@@ -22,7 +22,7 @@ import pocketmoe
 from pocketmoe.errors import BundleError, InputError, PocketMoEError
 from pocketmoe.model.spec import ModelSpec
 from pocketmoe.runtime.batching.requests import Seat, Work, share_batch
-from pocketmoe.runtime.memory import budget
+from pocketmoe.runtime.cpu import budget
 from pocketmoe.runtime.native import library
 from pocketmoe.runtime.paging import page_file
 from pocketmoe.runtime.session import Session
