@@ -27,8 +27,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(asyncio|collections|np|numpy|os|pathlib|threading|tokenizers|types)\..*"),
 ]
-# Part of the manifest; model/spec.py tells of each field, to whoever adds a family.
 nitpick_ignore = [
+    ("py:class", "PathLike"),  # str | os.PathLike[str]
+    # Part of the manifest; model/spec.py tells of each field, to whoever adds a family.
     ("py:class", "pocketmoe.model.spec.ModelSpec"),
     ("py:class", "pocketmoe.model.spec.Activation"),
 ]

@@ -141,7 +141,8 @@ def _signed_like(taking: Any, function: Callable[..., Any], options: Callable[..
     taking.__module__, taking.__doc__ = function.__module__, function.__doc__
     signature = inspect.signature(function)
     path = next(iter(signature.parameters.values()))
-    taking.__signature__ = signature.replace(
-        parameters=[path, *inspect.signature(options).parameters.values()]
-    )
+    parameters = [path, *inspect.signature(options).parameters.values()]
+    taking.__signature__ = signature.replace(parameters=parameters)
+    taking.__annotations__ = {item.name: item.annotation for item in parameters}
+    taking.__annotations__["return"] = signature.return_annotation
     return taking

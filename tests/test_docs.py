@@ -69,7 +69,7 @@ def named_paths(text: str, tops: frozenset[str]) -> Iterator[str]:
             if "/" in path:
                 if path.split("/")[0] in tops and (source or not in_block):
                     yield path
-            elif source and not in_block:
+            elif source and (path.endswith(".py") or not in_block):
                 yield path
 
 
