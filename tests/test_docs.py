@@ -42,7 +42,8 @@ def known_files(root: Path) -> frozenset[str]:
         told = subprocess.run(asked, cwd=root, capture_output=True, text=True, check=True).stdout
         names = told.splitlines()
     except (OSError, subprocess.CalledProcessError):
-        names = [str(path.relative_to(root)) for path in root.rglob("*")]
+        inside = (path.relative_to(root) for path in root.rglob("*"))
+        names = [str(path) for path in inside if path.parts[0] not in ("build", ".venv")]
     return frozenset(name for name in names if (root / name).is_file())
 
 
