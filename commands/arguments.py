@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import click
 
 from ..errors import InputError, TargetError
 from ..sizes import parse_size
-from ..targets import Target, find_target
+from ..targets import LOCAL, Target, all_targets, find_target
+from ..text_input import decode_utf8
+
+_log = logging.getLogger(__name__)
 
 
 class SizeType(click.ParamType):  # type: ignore[type-arg]
@@ -180,6 +185,20 @@ PREDICT = click.option(
     type=TARGET,
     help="Whose figures the predicted speed is made of.  [default: local, if it was measured]",
 )
+
+
+def predicted_by(ctx: click.Context, target: Target | None) -> Target | None:
+    """The target that was named, or else this machine as it was measured, if it was."""
+    if target is not None:
+        return target
+    try:
+        known = all_targets(targets_file(ctx))
+    except TargetError as error:
+        _log.warning("%s", error)
+        return None
+    return next((target for target in known if target.name == LOCAL), None)
+
+
 PRECISION = click.option(
     "--precision",
     metavar="PRECISION",
@@ -242,3 +261,42 @@ TRACE = click.option(
     type=click.Path(path_type=Path),
     help="Write what happened when, as JSON for chrome://tracing or ui.perfetto.dev.",
 )
+
+
+def read_prompt(prompt: str) -> str:
+    """The text of `--prompt`; `-` stands for standard input.
+
+    Raises:
+        InputError: the text is empty or not UTF-8.
+    """
+    if prompt == "-":
+        text = decode_utf8(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = decode_argument(prompt, "--prompt")
+    if not text:
+        raise InputError("the prompt is empty; give at least one character")
+    return text
+
+
+def read_turns(cue: Callable[[], None]) -> Iterator[str]:
+    """The lines of standard input that are not blank; on a terminal, `cue` asks for each.
+
+    Raises:
+        InputError: a line is not UTF-8.
+    """
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            cue()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        text = decode_utf8(line, "standard input").rstrip("\r\n")
+        if text.strip():
+            yield text
+
+
+def decode_argument(text: str, option: str) -> str:
+    """The text of an option; raises InputError where it was not UTF-8."""
+    # Python hides the bytes of an argument that it could not decode in lone surrogates.
+    return decode_utf8(text.encode("utf-8", "surrogateescape"), option)

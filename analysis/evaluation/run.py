@@ -1,4 +1,4 @@
-"""What `eval` measures. Imports no torch, unless there is a checkpoint to compare with."""
+"""The measurements of `eval`. Imports no torch, unless there is a checkpoint to compare with."""
 
 from __future__ import annotations
 

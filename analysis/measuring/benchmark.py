@@ -1,4 +1,4 @@
-"""What `bench` measures. Imports no torch."""
+"""The measurements of `bench`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def run_benchmark(
     footprint = manifest.footprint.with_active(active_experts)
     predicted = estimate_speed(
         footprint, speed, hit_rate=share_not_read(footprint, missed),
-        position=prompt_tokens + new_tokens // 2, reads_early=stats.early_pages > 0,
+        position=prompt_tokens + new_tokens // 2, prefetches=stats.early_pages > 0,
     )  # fmt: skip
     return Benchmark(
         bundle=str(bundle),

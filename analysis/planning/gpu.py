@@ -1,4 +1,4 @@
-"""What a GPU's memory holds of a model, and how fast it may be. No GPU has confirmed any of it."""
+"""The part of a model that a GPU's memory holds, and its speed. No GPU has confirmed any of it."""
 
 from __future__ import annotations
 

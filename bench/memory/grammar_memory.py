@@ -1,4 +1,4 @@
-"""What the first grammar takes of memory, beside what a plan reckons:
+"""Memory of the first grammar, beside what a plan reckons:
 python bench/memory/grammar_memory.py [--tokens 150000] [--json]
 With --largest: what those grammars take that are just not refused.
 

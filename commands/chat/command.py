@@ -15,11 +15,11 @@ from ..arguments import (
     POSITIVE,
     PREFETCH,
     SKIP_COLD,
+    decode_argument,
     device_options,
     sampling_options,
 )
-from ..console import state_folder
-from ..prompts import decode_argument
+from ..folders import state_folder
 
 
 @click.command()

@@ -11,9 +11,6 @@ from typing import Protocol
 
 import numpy as np
 
-# What TensorRT wants of a tensor's address, and what CUDA gives.
-ALIGNMENT = 256
-
 
 @dataclass(frozen=True)
 class DeviceInfo:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ...bundle.gpu_graphs import DeviceGraphs, page_inputs
+from ...bundle.gpu_graphs import ALIGNMENT, FLOAT, INT64, GpuGraphs, page_inputs, row_step
 from ...bundle.manifest import Manifest
 from ...bundle.pages import ExpertKey, PageFormat, align
 from ...model.spec import ModelSpec
 from ..routing import Routing
-from .buffers import FLOAT, INT64, BatchBuffers, most_experts, row_step
-from .device import ALIGNMENT, Device, Stream
+from .buffers import BatchBuffers, most_experts
+from .device import Device, Stream
 from .executor import Executor, Loader, check_names
 from .slots import Page, ResidentPages
 from .uploads import Uploads
@@ -45,7 +45,7 @@ class DeviceExperts:
         self,
         root: Path,
         manifest: Manifest,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         loader: Loader,
         device: Device,
         stream: Stream,

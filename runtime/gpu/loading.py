@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.gpu_graphs import ALIGNMENT, GpuGraphs
 from ...bundle.manifest import Manifest, check_file
 from ...errors import BundleError, ContextError, InputError
 from ..context import choose_context
@@ -19,7 +19,7 @@ from ..paging.pager import Pager
 from ..paging.policy import CachePolicy
 from ..runner import Engines
 from .backends import Backend
-from .device import ALIGNMENT, Device, Stream
+from .device import Device, Stream
 from .errors import DeviceMemoryError
 from .host_slots import PinnedMemory, SharedSlots
 from .memory import (
@@ -222,13 +222,13 @@ def _make_tier(
     return DeviceSlots(device, pager, page_bytes, slots, stream, made, fewest_slots(manifest))
 
 
-def _segment_bytes(manifest: Manifest, graphs: DeviceGraphs) -> int:
+def _segment_bytes(manifest: Manifest, graphs: GpuGraphs) -> int:
     names = [name.rpartition(".")[0] for name in graphs.segments]
     files = manifest.files
     return sum(files[f"{name}.bin"].size for name in names if f"{name}.bin" in files)
 
 
-def graphs_of(manifest: Manifest, name: str) -> DeviceGraphs:
+def graphs_of(manifest: Manifest, name: str) -> GpuGraphs:
     """Raises BundleError where there are none."""
     if manifest.graphs is None:
         raise BundleError(f"{name} has nothing for GPUs; compile it with a GPU as --target")

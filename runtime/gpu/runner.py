@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.gpu_graphs import FLOAT, INT64, GpuGraphs
 from ...bundle.manifest import Manifest
 from ...bundle.pages import ExpertKey
 from ...errors import EngineError
@@ -25,7 +25,7 @@ from ..recording.files import Recording
 from ..rope_table import RopeTable
 from ..routing import route
 from ..runner import BatchPart, Cache, DeviceFigures, Engines, Observer, count_usage
-from .buffers import FLOAT, INT64, BatchBuffers, most_experts
+from .buffers import BatchBuffers, most_experts
 from .caches import DeviceCaches
 from .device import Device, Stream
 from .executor import Loader
@@ -50,7 +50,7 @@ class DeviceRunner:
         self,
         root: Path,
         manifest: Manifest,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         loader: Loader,
         device: Device,
         stream: Stream,

@@ -18,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pocketmoe.analysis.planning.policies import Lfu, Lru
 from pocketmoe.bundle.gpu_graphs import plain_file
 from pocketmoe.bundle.manifest import read_manifest
 from pocketmoe.errors import BudgetError, BundleError, ContextError, EngineError, InputError
@@ -30,7 +31,7 @@ from pocketmoe.runtime.gpu.loading import TierSizes
 from pocketmoe.runtime.gpu.onnx_executor import OnnxLoader
 from pocketmoe.runtime.gpu.slots import DeviceSlots
 from pocketmoe.runtime.paging.next_use import NextUse
-from pocketmoe.runtime.paging.policy import CachePolicy, Lfu, Lru
+from pocketmoe.runtime.paging.policy import CachePolicy
 from pocketmoe.runtime.recording.routes import read_routes
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.compiler.test_segments import CALLS as SHORT

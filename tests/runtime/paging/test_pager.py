@@ -18,6 +18,7 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pocketmoe.analysis.planning.policies import Lru
 from pocketmoe.bundle.expert_layers import ExpertLayer
 from pocketmoe.bundle.manifest import Manifest, Precision
 from pocketmoe.bundle.pages import ExpertKey, PageFormat
@@ -27,7 +28,7 @@ from pocketmoe.model.spec import LayerSpec, ModelSpec, RouterSpec
 from pocketmoe.runtime.native.checksum import find_xxh64
 from pocketmoe.runtime.paging import page_file, readers
 from pocketmoe.runtime.paging.pager import Pager
-from pocketmoe.runtime.paging.policy import CachePolicy, Lru
+from pocketmoe.runtime.paging.policy import CachePolicy
 
 LAYERS, EXPERTS = 2, 4
 FORMATS = (PageFormat("int4", 32, 64, 96), PageFormat("int8", 32, 64, 160))

@@ -209,7 +209,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-class TestCommand:
+class TestEvalCommand:
     def test_tables_and_json(self, tiny_bundle: Path, tiny_checkpoint: Path, text: Path) -> None:
         arguments = ["eval", tiny_bundle, "--data", text, "--against", tiny_checkpoint]
         shown = call(*arguments)
@@ -236,7 +236,7 @@ class TestCommand:
     def test_progress_adds_up(self, tiny_bundle: Path, tiny_checkpoint: Path, text: Path) -> None:
         stages: list[list[int]] = []
 
-        class Told:
+        class ToldProgress:
             def stage(self, name: str, total: int) -> None:
                 stages.append([total, 0])
 
@@ -244,7 +244,7 @@ class TestCommand:
                 assert nbytes >= 0
                 stages[-1][1] += nbytes
 
-        run_evaluation(tiny_bundle, text, tiny_checkpoint, Told(), tokens=1024)
+        run_evaluation(tiny_bundle, text, tiny_checkpoint, ToldProgress(), tokens=1024)
         assert stages == [[1024, 1024], [1024, 1024]]
 
     def test_options_of_the_session(
@@ -258,7 +258,7 @@ class TestCommand:
         assert result.kl_mean is not None
 
 
-class TestRefusals:
+class TestEvalRefusals:
     def refused(self, *arguments: object) -> str:
         result = call("eval", *arguments)
         assert (result.exit_code, result.stdout) == (2, "")
