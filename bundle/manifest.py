@@ -51,7 +51,14 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Precision:
-    """How the three parts are stored; block_size applies to what is quantized."""
+    """How the three parts of a model are stored.
+
+    Attributes:
+        experts: "int4", "int8", "fp8", "fp16" or "fp32"; "int4+int8" where experts differ.
+        backbone: "int4", "int8", "fp16" or "fp32".
+        head: the same, of the projection to the vocabulary.
+        block_size: weights that share one scale, where they are quantized.
+    """
 
     experts: str
     backbone: str
@@ -63,8 +70,11 @@ class Precision:
 class Segment:
     """One backbone graph.
 
-    layers: the decoder layers whose attention it runs. router_layer: the paged layer whose routing
-    it ends with; None for the last segment, which ends in the logits.
+    Attributes:
+        file: its path within the bundle.
+        layers: the decoder layers whose attention it runs.
+        router_layer: the paged layer whose routing it ends with; None for the last segment, which
+            ends in the logits.
     """
 
     file: str
@@ -74,7 +84,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class AverageBits:
-    """Of each expert weight, its share of a scale included: what was asked for, and reached."""
+    """Bits of an expert's weight on average, its share of a scale included.
+
+    Attributes:
+        asked: the bound that was given.
+        reached: what the experts have.
+    """
 
     asked: float
     reached: float
@@ -82,7 +97,12 @@ class AverageBits:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """size in bytes; sha256 of the whole file."""
+    """What a file of the bundle has to be.
+
+    Attributes:
+        size: its bytes.
+        sha256: of the whole file.
+    """
 
     size: int
     sha256: str
@@ -92,11 +112,24 @@ class FileRecord:
 class Manifest:
     """Everything about a bundle but its weights.
 
-    backbone_bytes: what the backbone's weights take in memory once loaded, in bytes.
-    toolchain: versions of what made it. lossy: named choices that changed the model's output.
-    graphs, engines: what GPUs run; None and empty in a bundle for CPUs alone. incomplete: sets of
-    engines with files that are not there, or not whole, which `missing` names: a bundle serves
-    without them. bits: where experts are stored in formats of their own, chosen for an average.
+    Attributes:
+        spec: what the model computes.
+        target: the name of the device that it was compiled for.
+        precision: how experts, backbone and head are stored.
+        embedding_dtype: "float16" or "float32".
+        segments: the backbone's graphs, in the order in which they run.
+        experts: the pages, layer by layer.
+        backbone_bytes: what the backbone's weights take in memory once loaded.
+        toolchain: versions of what made it.
+        lossy: named choices that changed the model's output.
+        files: size and hash of every other file, by its path within the bundle.
+        graphs: the model for GPUs; None in a bundle for CPUs alone.
+        engines: engines of TensorRT that were built of these graphs.
+        bits: where experts are stored in formats of their own, chosen for an average; else None.
+        incomplete: not in the file: sets of engines of which a file is not there, or not whole. A
+            bundle serves without them.
+        missing: not in the file: these files.
+        version: of the format.
     """
 
     spec: ModelSpec

@@ -53,7 +53,7 @@ def drop_cold(
     all may have it. share is at most 1, so the strongest expert of a token always stays.
 
     The weights of the others stay as they are: making up for what is missing has the higher KL
-    divergence, as it changes what is there (docs/design.md).
+    divergence, as it changes what is there (docs/measured/quality.md).
     """
     chosen = ids != DROPPED
     even = weights.sum(axis=1, keepdims=True) / np.maximum(chosen.sum(axis=1, keepdims=True), 1)

@@ -46,7 +46,7 @@ def open_with(path: PathLike, options: OpenOptions) -> Session:
 
 @one_by_one(OpenOptions)
 def open_bundle(path: PathLike, options: OpenOptions) -> Session:
-    """Opens a bundle to run it; what can be asked for is in OpenOptions, each by its name:
+    """Opens a bundle to run it. What can be asked for is in OpenOptions, each by its name:
     `pocketmoe.open("bundle", memory_budget="2GiB", context=1024)`.
 
     Where the bundle is open in this process with the same options, this is another session of the
@@ -54,7 +54,11 @@ def open_bundle(path: PathLike, options: OpenOptions) -> Session:
     sessions from then on; but not where files are to be made.
 
     Raises:
-        BundleError, BudgetError, ContextError, EngineError, InputError: each says what to do.
+        BundleError: there is no bundle at the path, or it is damaged.
+        BudgetError: a budget is too small; the error names one that works.
+        ContextError: the model cannot see so long a context.
+        EngineError: the backend that was asked for does not work here.
+        InputError: another option is wrong.
         TypeError: there is no such option.
     """
     return open_with(path, options)

@@ -22,27 +22,30 @@ Result = TypeVar("Result")
 class OpenOptions:
     """How a bundle is to be opened.
 
-    memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
-    has free, and None keeps all experts in memory, or the budget of the model that is open. With a
-    GPU that has its own memory there are two budgets instead: gpu_memory, on the GPU, by default
-    "auto", what is free, and host_memory, for the process on the host, by default "auto".
-
-    backend: what runs the layers: "tensorrt", "tensorrt-rtx", "cuda" (ONNX Runtime), "cpu", or
-    "auto", the best of them that works; which and why is logged, and in the stats.
-    threads: default is all CPUs that the process may use. context: tokens that a session
-    can see, by default 4096, or what the model can see if that is less. verify_pages: check the
-    hashes of graphs and backbone now, and the hash of each page when it is first read.
-    kernels: what computes, "native", "onnxruntime", or "auto": native where it can. Segments of the
-    backbone that the native kernels do not know run in ONNX Runtime: see Stats.backbone_engine.
-    prefetch: whether pages that the next layer may want are read early, "on", "off", or "auto":
-    while most guesses are right.
-
-    Lossy, see expert_choice.py: active_experts, how many of a token's experts are used, the
-    strongest ones; skip_cold, below which share of an even split an expert that is not in the cache
-    is left out.
-
-    Files that are made when the session is closed: record_routes, which experts each token went to,
-    for `pocketmoe replay`; trace, what happened when, for chrome://tracing.
+    Attributes:
+        memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the
+            machine has free. None keeps all experts in memory, or the budget of the model that is
+            open. A GPU with a memory of its own has `gpu_memory` and `host_memory` instead.
+        threads: threads that compute; by default as many as the process may use CPUs.
+        context: the most tokens that the session can see; by default 4096, or what the model can
+            see if that is less.
+        verify_pages: check the hashes of graphs and backbone now, and that of each page when it is
+            first read.
+        kernels: what computes on a CPU: "native", "onnxruntime", or "auto", native where it can.
+            Segments of the backbone that the native kernels do not know run in ONNX Runtime: see
+            `Stats.backbone_engine`.
+        prefetch: whether pages that the next layer may want are read early: "on", "off", or "auto",
+            while most guesses are right.
+        active_experts: lossy: use only so many of a token's experts, the strongest.
+        skip_cold: lossy: leave out an expert that is not in the cache where its weight is below
+            this share of an even split.
+        record_routes: a file to make when the session is closed: which experts each token went to,
+            for `pocketmoe replay`.
+        trace: a file to make when the session is closed: what happened when, for chrome://tracing.
+        backend: what runs the layers: "tensorrt", "tensorrt-rtx", "cuda" (ONNX Runtime), "cpu", or
+            "auto", the best of them that works. Which one and why is logged, and in the stats.
+        gpu_memory: bytes, or text, on the GPU; None or "auto" for what is free there.
+        host_memory: with such a GPU, for the process on the host; None or "auto" for what is free.
 
     Raises:
         InputError: one is wrong, whatever the bundle; the rest is checked as it is opened.
@@ -138,7 +141,8 @@ def _signed_like(taking: Any, function: Callable[..., Any], options: Callable[..
     taking.__module__, taking.__doc__ = function.__module__, function.__doc__
     signature = inspect.signature(function)
     path = next(iter(signature.parameters.values()))
-    taking.__signature__ = signature.replace(
-        parameters=[path, *inspect.signature(options).parameters.values()]
-    )
+    parameters = [path, *inspect.signature(options).parameters.values()]
+    taking.__signature__ = signature.replace(parameters=parameters)
+    taking.__annotations__ = {item.name: item.annotation for item in parameters}
+    taking.__annotations__["return"] = signature.return_annotation
     return taking

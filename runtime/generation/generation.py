@@ -107,17 +107,22 @@ def start_generation(
 
 
 class Generation:
-    """An iterator of Pieces. Use one before the next of its session, from one thread at a time;
-    `close` may be called from any.
+    """An answer that is being made: an iterator of Pieces.
 
-    prompt_tokens: of the prompt; reused_tokens: how many of them were not run again, known with
-    the first piece. new_tokens: made so far, one that ends the text included. finish_reason:
-    "stop" (a token or a string that ends the text, or a complete grammar), "length"
-    (max_new_tokens, or the end of the context) or "cancelled"; None before the end.
+    A session makes one answer at a time. One thread at a time may iterate; `close` may be called
+    from any.
 
-    Raises, while it is iterated:
-        InputError: the session was used for something else meanwhile.
-        BundleError: a page cannot be read.
+    Attributes:
+        prompt_tokens: the number of tokens of the prompt.
+        reused_tokens: how many of them were not run again; known with the first piece.
+        new_tokens: the number of tokens made so far, one that ends the text included.
+        finish_reason: "stop" (a token or a string that ends the text, or a complete grammar),
+            "length" (`max_new_tokens`, or the end of the context) or "cancelled"; None before the
+            end.
+
+    Raises:
+        InputError: while it is iterated: the session was used for something else meanwhile.
+        BundleError: while it is iterated: a page cannot be read.
     """
 
     def __init__(
@@ -178,20 +183,20 @@ class Generation:
 
     def close(self) -> None:
         """Ends it; no more pieces come. What runs in another thread ends within a token, or within
-        a batch of the prompt."""
+        a batch of the prompt. The end of `with` calls it."""
         self._closed = True
         self._session.rest()
         if self.finish_reason is None:
             self.finish_reason = "cancelled"
 
     def text(self) -> str:
-        """Runs to the end; all of the text, from its beginning."""
+        """Runs to the end. Returns all of the text, from its beginning."""
         for _ in self:
             pass
         return "".join(self._text)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token stands for, such as an alternative in TokenLogprob.top."""
+        """The bytes that a token stands for, such as an alternative in `TokenLogprob.top`."""
         return self._maker.bytes.of(token_id)
 
     def _cancelled(self) -> bool:

@@ -21,13 +21,23 @@ _MARGIN_BYTES = 4 * MIB  # by which a process may start larger the next time
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by purpose. chunk: tokens that a graph gets at once; batch: tokens that go through a
-    layer together; slots: pages in the cache; page: bytes of one, on average where they differ.
+    """Where the memory of a model goes, in bytes by purpose.
 
-    fewest: slots that it cannot do without. auto: the budget was made of what the machine has free.
-    predicts: whether the next pages are guessed, for which there must be room for `predictor`
-    bytes. process: interpreter, libraries and sessions. workspace: what computing one batch needs.
-    grammars: what they take together, once there has been one.
+    Attributes:
+        budget: the memory budget; None for no limit.
+        process: interpreter, libraries and sessions.
+        backbone: weights that stay in memory.
+        kv: keys and values of all sessions.
+        workspace: what computing one batch needs.
+        chunk: tokens that a graph gets at once.
+        batch: tokens that go through a layer together.
+        slots: pages in the cache.
+        page: bytes of a page, on average where they differ.
+        fewest: slots that it cannot do without.
+        auto: whether the budget was made of what the machine has free.
+        predictor: bytes that guessing the next pages needs.
+        predicts: whether they are guessed.
+        grammars: what grammars take together, once there has been one.
     """
 
     budget: int | None
@@ -53,6 +63,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
+        """All of it."""
         return self.fixed + self.slots * self.page
 
     @property
