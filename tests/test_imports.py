@@ -10,6 +10,7 @@ import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal
 
@@ -224,12 +225,31 @@ def installer_imports(root: Path) -> list[str]:
     ]
 
 
+def circle(root: Path) -> list[str]:
+    """Return a circle of modules that import one another, types included; empty where there is
+    none."""
+    modules = read_modules(root)
+    graph = {
+        name: {item.module for item in imports if item.module in modules} - {name}
+        for name, imports in modules.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def runtime_modules(root: Path) -> list[str]:
     return [name for name in read_modules(root) if within(name, f"{NAME}.runtime")]
 
 
 def test_folders_import_what_the_table_allows() -> None:
     assert forbidden_imports(ROOT) == []
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    assert circle(ROOT) == []
 
 
 def test_folders_reach_no_package_that_the_table_bans() -> None:
@@ -314,6 +334,21 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
 def test_a_planted_import_is_found(tmp_path: Path, file: str, text: str) -> None:
     root = write_tree(tmp_path, {"model/module.py": "", file: text})
     assert len(forbidden_imports(root)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from .b import x",
+        "def f():\n    from . import b",
+        "if TYPE_CHECKING:\n    from ..runtime.b import B",
+    ],
+)
+def test_a_planted_circle_is_found(tmp_path: Path, text: str) -> None:
+    files = {"runtime/__init__.py": "", "runtime/a.py": text, "runtime/b.py": "from .c import y"}
+    assert circle(write_tree(tmp_path / "without", {**files, "runtime/c.py": ""})) == []
+    found = circle(write_tree(tmp_path / "with", {**files, "runtime/c.py": "from . import a"}))
+    assert {name.rpartition(".")[2] for name in found} == {"a", "b", "c"}
 
 
 def test_a_planted_import_of_the_installer_is_found(tmp_path: Path) -> None:
