@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, ConfigError
+from ..files import write_atomically
 from ..model.spec import ModelSpec, spec_from_json
 from .expert_layers import ExpertLayer, expert_layer_from_json
 from .footprint import Footprint, LayerFootprint, predictor_bytes
@@ -207,12 +207,10 @@ class Manifest:
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
-    """Writes manifest.json beside and renames it."""
-    temporary = root / (MANIFEST + ".tmp")
+    """Puts manifest.json in its place as a whole."""
     data = manifest.to_json()
     data["sha256"] = _own_hash(data)
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, root / MANIFEST)
+    write_atomically(root / MANIFEST, json.dumps(data, indent=1) + "\n")
 
 
 def _own_hash(data: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..bundle.pages import ExpertKey
 from ..errors import BudgetError, InputError
+from ..signals import interrupts_deferred
 from .batching.combining import Combiner
 from .batching.requests import Seat
 from .generation.grammar_memory import GRAMMAR, bytes_kept, bytes_while_made
@@ -95,7 +96,7 @@ class LoadedModel:
         self.reclaim()
         size = read_budget(memory_budget)
         place = object()  # until there is a seat, so that others plan with it, and nobody closes
-        with ExitStack() as undo:
+        with interrupts_deferred(), ExitStack() as undo:
             with self._planning:
                 if self._closed:
                     return None
@@ -136,11 +137,7 @@ class LoadedModel:
                 seat = self._dropped.popleft()
             except IndexError:  # another thread was quicker
                 return
-            try:
-                self._close_seat(seat)
-            finally:
-                if self.holds(seat):  # an interrupt, while it waited
-                    self._dropped.append(seat)
+            self._close_seat(seat)
 
     def close_seat(self, seat: Seat) -> None:
         """Its session is closed; the model too if it was the last. Nothing is done after a fork."""
@@ -240,7 +237,6 @@ class LoadedModel:
     def rewind(self, seat: Seat, position: int) -> int:
         """See Cache.rewind; its next token is not waited for."""
         self._combiner.rest(seat)
-        self._combiner.withdraw(seat)  # where interrupts have left it
         if position == 0:
             seat.cache.reset()
             return 0

@@ -116,6 +116,8 @@ class Runner(Protocol):
     def run_batch(self, parts: Sequence[BatchPart], observe: Observer | None = None) -> None:
         """Runs the tokens of several sequences, at most a batch in all. What each gives does not
         depend on the others. After an error none of them are seen. observe: with one part alone.
+
+        An interrupt that the caller has put off is heard between two layers.
         """
         ...
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..model.rope import frequencies
+from ..signals import heed_interrupt, interrupts_deferred
 from .batching.requests import Seat
 from .context import check_tokens, choose_context
 from .generation.async_generation import AsyncGeneration
@@ -26,6 +27,24 @@ from .recording.clock import Clock
 from .recording.stats import Counters, Stats
 from .rope_table import BY_LENGTH
 from .runner import Observer
+
+
+def open_another(
+    model: LoadedModel, context: int, memory_budget: int | str | None = None
+) -> Session | None:
+    """Another session of a model that is open, as LoadedModel.open_seat says; one that an interrupt
+    comes for is closed again."""
+    with interrupts_deferred():
+        seat = model.open_seat(context, memory_budget)
+        if seat is None:
+            return None
+        session = Session(model, context, seat)
+        try:
+            heed_interrupt()
+        except BaseException:
+            session.close()
+            raise
+        return session
 
 
 class Session:
@@ -89,10 +108,10 @@ class Session:
         seen = self.context
         if context is not None:
             seen = choose_context(context, self.manifest.spec, str(self.model.root))
-        seat = self.model.open_seat(seen)
-        if seat is None:
+        session = open_another(self.model, seen)
+        if session is None:
             raise InputError("the session is closed; open the bundle again")
-        return Session(self.model, seen, seat)
+        return session
 
     @property
     def position(self) -> int:
@@ -206,7 +225,7 @@ class Session:
         with self._use("the session runs in another thread; end that first: cancel its generation"):
             try:
                 self.model.close_seat(self._seat)
-            finally:  # not where it was refused, or interrupted while it waited
+            finally:  # not where it was refused
                 if not self.model.holds(self._seat):
                     self._closed = True
                     self._dropped.detach()
@@ -217,17 +236,18 @@ class Session:
         refusal: str = "the session is in use by another thread or task; open one for each, with "
         "session.another()",
     ) -> Iterator[None]:
-        """Around what changes its past.
+        """Around what changes its past, which no interrupt breaks off.
 
         Raises:
             InputError: another thread does so.
         """
-        if not self._busy.acquire(blocking=False):
-            raise InputError(refusal)
-        try:
-            yield
-        finally:
-            self._busy.release()
+        with interrupts_deferred():
+            if not self._busy.acquire(blocking=False):
+                raise InputError(refusal)
+            try:
+                yield
+            finally:
+                self._busy.release()
 
     def forward(
         self,

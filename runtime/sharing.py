@@ -16,7 +16,7 @@ from .loading import LoadedRunner, LoadRequest
 from .memory.budget import BATCH
 from .memory.leftover import count_opened
 from .options import OpenOptions
-from .session import Session
+from .session import Session, open_another
 
 _lock = threading.RLock()
 _models: list[LoadedModel] = []
@@ -48,9 +48,9 @@ def share(root: Path, manifest: Manifest, options: OpenOptions) -> Session | Non
         same_batch = model.plan.batch == min(BATCH, seen)
         alike = (model.shared_as, model.manifest) == (key, manifest)
         if alike and same_batch and model.process == os.getpid():
-            seat = model.open_seat(seen, options.memory_budget)
-            if seat is not None:
-                return Session(model, seen, seat)
+            session = open_another(model, seen, options.memory_budget)
+            if session is not None:
+                return session
     return None
 
 
@@ -80,7 +80,7 @@ def _forget(model: LoadedModel) -> None:
 
 
 def _after_fork() -> None:
-    """The child has none of them: see Model.need_open."""
+    """The child has none of them: see LoadedModel.need_open."""
     global _lock
     _lock = threading.RLock()
     _models.clear()

@@ -20,7 +20,8 @@ import numpy as np
 
 from pocketmoe.runtime.cpu import native_backbone
 from pocketmoe.runtime.cpu.backbone import Backbone
-from pocketmoe.runtime.session import Session, open_bundle
+from pocketmoe.runtime.opening import open_bundle
+from pocketmoe.runtime.session import Session
 
 PROMPT, BLOCK, BLOCKS = 128, 12, 4  # tokens; tokens before the other one's turn; turns
 

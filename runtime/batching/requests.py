@@ -44,7 +44,7 @@ class Work:
 
     @property
     def left(self) -> int:
-        """Tokens; what the cache has seen counts, so interrupts between two steps do no harm."""
+        """Tokens that the cache has not seen."""
         return self.start + len(self.ids) - self.seat.cache.position
 
     @property

@@ -82,10 +82,10 @@ class KvCache:
         """Makes room for `tokens` more, at most the chunk that the cache was made for.
 
         Raises:
-            InputError: an interrupt came while keys and values were moved.
+            InputError: memory ran out while keys and values were moved.
         """
         if self._sliding:
-            raise InputError("the session was interrupted while it moved its window; reset it")
+            raise InputError("the session broke off while it moved its window; reset it")
         for kind, span in self.spans.items():
             past = self.position - span.origin
             if past + tokens > span.capacity:

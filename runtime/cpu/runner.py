@@ -15,6 +15,7 @@ import numpy as np
 from ...bundle.manifest import PREDICTORS, Manifest, check_file
 from ...bundle.pages import ExpertKey
 from ...bundle.weight_index import index_file, weights_file
+from ...signals import heed_interrupt
 from ..embedding import Embedding
 from ..expert_choice import ExpertChoice
 from ..memory.budget import MemoryPlan
@@ -121,6 +122,7 @@ class HostRunner:
         tokens, decodes = len(ids), len(ids) == len(parts)
         self._embedding.read(ids, backbone.begin(parts))
         for index, layer in enumerate(self._routers):
+            heed_interrupt()
             started = time.perf_counter()
             if layer is None:
                 backbone.run_last()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import InputError
-from ...extras import how_to_add
+from ...errors import InputError, how_to_add
 from ..memory.host_memory import give_back_freed
 
 

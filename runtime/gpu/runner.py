@@ -17,6 +17,7 @@ from ...bundle.gpu_graphs import FLOAT, INT64, GpuGraphs
 from ...bundle.manifest import Manifest
 from ...bundle.pages import ExpertKey
 from ...errors import EngineError
+from ...signals import heed_interrupt
 from ..embedding import Embedding
 from ..expert_choice import ExpertChoice
 from ..memory.budget import MemoryPlan
@@ -147,6 +148,7 @@ class DeviceRunner:
         logits = part.logits
         self._begin(kv, part.ids, part.length)
         for index, layer in enumerate(self._routers):
+            heed_interrupt()
             started = time.perf_counter()
             if layer is None:
                 self._run_last(kv, index, tokens, logits)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..whole_file import WholeFile
+from ...files import WholeFile
 
 # Events that are kept before they become text: a few MiB, and some ms of work, which is a span
 # itself.

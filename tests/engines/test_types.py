@@ -18,7 +18,7 @@ from pocketmoe.engines.libraries import rtx_libraries
 from pocketmoe.tests.support.paths import ROOT
 from pocketmoe.tests.support.rtx_library import needs_rtx
 
-CHECKED = ("compiler.engine_builder", "compiler.engine_monitor", "compiler.engine_errors")
+CHECKED = ("engines.builder", "engines.monitor", "engines.messages")
 CONFIG = """[mypy]
 python_version = 3.10
 check_untyped_defs = true
@@ -91,7 +91,7 @@ def test_against_tensorrt_for_rtx(tmp_path: Path) -> None:
 )
 def test_a_planted_mistake_is_found(tmp_path: Path, right: str, wrong: str) -> None:
     sources = tmp_path / "sources"
-    names = ["__init__.py", "errors.py", "compiler", "runtime", "model"]
+    names = [*(path.name for path in ROOT.glob("*.py")), "bundle", "engines", "model"]
     for name in names:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         sources.mkdir(exist_ok=True)

@@ -271,7 +271,7 @@ class TestArchive:
         assert any("licence" in note for note in done.notes)
 
     def test_the_licence_of_a_checkpoint(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
-        from pocketmoe.compiler.licences import copy_licences
+        from pocketmoe.compiler.output import copy_licences
 
         shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
         for name in ("LICENSE.txt", "NOTICE", "README.md"):

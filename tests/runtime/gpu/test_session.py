@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -243,7 +244,7 @@ def test_an_interrupt_leaves_a_session_that_works(
             calls += 1
             slot = take(self, pinned)
             if calls == 3:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
             return slot
 
         with monkeypatch.context() as patch:

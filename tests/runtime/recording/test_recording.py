@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import pocketmoe
+from pocketmoe import files
 from pocketmoe.analysis.planning.replay import replay
 from pocketmoe.errors import BundleError, InputError
-from pocketmoe.runtime import whole_file
 from pocketmoe.runtime.cpu import loading
 from pocketmoe.runtime.cpu import runner as host_runner
 from pocketmoe.runtime.memory.budget import MemoryPlan
@@ -252,7 +252,7 @@ def with_room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         def opened(path: Path, mode: str, encoding: str) -> io.TextIOWrapper:
             return io.TextIOWrapper(io.BufferedWriter(FullDisk(path, "w")), encoding=encoding)
 
-        monkeypatch.setattr(whole_file, "open", opened, raising=False)
+        monkeypatch.setattr(files, "open", opened, raising=False)
 
     return limit
 
