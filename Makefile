@@ -24,7 +24,7 @@ TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reord
 # Through the environment, so that a prompt may hold quotes.
 export DEMO_PROMPT
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types docs clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -33,6 +33,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make lint   ruff: rules and format"
 	@echo "make types  mypy"
+	@echo "make docs   the documentation, to build/docs/index.html"
 	@echo "make clean  remove what was built, but not $(VENV)"
 
 NATIVE := setup.py $(wildcard runtime/native/*.cpp runtime/native/*.h runtime/native/*.inl)
@@ -50,7 +51,12 @@ $(VENV)/.dev: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(PIP_INSTALL) $(TORCH)
 	$(PIP_INSTALL) -e '.[dev]'
 	$(PIP_INSTALL) --no-deps '$(STUBS)'
-	@touch $(VENV)/.compile $@
+	@touch $(VENV)/.compile $(VENV)/.docs $@
+
+# No torch: the command line and the runtime, whose documentation is made of the code, need none.
+$(VENV)/.docs: pyproject.toml $(NATIVE) | $(BIN)/python
+	$(PIP_INSTALL) -e '.[docs]'
+	@touch $@
 
 demo: $(VENV)/.compile
 	$(BIN)/pocketmoe compile model/demo --target cpu --precision $(DEMO_PRECISION) --force -o build/demo
@@ -68,6 +74,12 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/pocketmoe
 	cd $(VENV)/types && ../bin/mypy --config-file pocketmoe/pyproject.toml -p pocketmoe
+
+# -W: a warning, such as a link that leads nowhere, is an error. -E: what the code says may have
+# changed without a page having done so.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -E -W --keep-going -n -b html docs build/docs
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(VENV)/types

@@ -4,6 +4,11 @@ Each message is one line: what is wrong, where, what to do. The command line pri
 with 2; whoever uses the library catches `PocketMoEError`.
 """
 
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
 
 class PocketMoEError(Exception):
     """Anything that a user can put right; every error below is one."""
@@ -44,3 +49,11 @@ class EngineError(PocketMoEError):
 
 class ExportError(PocketMoEError):
     """An app cannot be exported: wheels are not to be had, or would not run on the device."""
+
+
+def how_to_add(extra: str) -> str:
+    """What to do where one of pocketmoe's extras is missing: a command; in an exported app, which
+    has neither pip nor a network, another export."""
+    if (Path(sys.prefix).parent / "install.pyz").is_file():
+        return f"export the app again, with --extra {extra} besides"
+    return f"pip install 'pocketmoe[{extra}]'"

@@ -14,10 +14,16 @@ ENGINE = "engine.onnx"
 
 @dataclass(frozen=True)
 class ExpertLayer:
-    """The pages of one layer: page e starts at `offsets[e]` of `file`, and is of the format
-    `formats[kinds[e]]`. kinds: empty where all are of the first.
+    """The pages of one layer.
 
-    xxh64: checksums that are quicker to check than sha256; empty where the compiler had none.
+    Attributes:
+        layer: the index of the decoder layer.
+        file: where its pages lie, within the bundle.
+        formats: the formats of its pages. In the file, `format` where there is one alone.
+        offsets: where the page of each expert starts, in bytes.
+        sha256: of each page.
+        xxh64: of each page, quicker to check; empty where the compiler had no native library.
+        kinds: for each expert, the index of its format; empty where there is one alone.
     """
 
     layer: int

@@ -1,6 +1,6 @@
 """The part of a bundle that is for GPUs: GPU graphs, and the engines that were built of them.
 
-GPU graphs are standard ONNX whose expert weights are inputs: see docs/design.md. They lie in
+GPU graphs are standard ONNX whose expert weights are inputs: see docs/design/gpu.md. They lie in
 `device/`; engines lie in `engines/`, a folder for each toolchain version and architecture.
 """
 
@@ -29,8 +29,14 @@ _PAGE_DTYPES = {"fp16": "float16", "fp32": "float32", "scales": "float16", "bias
 
 @dataclass(frozen=True)
 class GraphLayer:
-    """The graphs of a paged layer's experts. expert: any number of tokens on one; token: all
-    experts of one token and their sum; combine: sums the terms of many tokens."""
+    """The graphs of a paged layer's experts, by their paths within the bundle.
+
+    Attributes:
+        layer: the index of the decoder layer.
+        expert: one expert, on any number of tokens.
+        token: all experts of one token, and their sum.
+        combine: sums the terms of many tokens.
+    """
 
     layer: int
     expert: str
@@ -40,9 +46,16 @@ class GraphLayer:
 
 @dataclass(frozen=True)
 class GpuGraphs:
-    """segments: a graph for each of the manifest's. chunk: tokens that a segment takes at most;
-    batch: the same of an expert. context: positions that attention is made for. fp32_products:
-    whether matrices of fp32 are multiplied, which not every architecture does."""
+    """The model for GPUs.
+
+    Attributes:
+        segments: a graph for each of the manifest's.
+        layers: the graphs of the experts.
+        chunk: tokens that a segment takes at most.
+        batch: tokens that an expert takes at most.
+        context: positions that attention is made for.
+        fp32_products: whether matrices of fp32 are multiplied, which not every architecture does.
+    """
 
     segments: tuple[str, ...]
     layers: tuple[GraphLayer, ...]
@@ -59,7 +72,13 @@ class GpuGraphs:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output. dtype: one of DTYPES; shape: -1 where it varies."""
+    """An input or output of an engine.
+
+    Attributes:
+        name: as in its graph.
+        dtype: "float32", "float16", "int64", "int4", "int8", "uint8" or "fp8".
+        shape: -1 where it varies.
+    """
 
     name: str
     dtype: str
@@ -68,7 +87,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Engine:
-    """graph: the GPU graph that `file` was built of."""
+    """An engine of TensorRT.
+
+    Attributes:
+        graph: the GPU graph that it was built of.
+        file: its own path within the bundle.
+        inputs: what it takes.
+        outputs: what it gives.
+    """
 
     graph: str
     file: str
@@ -80,8 +106,12 @@ class Engine:
 class EngineSet:
     """Engines for one toolchain version and one compute capability.
 
-    toolchain: "tensorrt-rtx" or "tensorrt". compute_capability: as "8.9". device: the GPU on which
-    they were built; None where they were built without one.
+    Attributes:
+        toolchain: "tensorrt-rtx" or "tensorrt".
+        version: the toolchain's.
+        compute_capability: as "8.9".
+        device: the GPU on which they were built; None where they were built without one.
+        engines: one for each graph.
     """
 
     toolchain: str

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, ConfigError
+from ..files import write_atomically
 from ..model.spec import ModelSpec, spec_from_json
 from .expert_layers import ExpertLayer, expert_layer_from_json
 from .footprint import Footprint, LayerFootprint, predictor_bytes
@@ -51,7 +51,14 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Precision:
-    """How the three parts are stored; block_size applies to what is quantized."""
+    """How the three parts of a model are stored.
+
+    Attributes:
+        experts: "int4", "int8", "fp8", "fp16" or "fp32"; "int4+int8" where experts differ.
+        backbone: "int4", "int8", "fp16" or "fp32".
+        head: the same, of the projection to the vocabulary.
+        block_size: weights that share one scale, where they are quantized.
+    """
 
     experts: str
     backbone: str
@@ -63,8 +70,11 @@ class Precision:
 class Segment:
     """One backbone graph.
 
-    layers: the decoder layers whose attention it runs. router_layer: the paged layer whose routing
-    it ends with; None for the last segment, which ends in the logits.
+    Attributes:
+        file: its path within the bundle.
+        layers: the decoder layers whose attention it runs.
+        router_layer: the paged layer whose routing it ends with; None for the last segment, which
+            ends in the logits.
     """
 
     file: str
@@ -74,7 +84,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class AverageBits:
-    """Of each expert weight, its share of a scale included: what was asked for, and reached."""
+    """Bits of an expert's weight on average, its share of a scale included.
+
+    Attributes:
+        asked: the bound that was given.
+        reached: what the experts have.
+    """
 
     asked: float
     reached: float
@@ -82,7 +97,12 @@ class AverageBits:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """size in bytes; sha256 of the whole file."""
+    """What a file of the bundle has to be.
+
+    Attributes:
+        size: its bytes.
+        sha256: of the whole file.
+    """
 
     size: int
     sha256: str
@@ -92,11 +112,24 @@ class FileRecord:
 class Manifest:
     """Everything about a bundle but its weights.
 
-    backbone_bytes: what the backbone's weights take in memory once loaded, in bytes.
-    toolchain: versions of what made it. lossy: named choices that changed the model's output.
-    graphs, engines: what GPUs run; None and empty in a bundle for CPUs alone. incomplete: sets of
-    engines with files that are not there, or not whole, which `missing` names: a bundle serves
-    without them. bits: where experts are stored in formats of their own, chosen for an average.
+    Attributes:
+        spec: what the model computes.
+        target: the name of the device that it was compiled for.
+        precision: how experts, backbone and head are stored.
+        embedding_dtype: "float16" or "float32".
+        segments: the backbone's graphs, in the order in which they run.
+        experts: the pages, layer by layer.
+        backbone_bytes: what the backbone's weights take in memory once loaded.
+        toolchain: versions of what made it.
+        lossy: named choices that changed the model's output.
+        files: size and hash of every other file, by its path within the bundle.
+        graphs: the model for GPUs; None in a bundle for CPUs alone.
+        engines: engines of TensorRT that were built of these graphs.
+        bits: where experts are stored in formats of their own, chosen for an average; else None.
+        incomplete: not in the file: sets of engines of which a file is not there, or not whole. A
+            bundle serves without them.
+        missing: not in the file: these files.
+        version: of the format.
     """
 
     spec: ModelSpec
@@ -174,12 +207,10 @@ class Manifest:
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
-    """Writes manifest.json beside and renames it."""
-    temporary = root / (MANIFEST + ".tmp")
+    """Puts manifest.json in its place as a whole."""
     data = manifest.to_json()
     data["sha256"] = _own_hash(data)
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, root / MANIFEST)
+    write_atomically(root / MANIFEST, json.dumps(data, indent=1) + "\n")
 
 
 def _own_hash(data: dict[str, Any]) -> str:

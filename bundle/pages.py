@@ -33,7 +33,15 @@ def align(nbytes: int, to: int) -> int:
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """A tensor within a page. `kind` is the precision, "scales" (fp16) or "bias" (fp32)."""
+    """A tensor within a page.
+
+    Attributes:
+        name: "gate", "gate_scales", "gate_bias"; "up" and "down" likewise.
+        kind: the precision, "scales" (fp16) or "bias" (fp32).
+        shape: `[out, in]` of weights, `[out, in / block_size]` of scales, `[out]` of a bias.
+        offset: bytes from the page's start.
+        nbytes: its bytes.
+    """
 
     name: str
     kind: str
@@ -44,9 +52,16 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class PageFormat:
-    """The layout of every page of a layer, and what its expert computes:
-    down(activation(gate(x), up(x))). block_size is 0 where nothing is quantized. alignment: each
-    tensor starts at a multiple of it.
+    """The layout of a page, and what its expert computes: down(activation(gate(x), up(x))).
+
+    Attributes:
+        precision: "int4", "int8", "fp8", "fp16" or "fp32".
+        block_size: weights that share one scale: 32, 64 or 128; 0 where nothing is quantized.
+        hidden_size: input width of gate and up, output width of down.
+        intermediate_size: output width of gate and up, input width of down.
+        bias: whether the projections have biases.
+        activation: what stands between gate, up and down.
+        alignment: each tensor starts at a multiple of so many bytes.
     """
 
     precision: str

@@ -30,9 +30,15 @@ def weights_file(segment: Segment) -> str:
 
 @dataclass(frozen=True)
 class WeightPlace:
-    """A tensor of the segment's .bin. uint8: `[out, blocks, bytes of a block]`, unsigned values of
-    4 or 8 bits as MatMulNBits wants them; their float32 scales are a tensor of their own, with
-    `.scales` after its name."""
+    """A tensor of the segment's .bin.
+
+    Attributes:
+        dtype: "uint8", "float16" or "float32". uint8 are unsigned values of 4 or 8 bits, as
+            MatMulNBits wants them; their float32 scales are a tensor of their own, with `.scales`
+            after its name.
+        shape: of uint8 `[out, blocks, bytes of a block]`.
+        offset: bytes from the file's start, a multiple of 64.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,7 +51,13 @@ class WeightPlace:
 
 @dataclass(frozen=True)
 class WeightIndex:
-    """loaded_bytes: what the segment's weights take in ONNX Runtime. size: bytes of the .bin."""
+    """Where all weights of a segment lie.
+
+    Attributes:
+        loaded_bytes: what they take in ONNX Runtime.
+        size: bytes of the .bin.
+        places: each tensor, by its parameter's name.
+    """
 
     loaded_bytes: int
     size: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,12 +17,13 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..files import atomic_file
 from ..model.checkpoint.checkpoint import Checkpoint
 from ..model.module import activate
 from ..model.routing import choose_experts
 from ..progress import Progress, Silent
 from ..runtime.generation.text import load_tokenizer
-from ..termination import unwinding_when_terminated
+from ..signals import unwinding_when_terminated
 from .candidates import candidates_for, output_errors
 from .record import (
     UNFINISHED,
@@ -330,9 +330,6 @@ class _Run:
 
 
 def _save(path: Path, **arrays: Any) -> None:
-    """arrays: numpy arrays and numbers. Written beside and renamed, so that a kill leaves the file
-    whole or as it was."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("wb") as file:
+    """arrays: numpy arrays and numbers."""
+    with atomic_file(path) as file:
         np.savez(file, **arrays)
-    os.replace(beside, path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..files import atomic_file, write_atomically
 from ..model.spec import ModelSpec
 
 FORMAT, VERSION = "pocketmoe calibration", 1
@@ -95,7 +95,7 @@ def model_hash(spec: ModelSpec, tensors: Mapping[str, tuple[str, tuple[int, ...]
 
 
 def write_record(path: Path, record: CalibrationRecord) -> None:
-    """Writes both files into the directory `path`, the arrays first and each beside and renamed."""
+    """Puts both files into the directory `path`, the arrays first and each as a whole."""
     arrays: dict[str, np.ndarray] = {"ids": record.ids.astype(np.int32)}
     layers = []
     for item in record.layers:
@@ -106,18 +106,14 @@ def write_record(path: Path, record: CalibrationRecord) -> None:
             if isinstance(array, np.ndarray)
         }
         layers.append({"layer": item.layer, "foreseen": item.foreseen})
-    beside = path / f".{ARRAYS}.tmp"
-    with beside.open("wb") as file:
+    with atomic_file(path / ARRAYS) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    digest = hashlib.sha256(beside.read_bytes()).hexdigest()
-    os.replace(beside, path / ARRAYS)
+    digest = hashlib.sha256((path / ARRAYS).read_bytes()).hexdigest()
     data = {
         "format": FORMAT, "version": VERSION, "provenance": asdict(record.provenance),
         "layers": layers, "candidates": list(record.candidates), "arrays_sha256": digest,
     }  # fmt: skip
-    beside = path / f".{RECORD}.tmp"
-    beside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path / RECORD)
+    write_atomically(path / RECORD, json.dumps(data, indent=1) + "\n")
 
 
 def is_record(path: Path) -> bool:

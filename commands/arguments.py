@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import click
 
 from ..errors import InputError, TargetError
+from ..files import decode_utf8
 from ..sizes import parse_size
 from ..targets import LOCAL, Target, all_targets, find_target
-from ..text_input import decode_utf8
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ BUDGET = click.option(
     help="Memory for the whole process, such as 512MiB; auto takes what is free.  "
     "[default: no limit]",
 )
-_DEVICE = (
+_GPU = (
     click.option(
         "--backend",
         type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu"]),
@@ -125,24 +126,26 @@ _DEVICE = (
 )
 
 
-def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options about GPUs, which the command gets as one: `device`, the arguments of
-    open_bundle that they are."""
+def gpu_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options about GPUs."""
+    for option in reversed(_GPU):
+        command = option(command)
+    return command
+
+
+def with_opening(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command gets its options that say how a bundle is opened as one: `opening`, an
+    OpenOptions. Stands below the options."""
 
     @wraps(command)
-    def collected(
-        *args: Any,
-        backend: str,
-        gpu_memory: int | str | None,
-        host_memory: int | str | None,
-        **kwargs: Any,
-    ) -> Any:
-        device = {"backend": backend, "gpu_memory": gpu_memory, "host_memory": host_memory}
-        return command(*args, device=device, **kwargs)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        from ..runtime.options import OpenOptions  # with numpy
 
-    for option in reversed(_DEVICE):
-        collected = option(collected)
-    return collected
+        names = kwargs.keys() & {field.name for field in fields(OpenOptions)}
+        opening = OpenOptions(**{name: kwargs.pop(name) for name in names})
+        return command(*args, opening=opening, **kwargs)
+
+    return gathered
 
 
 _SAMPLING = (

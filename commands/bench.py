@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,10 +23,14 @@ from .arguments import (
     RECORD_ROUTES,
     SKIP_COLD,
     TRACE,
-    device_options,
+    gpu_options,
     predicted_by,
+    with_opening,
 )
 from .console import ProgressDisplay, print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..runtime.options import OpenOptions
 
 
 @click.command()
@@ -34,7 +39,7 @@ from .console import ProgressDisplay, print_facts, print_json, print_table
 @click.option("--new-tokens", metavar="N", type=POSITIVE, default=64, help="Tokens to generate.")
 @click.option("--threads", metavar="N", type=POSITIVE, help="[default: one per core]")
 @BUDGETS
-@device_options
+@gpu_options
 @CONTEXT
 @PREFETCH
 @ACTIVE_EXPERTS
@@ -45,37 +50,33 @@ from .console import ProgressDisplay, print_facts, print_json, print_table
 @PREDICT
 @JSON
 @click.pass_context
+@with_opening
 def bench(
     ctx: click.Context,
     bundle: Path,
     prompt_tokens: int,
     new_tokens: int,
-    threads: int | None,
     budgets: tuple[int | str, ...],
-    context: int | None,
-    prefetch: str,
-    active_experts: int | None,
-    skip_cold: float,
     plot: Path | None,
-    record_routes: Path | None,
-    trace: Path | None,
     target: Target | None,
     as_json: bool,
-    device: dict[str, Any],
+    opening: OpenOptions,
 ) -> None:
     """Measure speed, cache hits and memory."""
     from ..analysis.measuring.benchmark import run_benchmark
     from ..tables.model import benchmark_rows
 
     if plot is not None:
-        if record_routes is not None or trace is not None:
+        if opening.makes_files:
             raise click.UsageError("--record-routes, --trace: one run; --plot makes several", ctx)
-        if device["backend"] not in ("auto", "cpu"):
+        if opening.backend not in ("auto", "cpu"):
             raise click.UsageError("--plot is of the CPU backend", ctx)
         options: dict[str, Any] = {
-            "--prompt-tokens": prompt_tokens, "--new-tokens": new_tokens, "--threads": threads,
-            "--context": context, "--prefetch": prefetch, "--active-experts": active_experts,
-            "--skip-cold": skip_cold, "--target": target.name if target is not None else None,
+            "--prompt-tokens": prompt_tokens, "--new-tokens": new_tokens,
+            "--threads": opening.threads, "--context": opening.context,
+            "--prefetch": opening.prefetch,
+            "--active-experts": opening.active_experts, "--skip-cold": opening.skip_cold,
+            "--target": target.name if target is not None else None,
             "--backend": "cpu",
         }  # fmt: skip
         plot_speeds(bundle, plot, budgets, options, as_json=as_json)
@@ -84,10 +85,9 @@ def bench(
         raise click.UsageError("several --memory-budget need --plot", ctx)
     with ProgressDisplay("tokens") as progress:
         result = run_benchmark(
-            bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads,
-            memory_budget=budgets[0] if budgets else None, context=context, prefetch=prefetch,
-            active_experts=active_experts, skip_cold=skip_cold, record_routes=record_routes,
-            trace=trace, target=predicted_by(ctx, target), progress=progress, device=device,
+            bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens,
+            opening=replace(opening, memory_budget=budgets[0] if budgets else None),
+            target=predicted_by(ctx, target), progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(result)

@@ -13,8 +13,7 @@ from typing import Any
 
 import click
 
-from ..errors import PocketMoEError
-from ..extras import how_to_add
+from ..errors import PocketMoEError, how_to_add
 from .console import print_error, print_interrupted
 
 FAILED = 2

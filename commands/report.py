@@ -42,9 +42,9 @@ def report(
     How experts are used, stored and hit in a cache, and how fast that will be. The page needs
     nothing but a browser.
     """
+    from ..files import WholeFile
     from ..report.facts import gather_report
     from ..report.page import FIRST_LINE, render_report
-    from ..runtime.whole_file import WholeFile
 
     file = WholeFile(output, FIRST_LINE + "\n", force=force)  # before the seconds that it takes
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,12 +21,17 @@ from .arguments import (
     SKIP_COLD,
     TRACE,
     decode_argument,
-    device_options,
+    gpu_options,
     predicted_by,
     read_prompt,
     sampling_options,
+    with_opening,
 )
 from .console import print_facts, print_pieces
+
+if TYPE_CHECKING:
+    from ..runtime.options import OpenOptions
+
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ _log = logging.getLogger(__name__)
 @click.option("--system", metavar="TEXT", help="With --chat: what to tell the model first.")
 @click.option("--max-tokens", metavar="N", type=POSITIVE, default=256, help="Tokens to generate.")
 @BUDGET
-@device_options
+@gpu_options
 @CONTEXT
 @sampling_options
 @PREFETCH
@@ -53,6 +58,7 @@ _log = logging.getLogger(__name__)
 @TRACE
 @PREDICT
 @click.pass_context
+@with_opening
 def run(
     ctx: click.Context,
     bundle: Path,
@@ -60,17 +66,10 @@ def run(
     chat: bool,
     system: str | None,
     max_tokens: int,
-    memory_budget: int | str | None,
-    context: int | None,
-    prefetch: str,
-    active_experts: int | None,
-    skip_cold: float,
     stats: bool,
-    record_routes: Path | None,
-    trace: Path | None,
     target: Target | None,
     sampling: dict[str, Any],
-    device: dict[str, Any],
+    opening: OpenOptions,
 ) -> None:
     """Generate text from a prompt."""
     if prompt is None and not chat:
@@ -82,7 +81,7 @@ def run(
     from ..analysis.measuring.benchmark import generation_limit
     from ..runtime.context import longer_context
     from ..runtime.conversation import Conversation
-    from ..runtime.opening import open_bundle
+    from ..runtime.opening import open_with
     from ..tables.model import stat_rows
     from ..tables.plan import prediction_rows
     from .chat.pipe import converse, prepare_chat
@@ -93,11 +92,7 @@ def run(
     if chat:
         prepare_chat(bundle)
     sampling = {"max_new_tokens": max_tokens, **sampling}
-    with open_bundle(
-        bundle, memory_budget=memory_budget, context=context, prefetch=prefetch,
-        active_experts=active_experts, skip_cold=skip_cold, record_routes=record_routes,
-        trace=trace, **device,
-    ) as session:  # fmt: skip
+    with open_with(bundle, opening) as session:
         conversation = Conversation(session, system=system, **sampling)
         try:
             if text is None:
@@ -115,6 +110,6 @@ def run(
             if stats and (done := session.stats).prompt_tokens:
                 session.close()  # measuring wants its memory
                 manifest, by = session.manifest, predicted_by(ctx, target)
-                rows = stat_rows(done, generation_limit(manifest, done, active_experts))
+                rows = stat_rows(done, generation_limit(manifest, done, opening.active_experts))
                 rows += prediction_rows(done, manifest.footprint, by)
                 print_facts("stats", rows, error=True)

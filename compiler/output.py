@@ -12,7 +12,7 @@ from pathlib import Path
 from ..bundle.licences import is_licence
 from ..bundle.manifest import is_bundle
 from ..errors import InputError
-from ..termination import unwinding_when_terminated
+from ..signals import unwinding_when_terminated
 
 
 def refuse_existing(out: Path, force: bool) -> None:

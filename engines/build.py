@@ -32,8 +32,8 @@ from ..bundle.manifest import (
 )
 from ..errors import BundleError, EngineError, InputError
 from ..progress import Progress, Silent
+from ..signals import unwinding_when_terminated
 from ..sizes import format_size
-from ..termination import unwinding_when_terminated
 from .builder import EngineBuilder
 from .hardware import Gpu
 from .kernel_cache import KERNELS

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
+
+from ..files import write_atomically
 
 _log = logging.getLogger(__name__)
 KERNELS = "kernels.cache"  # beside the engines; no part of the bundle
@@ -45,10 +46,7 @@ class KernelCache:
         data = b"" if serialized is None else bytes(memoryview(serialized))
         if len(data) in (0, self._size):
             return
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
-            temporary.write_bytes(data)
-            os.replace(temporary, self._path)
+            write_atomically(self._path, data)
         except OSError as error:
             _log.info("%s is not kept (%s)", self._path, error.strerror)
-            temporary.unlink(missing_ok=True)

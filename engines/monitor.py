@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..signals import heed_interrupt, interrupts_deferred
+
 if TYPE_CHECKING:
     import tensorrt as trt
 
@@ -94,21 +96,14 @@ def make_monitor(
 def stoppable(work: Callable[[threading.Event], _T]) -> _T:
     """What `work` returns. It runs in a thread of its own, so that Ctrl-C is heard while a library
     works; the event is set then, and the interrupt goes on once `work` has ended."""
-    stop, begun = threading.Event(), threading.Event()
-
-    def run() -> _T:
-        begun.wait()  # until the interrupt would be caught below
-        return work(stop)
-
-    with ThreadPoolExecutor(1) as pool:
+    stop = threading.Event()
+    with interrupts_deferred(), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, stop)
         try:
-            future = pool.submit(run)
-            begun.set()
             while not future.done():
-                wait([future], _LISTEN)  # an interrupt just before it begins is heard after it
-            return future.result()
-        except KeyboardInterrupt:
+                wait([future], _LISTEN)
+                heed_interrupt()
+        except BaseException:
             stop.set()
             raise
-        finally:
-            begun.set()
+        return future.result()

@@ -7,12 +7,12 @@ import gzip
 import hashlib
 import os
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ..errors import BundleError, InputError
+from ..files import atomic_file
 from ..progress import Progress
 from .contents import Content
 from .installer.manifest import INSTALLER
@@ -156,21 +156,12 @@ def _compressed(kind: str, file: BinaryIO) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[BinaryIO]:
-    """A file beside `out` that takes its place at the end, or vanishes."""
-    parent = out.absolute().parent
-    try:
-        number, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent)
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {parent} ({error.strerror}); choose another -o"
-        ) from error
-    try:
-        with os.fdopen(number, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(number)
-        os.chmod(name, 0o644)
-        os.replace(name, out)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+    """As `atomic_file`; raises InputError where it cannot be made."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(atomic_file(out))
+        except OSError as error:
+            raise InputError(
+                f"cannot write to {out.absolute().parent} ({error.strerror}); choose another -o"
+            ) from error
+        yield file

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..model.rope import frequencies
+from ..signals import heed_interrupt, interrupts_deferred
 from .batching.requests import Seat
 from .context import check_tokens, choose_context
 from .generation.async_generation import AsyncGeneration
@@ -20,26 +21,48 @@ from .generation.generation import Generation, Request, start_generation
 from .generation.grammar import Grammar
 from .generation.prompts import decode_ids, encode_chat, encode_text
 from .generation.template import Message
-from .loaded import Model
+from .loaded import LoadedModel
 from .memory.budget import MemoryPlan
-from .model_stats import gather_stats
 from .recording.clock import Clock
 from .recording.stats import Counters, Stats
 from .rope_table import BY_LENGTH
 from .runner import Observer
 
 
-class Session:
-    """Runs a bundle; `open_bundle` makes it. Not for use by several threads at once, but other
-    sessions of the same model may be used meanwhile: what they run at the same time is one batch.
+def open_another(
+    model: LoadedModel, context: int, memory_budget: int | str | None = None
+) -> Session | None:
+    """Another session of a model that is open, as LoadedModel.open_seat says; one that an interrupt
+    comes for is closed again."""
+    with interrupts_deferred():
+        seat = model.open_seat(context, memory_budget)
+        if seat is None:
+            return None
+        session = Session(model, context, seat)
+        try:
+            heed_interrupt()
+        except BaseException:
+            session.close()
+            raise
+        return session
 
-    model: weights, pages and budget, which all its sessions share. position: tokens seen so far, of
-    at most `context`; seen: their ids. turn: the number of calls that have changed what it has
-    seen. tokenizer: a tokenizers.Tokenizer, or None. chat_template: a ChatTemplate, or None where
-    the bundle has none.
+
+class Session:
+    """One sequence of tokens on a bundle; `open` makes it.
+
+    One thread at a time may use a session. Threads that use sessions of the same model at the same
+    time have their tokens run as one batch.
+
+    Attributes:
+        model: weights, pages and budget, which all its sessions share.
+        manifest: what the bundle says of itself.
+        context: the most tokens that it can see.
+        tokenizer: a tokenizers.Tokenizer, or None where the bundle has none.
+        chat_template: a ChatTemplate, or None where the bundle has none.
+        turn: the number of calls that have changed what it has seen.
     """
 
-    def __init__(self, model: Model, context: int, seat: Seat):
+    def __init__(self, model: LoadedModel, context: int, seat: Seat):
         self.model = model
         self.manifest = model.manifest
         self.context = context
@@ -70,24 +93,29 @@ class Session:
         self.close()
 
     def another(self, context: int | None = None) -> Session:
-        """Opens another session of the same model: with its own past, of `context` tokens, by
-        default as many as this one has. Its keys and values come out of the same memory budget.
+        """Opens another session of the same model, with a past of its own. Its keys and values come
+        out of the same memory budget.
+
+        Args:
+            context: the most tokens that it can see; by default as many as this one.
 
         Raises:
-            BudgetError: they do not fit into it.
-            ContextError, InputError: the model cannot see as much.
+            BudgetError: its keys and values do not fit into the budget.
+            ContextError: the model cannot see as much.
+            InputError: `context` is no whole number, or this session is closed.
         """
         self._need_open()
         seen = self.context
         if context is not None:
             seen = choose_context(context, self.manifest.spec, str(self.model.root))
-        seat = self.model.open_seat(seen)
-        if seat is None:
+        session = open_another(self.model, seen)
+        if session is None:
             raise InputError("the session is closed; open the bundle again")
-        return Session(self.model, seen, seat)
+        return session
 
     @property
     def position(self) -> int:
+        """The number of tokens that it has seen, at most `context`."""
         self._need_open()
         return self._seat.cache.position
 
@@ -99,11 +127,15 @@ class Session:
 
     @property
     def plan(self) -> MemoryPlan:
-        """Where the model's memory goes."""
+        """Where the model's memory goes, in bytes."""
         return self.model.plan
 
     def reset(self) -> None:
-        """Forgets what it has seen; the page cache stays. A generation that was under way ends."""
+        """Forgets what it has seen. The page cache stays. A generation that was under way ends.
+
+        Raises:
+            InputError: the session is closed, or another thread uses it.
+        """
         self._need_open()
         with self._use():
             self.turn += 1
@@ -111,22 +143,25 @@ class Session:
 
     @property
     def exact(self) -> bool:
-        """Whether numbers do not depend on how tokens are split into calls: where the native
-        kernels compute all. Other engines round otherwise for other numbers of tokens."""
+        """Whether numbers do not depend on how tokens are split into calls. That is so where the
+        native kernels compute all; other engines round otherwise for other numbers of tokens."""
         engines = self._runner.engines
         return "native" in engines.experts and "onnxruntime" not in engines.backbone
 
     def rewind(self, position: int) -> int:
-        """Forgets the tokens from `position` on; returns how many it has seen now, which is 0 where
-        a sliding window no longer holds what `position` sees.
+        """Forgets the tokens from `position` on. What follows is as if the tokens before had been
+        run by themselves.
 
-        What follows is as if the tokens before had been run by themselves. Where native kernels run
-        the whole model (see Stats.backbone_engine), that is also, to the bit, as if they were run
-        in the same call as what follows; elsewhere products of other sizes round differently. See
-        `keep` for models that rotate keys by the length of a text.
+        Where native kernels run the whole model (see `exact`), that is also, to the bit, as if they
+        were run in the same call as what follows; elsewhere products of other sizes round
+        differently. See `keep` for models that rotate keys by the length of a text.
+
+        Returns:
+            How many tokens it has seen now: 0 where a sliding window no longer holds what
+            `position` sees.
 
         Raises:
-            InputError: position is not from 0 to `position`.
+            InputError: `position` is not from 0 to the number of tokens seen.
         """
         self._need_open()
         with self._use():
@@ -136,13 +171,20 @@ class Session:
             return self._rewind(position)
 
     def keep(self, token_ids: Sequence[int]) -> int:
-        """Forgets all but the beginning that a text shares with what was seen; returns how many
-        tokens that is. The last token of the text is never kept, as it has to be run for logits.
-        The numbers of what follows are those of a session that sees the whole text at once: where
-        it is not `exact`, whole batches alone are kept.
+        """Forgets all but the beginning that a text shares with what was seen.
+
+        The last token of the text is never kept, as it has to be run for logits. The numbers of
+        what follows are those of a session that sees the whole text at once: where it is not
+        `exact`, whole batches alone are kept.
 
         Nothing is kept where keys of the beginning are rotated otherwise in a text of this length
         ("dynamic" and "longrope", beyond the length that the model was first trained for).
+
+        Args:
+            token_ids: the whole text.
+
+        Returns:
+            How many of its tokens are seen already.
         """
         self._need_open()
         with self._use():
@@ -172,8 +214,8 @@ class Session:
         return frequencies(rope, length) if rope.kind in BY_LENGTH else None
 
     def close(self) -> None:
-        """Gives its memory back, and with the last session of the model all files and memory. May
-        be called twice.
+        """Gives the session's memory back; the last session of a model gives back all of it, and
+        closes the files. May be called twice.
 
         Raises:
             InputError: another thread is in `forward`, or an observer of the model calls this.
@@ -183,7 +225,7 @@ class Session:
         with self._use("the session runs in another thread; end that first: cancel its generation"):
             try:
                 self.model.close_seat(self._seat)
-            finally:  # not where it was refused, or interrupted while it waited
+            finally:  # not where it was refused
                 if not self.model.holds(self._seat):
                     self._closed = True
                     self._dropped.detach()
@@ -194,17 +236,18 @@ class Session:
         refusal: str = "the session is in use by another thread or task; open one for each, with "
         "session.another()",
     ) -> Iterator[None]:
-        """Around what changes its past.
+        """Around what changes its past, which no interrupt breaks off.
 
         Raises:
             InputError: another thread does so.
         """
-        if not self._busy.acquire(blocking=False):
-            raise InputError(refusal)
-        try:
-            yield
-        finally:
-            self._busy.release()
+        with interrupts_deferred():
+            if not self._busy.acquire(blocking=False):
+                raise InputError(refusal)
+            try:
+                yield
+            finally:
+                self._busy.release()
 
     def forward(
         self,
@@ -214,14 +257,20 @@ class Session:
         observe: Observer | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> np.ndarray:
-        """Logits float32 `[T, V]` of `token_ids`, which follow what was seen; last_only: `[1, V]`.
+        """Runs tokens that follow what was seen.
 
         Where threads call this on sessions of one model at the same time, their tokens run as one
         batch; each gets the logits that it would get alone.
 
-        observe: told each segment's index and outputs, batch by batch; the arrays are valid only
-        until it returns. Such a call is not joined with others. cancelled: asked before each batch;
-        True raises Cancelled.
+        Args:
+            token_ids: T ids, one or more.
+            last_only: return the logits of the last token alone, which takes less memory.
+            observe: told each segment's index and outputs, batch by batch; the arrays are valid
+                only until it returns. Such a call is not joined with others.
+            cancelled: asked before each batch; True ends the call with Cancelled.
+
+        Returns:
+            Logits, float32 `[T, V]`, V the size of the vocabulary; `[1, V]` where last_only is set.
 
         Raises:
             InputError: no tokens, or ids that the vocabulary does not have.
@@ -248,25 +297,34 @@ class Session:
 
     def rest(self) -> None:
         """Says that it runs nothing for a while, so that other sessions of the model do not wait
-        for its next token. From any thread; a generation says so at its end."""
+        for its next token. Any thread may call it; a generation does at its end."""
         self.model.rest(self._seat)
 
     def set_memory_budget(self, budget: int | str | None) -> None:
         """Grows or shrinks the page cache: from now on the whole process keeps to another budget,
-        with all sessions of the model.
+        with all sessions of the model. Output does not change.
 
-        budget: as for `open_bundle`. It may be called at any time and from any thread; while
-        another thread is in `forward`, memory is given back after the tokens that go through the
-        layers just then, at most plan.batch. Output does not change.
+        It may be called at any time and from any thread. While another thread is in `forward`,
+        memory is given back after the tokens that go through the layers just then, at most
+        `plan.batch`.
+
+        Args:
+            budget: bytes, or text like "2GiB"; "auto" for what is free, None for no limit.
 
         Raises:
             BudgetError: it is too small; the present one stays.
+            InputError: it is no size.
         """
         self._need_open()
         self.model.set_memory_budget(budget)
 
     def encode(self, text: str) -> list[int]:
-        return encode_text(self, text)
+        """Token ids of a text, with the special tokens that the tokenizer adds.
+
+        Raises:
+            InputError: the bundle has no tokenizer, or the text is not valid.
+        """
+        return encode_text(self.tokenizer, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones included; what is no whole character is U+FFFD.
@@ -274,18 +332,19 @@ class Session:
         Raises:
             InputError: the bundle has no tokenizer, or these are no ids of its vocabulary.
         """
-        return decode_ids(self, token_ids)
+        return decode_ids(self.tokenizer, self.manifest.spec, token_ids)
 
     def encode_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """Token ids of a conversation and of the start of an answer, by the chat template.
 
-        messages: `{"role": ..., "content": ...}` each. variables: what the template knows besides,
-        such as `tools` or `enable_thinking`.
+        Args:
+            messages: `{"role": ..., "content": ...}` each.
+            variables: what the template knows besides, such as `tools` or `enable_thinking`.
 
         Raises:
             InputError: the bundle has no chat template, or it refuses the conversation.
         """
-        return encode_chat(self, messages, variables)
+        return encode_chat(self.tokenizer, self.chat_template, messages, variables)
 
     def generate(
         self,
@@ -306,15 +365,32 @@ class Session:
         grammar: Grammar | None = None,
         cancel: threading.Event | None = None,
     ) -> Generation:
-        """Continues `prompt`; an iterator of Pieces, which are made as it is asked for them.
+        """Continues a prompt. Pieces are made as they are asked for.
 
-        prompt: text, token ids, or the messages of a conversation, which is answered. Where it
-        begins as what the session has seen, that is not run again: see Generation.reused_tokens.
-        It ends at an end-of-sequence token, at one of the strings in `stop`, which are no part of
-        the text, where the grammar is complete, after max_new_tokens, or where the context ends.
-        Sampling: see Sampling. logprobs: how many alternatives to tell with each token's log
-        probability; None for no log probabilities. grammar: what the text must fit. cancel: once
-        it is set, the generation ends within a token, or within a batch of the prompt.
+        The answer ends at an end-of-sequence token, at a stop string, where the grammar is
+        complete, after `max_new_tokens`, or where the context ends.
+
+        Args:
+            prompt: text, token ids, or the messages of a conversation, which is answered. Where it
+                begins as what the session has seen, that is not run again: see
+                `Generation.reused_tokens`.
+            max_new_tokens: the most tokens of the answer, 1 or more.
+            temperature: 0 takes the likeliest token each time; more makes unlikely ones likelier.
+            top_k: draw from the k likeliest tokens alone; 0 for all.
+            top_p: of these, from the likeliest that together reach this probability, up to 1.
+            min_p: of these, from those with at least this share of the likeliest's probability.
+            repetition_penalty: divides the logits of tokens of prompt and answer, if positive, and
+                multiplies them, if negative; 1 changes nothing.
+            frequency_penalty: taken off a token's logit once for each time that the answer has it.
+            presence_penalty: taken off a token's logit once where the answer has it.
+            logit_bias: token id → what is added to its logit.
+            seed: the same seed gives the same text on one machine; None draws anew each time.
+            stop: strings that end the answer, and are no part of it.
+            logprobs: how many alternatives to tell with each token's log probability, 0 or more;
+                None for no log probabilities.
+            grammar: what the text must fit.
+            cancel: once it is set, the generation ends within a token, or within a batch of the
+                prompt.
 
         Raises:
             InputError: at once: an empty prompt, an argument out of range, a grammar that cannot
@@ -328,33 +404,43 @@ class Session:
             presence_penalty=presence_penalty, logit_bias=logit_bias, seed=seed, stop=stop,
             logprobs=logprobs, grammar=grammar, cancel=cancel,
         )  # fmt: skip
-        return start_generation(self, prompt, request, self._clock)
+        return self._start(prompt, request)
 
     def agenerate(
         self, prompt: str | Sequence[int] | Sequence[Message], **arguments: Any
     ) -> AsyncGeneration:
-        """`generate` for asyncio: an asynchronous iterator of Pieces, with the same arguments.
+        """`generate` for asyncio.
 
         A thread of its own does the work, so the event loop goes on. Cancelling the task that
         waits for a piece, or `aclose`, ends it within a token.
 
+        Args:
+            prompt: as for `generate`.
+            arguments: those of `generate`.
+
         Raises:
-            TypeError, InputError: at once: there is no such argument, or one is out of range. What
-                is wrong with the prompt or the grammar is raised with the first piece.
+            TypeError: at once: there is no such argument.
+            InputError: at once: an argument is out of range. What is wrong with the prompt or the
+                grammar is raised with the first piece.
         """
         self._need_open()
         request = Request(**arguments)
-        return AsyncGeneration(lambda: start_generation(self, prompt, request, self._clock))
+        return AsyncGeneration(lambda: self._start(prompt, request))
+
+    def _start(
+        self, prompt: str | Sequence[int] | Sequence[Message], request: Request
+    ) -> Generation:
+        return start_generation(self, prompt, request, self._clock, self.model.vocabulary)
 
     @property
     def counters(self) -> Counters:
-        """Of the model, as of now. Cheaper than `stats`; two can be subtracted."""
+        """What the model has counted so far. Cheaper than `stats`; two can be subtracted."""
         return self.model.counters
 
     @property
     def stats(self) -> Stats:
-        """What its generations have counted, and what the model has."""
-        return gather_stats(self.model, self._clock, self.context)
+        """What its generations have counted, and what the model holds."""
+        return self.model.gather_stats(self._clock, self.context)
 
     def _need_open(self) -> None:
         if self._closed:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TargetError
+from ..files import write_atomically
 from .cpus import CPU
 from .target import Target
 
@@ -130,7 +131,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_target(path: Path, target: Target) -> None:
-    """Puts a target into the file, in place of one of the same name; written beside and renamed.
+    """Puts a target into the file, in place of one of the same name.
 
     Raises:
         TargetError: the file that is there is damaged, or it cannot be written.
@@ -138,15 +139,9 @@ def write_target(path: Path, target: Target) -> None:
     kept = [other for other in read_targets(path) if other.name != target.name]
     items = [_to_json(item) for item in sorted([*kept, target], key=lambda item: item.name)]
     data = {"format": FORMAT, "version": VERSION, "targets": items}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-            os.replace(beside, path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        write_atomically(path, json.dumps(data, indent=1) + "\n")
     except OSError as error:
         raise TargetError(f"{path} cannot be written ({error.strerror or error})") from error
 

@@ -1,4 +1,5 @@
-"""The table in docs/design.md of which folder may import what, held by reading the sources.
+"""Which folder may import what: the table in docs/contributing/where-things-go.md, held by reading
+the sources.
 
 Nothing is imported: every file is parsed, and imports inside functions and under TYPE_CHECKING
 count like any other.
@@ -6,36 +7,21 @@ count like any other.
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from pocketmoe.tests.support.folder_table import Folder, Rule, read_folders
+
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "pocketmoe"
-FOLDERS = (
-    "model", "targets", "bundle", "engines", "runtime", "calibration", "compiler", "export",
-    "server", "analysis", "tables", "report", "commands",
-)  # fmt: skip
-# What the commands are made of: nothing below knows it.
-ABOVE = ("analysis", "report", "commands")
-
-NEVER_IMPORTS = {
-    "model": ("targets", "runtime", "calibration", "compiler", "export", "server", *ABOVE),
-    "targets": ("compiler", "calibration", "runtime", "export", "server", *ABOVE),
-    "runtime": ("compiler", "calibration", "export", "server", *ABOVE),
-    "calibration": ("compiler", "export", "server", *ABOVE),
-    "compiler": ("export", "server", *ABOVE),
-    "export": ("model", "targets", "calibration", "compiler", "server", *ABOVE),
-    "server": ("compiler", "calibration", "targets", "model", "export", *ABOVE),
-    "analysis": ("export", "server", "report", "commands"),
-    "report": ("export", "server", "commands"),
-}
-# What the runtime may know of a model. The packages themselves count, as importing a file of
-# theirs runs their __init__.py.
-RUNTIME_MAY_KNOW = ("model.spec", "model.rope", "model.families")
+TABLE = read_folders(ROOT)
+FOLDERS = tuple(name for name in TABLE if "." not in name)
 NOT_IN_THE_BASE_INSTALL = {
     "torch",
     "onnx",
@@ -88,6 +74,7 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
+@cache
 def read_modules(root: Path) -> dict[str, list[Import]]:
     """Return what each module of the package imports, by the module's full name."""
     files = {module_name(path, root): path for path in package_files(root)}
@@ -140,26 +127,43 @@ def forbidden_imports(root: Path) -> list[str]:
     """Return a line for each import that the table does not allow."""
     found = []
     for name, imports in read_modules(root).items():
-        folder = name.split(".")[1] if "." in name else ""
+        folder = folder_of(name)
         for imported in imports:
             where = f"{name}:{imported.line} imports {imported.module}"
             if imported.module.split(".")[0] in FOLDERS:
                 found.append(f"{where}: a second copy of {NAME}.{imported.module}")
-            for other in NEVER_IMPORTS.get(folder, ()):
-                if within(imported.module, f"{NAME}.{other}"):
-                    found.append(f"{where}: {folder} never imports {other}")
-            if (
-                folder == "runtime"
-                and within(imported.module, f"{NAME}.model")
-                and imported.module != f"{NAME}.model"
-                and not any(within(imported.module, f"{NAME}.{ok}") for ok in RUNTIME_MAY_KNOW)
-            ):
-                found.append(f"{where}: runtime knows only {', '.join(RUNTIME_MAY_KNOW)} of model")
+            found += [
+                f"{where}: {folder.name} never imports {rule.name}"
+                for rule in (folder.never if folder is not None else ())
+                if breaks(rule, imported.module)
+            ]
     return found
 
 
-def heavy_imports(root: Path, *, starts: list[str], only_loading: bool) -> list[str]:
-    """Return a chain for each way from `starts` to a module that the base install lacks.
+def folder_of(module: str) -> Folder | None:
+    """The innermost folder of the table that a module lies in; None for the root's own files."""
+    parts = module.split(".")[1:]
+    names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((TABLE[name] for name in names if name in TABLE), None)
+
+
+def breaks(rule: Rule, module: str) -> bool:
+    """Where a part of a package may be imported, so may the package, as its __init__.py is run."""
+    name = f"{NAME}.{rule.name}"
+    if not within(module, name) or (rule.but and module == name):
+        return False
+    return not any(within(module, f"{NAME}.{allowed}") for allowed in rule.but)
+
+
+def heavy_imports(
+    root: Path,
+    *,
+    starts: list[str],
+    only_loading: bool,
+    banned: Collection[str] = NOT_IN_THE_BASE_INSTALL,
+) -> list[str]:
+    """Return a chain for each way from `starts` to a package that is banned: that the base install
+    lacks.
 
     `only_loading` follows what runs when the modules are loaded, and nothing inside functions.
     """
@@ -180,7 +184,7 @@ def heavy_imports(root: Path, *, starts: list[str], only_loading: bool) -> list[
         if "." in module:
             reached.append((module.rpartition(".")[0], True))
         for target, target_loading in reached:
-            if target.split(".")[0] in NOT_IN_THE_BASE_INSTALL:
+            if target.split(".")[0] in banned:
                 found.append(f"{chain} → {target}")
             elif within(target, NAME) and (target, target_loading) not in chains:
                 chains[target, target_loading] = f"{chain} → {target}"
@@ -221,12 +225,45 @@ def installer_imports(root: Path) -> list[str]:
     ]
 
 
+def circle(root: Path) -> list[str]:
+    """Return a circle of modules that import one another, types included; empty where there is
+    none."""
+    modules = read_modules(root)
+    graph = {
+        name: {item.module for item in imports if item.module in modules} - {name}
+        for name, imports in modules.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def runtime_modules(root: Path) -> list[str]:
     return [name for name in read_modules(root) if within(name, f"{NAME}.runtime")]
 
 
 def test_folders_import_what_the_table_allows() -> None:
     assert forbidden_imports(ROOT) == []
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    assert circle(ROOT) == []
+
+
+def test_folders_reach_no_package_that_the_table_bans() -> None:
+    for folder in TABLE.values():
+        banned = {rule.name for rule in folder.never if rule.name.split(".")[0] not in FOLDERS}
+        starts = [name for name in read_modules(ROOT) if within(name, f"{NAME}.{folder.name}")]
+        assert not banned or starts
+        assert heavy_imports(ROOT, starts=starts, only_loading=False, banned=banned) == []
+
+
+def test_the_table_has_every_folder_of_sources_and_no_other() -> None:
+    inside = [name for name in read_modules(ROOT) if name.count(".") > 1]
+    assert [name for name in inside if folder_of(name) is None] == []
+    assert [name for name in TABLE if not (ROOT / name.replace(".", "/")).is_dir()] == []
 
 
 def test_runtime_reaches_nothing_beyond_the_base_install() -> None:
@@ -286,11 +323,32 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
         ("export/a.py", "from ..model.spec import ModelSpec"),
         ("runtime/a.py", "from ..commands.console import print_table"),
         ("analysis/a.py", "from ..report.svg import Scale"),
+        ("bundle/a.py", "from ..model.routing import Router"),
+        ("bundle/a.py", "from ..tables.plan import rows"),
+        ("engines/a.py", "from ..runtime.gpu import device"),
+        ("runtime/paging/a.py", "from ..generation.text import decode"),
+        ("runtime/cpu/a.py", "from ..gpu.runner import DeviceRunner"),
+        ("runtime/cpu/a.py", "from ...compiler import quantize"),
     ],
 )
 def test_a_planted_import_is_found(tmp_path: Path, file: str, text: str) -> None:
     root = write_tree(tmp_path, {"model/module.py": "", file: text})
     assert len(forbidden_imports(root)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from .b import x",
+        "def f():\n    from . import b",
+        "if TYPE_CHECKING:\n    from ..runtime.b import B",
+    ],
+)
+def test_a_planted_circle_is_found(tmp_path: Path, text: str) -> None:
+    files = {"runtime/__init__.py": "", "runtime/a.py": text, "runtime/b.py": "from .c import y"}
+    assert circle(write_tree(tmp_path / "without", {**files, "runtime/c.py": ""})) == []
+    found = circle(write_tree(tmp_path / "with", {**files, "runtime/c.py": "from . import a"}))
+    assert {name.rpartition(".")[2] for name in found} == {"a", "b", "c"}
 
 
 def test_a_planted_import_of_the_installer_is_found(tmp_path: Path) -> None:

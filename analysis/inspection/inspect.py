@@ -24,7 +24,7 @@ from ...model.checkpoint.encodings import find_encoding
 from ...model.families import find_family
 from ...model.parameters import count_parameters, end_shapes, layer_shapes
 from ...model.spec import ModelSpec
-from ...runtime.cpu.kv_cache import SLACK, capacity
+from ...runtime.cache_shape import SLACK, capacity
 from .engine_facts import EngineSetFacts, built_on, engine_set_facts, gpu_here
 
 BLOCK_SIZE = 64  # where no bundle says another: what `compile` takes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...files import atomic_file
 from ...sizes import format_size
 from ..inspection.inspect import BundleFacts
 from .benchmark import Benchmark
@@ -59,13 +60,8 @@ def draw_speed(path: Path, facts: BundleFacts, results: Sequence[Benchmark]) -> 
     figure.suptitle(_model(facts, results[0]), fontsize=11.5, fontweight="bold")
     axes.set_title(_machine(results), fontsize=8.5, color="#444444")
     axes.legend(loc="upper left", frameon=False, fontsize=9)
-    kind = path.suffix.lower().lstrip(".")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(beside, format=kind)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        figure.savefig(file, format=path.suffix.lower().lstrip("."))
 
 
 def _frame(axes: Any, budgets: Sequence[float], speeds: Sequence[float]) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ...bundle.footprint import Footprint
 from ...errors import BudgetError, InputError
-from ...runtime.memory.budget import MIB, MemoryPlan, fit_budget, plan_memory
+from ...runtime.cpu.budget import plan_memory
+from ...runtime.memory.budget import MIB, MemoryPlan, fit_budget
 from ...sizes import format_size
 from .limits import (
     BACKBONE_SHARE,

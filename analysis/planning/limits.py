@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from math import comb
 
 from ...bundle.footprint import Footprint, LayerFootprint
-from ...runtime.cpu.kv_cache import capacity
+from ...runtime.cache_shape import capacity
 from ...runtime.paging.predict import EARLY_PAGES
 
 # What stands in for figures that were not measured: shares of the memory bandwidth, and seconds.

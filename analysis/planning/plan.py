@@ -15,11 +15,12 @@ from ...compiler.footprint import expected_footprint
 from ...compiler.precision import DEFAULT, check_blocks, lacking_precision
 from ...errors import BudgetError, ConfigError, ContextError, InputError, TargetError
 from ...runtime.context import choose_context
+from ...runtime.cpu.budget import plan_memory
 from ...runtime.cpu.experts import choose_kernels
 from ...runtime.cpu.native_backbone import NativeBackbone
 from ...runtime.generation.text import load_tokenizer
-from ...runtime.memory.budget import CHUNK, MIB, MemoryPlan, plan_memory
-from ...runtime.recording.stats import process_memory
+from ...runtime.memory.budget import CHUNK, MIB, MemoryPlan
+from ...runtime.memory.host_memory import process_memory
 from ..inspection.inspect import read_spec
 from .gpu import (
     Plans,

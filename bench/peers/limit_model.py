@@ -1,4 +1,4 @@
-"""The limit model of docs/design.md, and the bandwidths that it needs."""
+"""The limit model of docs/design/limit-model.md, and the bandwidths that it needs."""
 
 from __future__ import annotations
 

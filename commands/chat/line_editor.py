@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from ...text_input import decode_utf8
+from ...files import PRIVATE, decode_utf8, write_atomically
 from ..console import read_line
 
 _log = logging.getLogger(__name__)
@@ -96,11 +96,8 @@ class LineEditor:
                     if isinstance(entry, str) and "\0" not in entry:
                         entries.append(entry)
             if len(lines) > 2 * _KEPT:
-                new = self._history.with_name(f"{self._history.name}.new")
                 text = "".join(f"{json.dumps(entry)}\n" for entry in entries[-_KEPT:])
-                with open(new, "w", encoding="utf-8", opener=_private) as file:
-                    file.write(text)
-                os.replace(new, self._history)
+                write_atomically(self._history, text, mode=PRIVATE)
         except OSError as error:
             self._give_up_history(error)
         return entries[-_KEPT:]
@@ -162,7 +159,7 @@ def _load_readline() -> ModuleType | None:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags, PRIVATE)
 
 
 def _add(readline: ModuleType, entry: str) -> None:

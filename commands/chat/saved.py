@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...files import PRIVATE, write_atomically
 
 FORMAT, VERSION = "pocketmoe chat", 1
 _ROLES = ("system", "user", "assistant")
@@ -34,18 +33,10 @@ def save_messages(path: Path, model: str, messages: Sequence[Mapping[str, Any]])
             ) from error
     data = {"format": FORMAT, "version": VERSION, "model": model, "messages": list(messages)}
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-    new = None
     try:
-        number, new = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(new, path)
+        write_atomically(path, text, mode=PRIVATE)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}); choose another name") from error
-    finally:
-        if new is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(new)
 
 
 def load_messages(path: Path) -> list[Mapping[str, Any]]:

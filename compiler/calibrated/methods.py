@@ -3,8 +3,8 @@
 An expert of a few tokens knows too little of its inputs: its second moments are drawn toward those
 of its layer, as many tokens' worth of them as it has input features. For gate and up the layer's
 inputs are at hand; for down they are what this expert makes of a sample of the layer's tokens.
-So there is no number of tokens below which rounding would be better: docs/design.md has the
-figures.
+So there is no number of tokens below which rounding would be better: docs/measured/quality.md has
+the figures.
 """
 
 from __future__ import annotations

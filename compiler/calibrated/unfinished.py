@@ -21,6 +21,7 @@ import numpy as np
 from ...bundle.expert_layers import ExpertLayer, expert_layer_from_json
 from ...calibration.stream import LayerStream
 from ...errors import InputError
+from ...files import atomic_file, write_atomically
 
 _ARGUMENTS, _STATE = "arguments.json", "state.npz"
 _log = logging.getLogger(__name__)
@@ -71,11 +72,9 @@ class Unfinished:
         state that follows them is there."""
         data = {"pages": layer.pages.to_json(), "errors": layer.errors}
         self._layers.mkdir(exist_ok=True)
-        _write_whole(self._layers / f"{layer.pages.layer:03d}.json", json.dumps(data))
-        beside = self.folder / f".{_STATE}.tmp"
-        with beside.open("wb") as file:
+        write_atomically(self._layers / f"{layer.pages.layer:03d}.json", json.dumps(data))
+        with atomic_file(self.folder / _STATE) as file:
             np.savez(file, layer=np.int64(stream.layer), hidden=stream.hidden)
-        os.replace(beside, self.folder / _STATE)
 
     def hand_over(self, root: Path) -> None:
         """Puts the pages into a bundle. They stay here too, at no cost where the file system knows
@@ -84,12 +83,6 @@ class Unfinished:
             self.folder / "experts", root / "experts", copy_function=_link_or_copy,
             dirs_exist_ok=True,
         )  # fmt: skip
-
-
-def _write_whole(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _link_or_copy(source: str, to: str) -> None:
@@ -136,7 +129,7 @@ def _open(out: Path, arguments: dict[str, Any], resume: bool) -> Unfinished:
                 f"cannot write to {folder.parent} ({error.strerror}); choose another -o"
             ) from error
         work.activations.mkdir()
-        _write_whole(settings, json.dumps(arguments, indent=1))
+        write_atomically(settings, json.dumps(arguments, indent=1))
         return work
     try:
         found = json.loads(settings.read_text(encoding="utf-8"))

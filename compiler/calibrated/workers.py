@@ -23,8 +23,7 @@ import numpy as np
 import torch
 
 from ...bundle.pages import PageFormat
-from ...errors import InputError
-from ...extras import how_to_add
+from ...errors import InputError, how_to_add
 from ...runtime.memory.host_memory import read_host_memory
 
 _TRIES = 3

@@ -76,8 +76,8 @@ def engine_graph(page_format: PageFormat) -> onnx.ModelProto:
     """The same function with the page's tensors as run-time inputs: what ONNX Runtime serves every
     expert of a format with.
 
-    Its forms are those measured fastest there (docs/design.md): quantized weights are bound as
-    rows of one block each, and int4 ones as bytes that hold an even and an odd column.
+    Its forms are those measured fastest there (docs/measured/speed.md): quantized weights are
+    bound as rows of one block each, and int4 ones as bytes that hold an even and an odd column.
     """
     inputs, nodes, initializers = [], [], []
     for place in page_format.tensors():

@@ -2,7 +2,7 @@
 
 The past is an input of as many positions as are bound, and the keys and values of the new tokens
 are outputs: whoever runs the graph puts them behind the past. Every toolchain and provider takes
-these operators; see docs/design.md for those that were not used.
+these operators; see docs/design/gpu.md for those that were not used.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from ...files import write_atomically
 from ..checkpoint.checkpoint import SINGLE_FILE
 from ..families import Family, find_family
 from ..families.names import Location, Rows
@@ -24,15 +24,11 @@ def write_checkpoint(
 ) -> None:
     """Writes config.json, model.safetensors and `texts` (file name → content) into a directory."""
     path.mkdir(parents=True, exist_ok=True)
-    weights = path / (SINGLE_FILE + ".tmp")
     tensors = stored_tensors(find_family(config), parameters)
-    weights.write_bytes(save(tensors, metadata={"format": "pt"}))
-    os.replace(weights, path / SINGLE_FILE)
+    write_atomically(path / SINGLE_FILE, save(tensors, metadata={"format": "pt"}))
     # The config last: without it the directory is no checkpoint.
     for name, text in {**texts, "config.json": json.dumps(dict(config), indent=2) + "\n"}.items():
-        temporary = path / (name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path / name)
+        write_atomically(path / name, text)
 
 
 def stored_tensors(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError, InputError, PocketMoEError
+from ...files import atomic_file
 from ..checkpoint.checkpoint import read_json
 from ..families import find_family
 from ..module import Decoder
@@ -104,24 +104,21 @@ def held_out_loss(model: Decoder, tokens: np.ndarray, length: int, sequences: in
 
 
 class TrainingState:
-    """What is needed to continue: saved beside and renamed."""
+    """What is needed to continue."""
 
     def __init__(self, path: Path, model: Decoder, optimizers: list[torch.optim.Optimizer]):
         self.path, self.model, self.optimizers = path, model, optimizers
 
     def save(self, step: int, seconds: float, identity: dict[str, Any]) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(
-            {
-                "step": step,
-                "seconds": seconds,
-                "identity": identity,
-                "model": self.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            },
-            temporary,
-        )
-        os.replace(temporary, self.path)
+        state = {
+            "step": step,
+            "seconds": seconds,
+            "identity": identity,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        with atomic_file(self.path) as file:
+            torch.save(state, file)
 
     def load(self, identity: dict[str, Any]) -> tuple[int, float]:
         """The step to continue at and the seconds spent; (0, 0.0) where nothing was saved."""

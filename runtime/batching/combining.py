@@ -6,6 +6,8 @@ no thread of the engine's own, and one thread alone pays for a lock.
 
 Sequences that generate come back soon for their next token: a batch waits for them for a few ms, so
 that they stay in step. One that came late is not waited for until it was quick again.
+
+Ctrl-C is put off, and heard between two layers and while a thread waits; see signals.py.
 """
 
 from __future__ import annotations
@@ -13,20 +15,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 
 from ...errors import InputError, PocketMoEError
+from ...signals import heed_interrupt, interrupts_deferred
 from ..recording.files import Recording
-from ..runner import Cancelled, Observer, Part, Runner
-from .requests import Request, Seat, share_batch
+from ..runner import BatchPart, Cancelled, Observer, Runner
+from .requests import Seat, Work, share_batch
 
 # Seconds that a batch waits for a sequence after its last token: a share of what the batch before
 # took, within bounds.
 _WAIT_SHARE, _LEAST_WAIT, _MOST_WAIT = 0.25, 0.002, 0.01
-# A thread that waits looks by itself now and then, in case the one that was to wake it was
-# interrupted.
+# Seconds after which a thread that waits looks whether it was cancelled or interrupted.
 _LOOK_AGAIN = 0.05
 # A sequence whose last token is as many seconds old is taken to be at work: prompts of others go
 # in small pieces, so that it need not wait for long when it comes back.
@@ -78,7 +80,7 @@ class Combiner:
         observe: Observer | None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
-        """Runs tokens of a sequence, which one thread at a time does. See Request.
+        """Runs tokens of a sequence, which one thread at a time does. See Work.
 
         observe: they run by themselves, in this thread. cancelled: asked before each batch.
 
@@ -90,18 +92,19 @@ class Combiner:
         self._refuse_within()
         now = time.perf_counter()
         seat.late = now - seat.ended > self._wait
-        request = Request(seat, ids, logits, seat.cache.position, now)
-        if observe is not None:
-            while not request.done:
-                _heed(cancelled)
-                with self._step:
-                    self._run([(request, min(request.left, self._batch))], observe)
-        else:
-            self._run_with_others(request, cancelled)
+        request = Work(seat, ids, logits, seat.cache.position, now)
+        with interrupts_deferred():
+            if observe is not None:
+                while not request.done:
+                    _heed(cancelled)
+                    with self._step:
+                        self._run([(request, min(request.left, self._batch))], observe)
+            else:
+                self._run_with_others(request, cancelled)
         if request.error is not None:
             raise request.error
 
-    def _run_with_others(self, request: Request, cancelled: Callable[[], bool] | None) -> None:
+    def _run_with_others(self, request: Work, cancelled: Callable[[], bool] | None) -> None:
         seat = request.seat
         seat.wake.clear()
         seat.request = request
@@ -110,25 +113,21 @@ class Combiner:
             while not request.done:
                 _heed(cancelled)
                 if self._step.acquire(blocking=False):
-                    if not request.done:
-                        self._lead()
-                    self._step.release()
+                    try:
+                        if not request.done:
+                            self._lead()
+                    finally:
+                        self._step.release()
                 else:
                     seat.wake.wait(_LOOK_AGAIN)
                     seat.wake.clear()
         finally:
-            self._let_go()
             if request.done:
                 seat.request = None
-            else:
-                self.withdraw(seat)
+            else:  # what it wanted is not run any further, once no batch has it
+                with self._step:
+                    seat.request = None
             self._pass_on()
-
-    def withdraw(self, seat: Seat) -> None:
-        """What it wanted is not run any further; returns when no batch has it."""
-        if seat.request is not None:
-            with self._step:
-                seat.request = None
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -138,18 +137,20 @@ class Combiner:
             InputError: this is called by an observer.
         """
         self._refuse_within()
-        with self._step:
-            yield
-        self._pass_on()
+        with interrupts_deferred():
+            with self._step:
+                yield
+            self._pass_on()
 
     def if_still(self, act: Callable[[], None]) -> None:
         """Does it, unless a batch runs just now, which does it when it ends."""
-        if not self.leads and self._step.acquire(blocking=False):
-            try:
-                act()
-            finally:
-                self._let_go()
-                self._pass_on()
+        with interrupts_deferred():
+            if not self.leads and self._step.acquire(blocking=False):
+                try:
+                    act()
+                finally:
+                    self._step.release()
+                    self._pass_on()
 
     @property
     def leads(self) -> bool:
@@ -162,17 +163,12 @@ class Combiner:
                 "a session of the same model runs in this thread: wait until its call returns"
             )
 
-    def _let_go(self) -> None:
-        """Also after an interrupt between taking the lock and what follows."""
-        with suppress(RuntimeError):  # it is not this thread's
-            self._step.release()
-
     def _pass_on(self) -> None:
         """Wakes a thread whose request is to be led."""
         if waiting := self._pending():
             waiting[0].seat.wake.set()
 
-    def _pending(self) -> list[Request]:
+    def _pending(self) -> list[Work]:
         """Oldest first."""
         found = [seat.request for seat in list(self._seats)]
         wanted = [request for request in found if request is not None and not request.done]
@@ -209,7 +205,7 @@ class Combiner:
                 return
             self._arrived.wait(left)
 
-    def _run(self, shares: list[tuple[Request, int]], observe: Observer | None) -> None:
+    def _run(self, shares: list[tuple[Work, int]], observe: Observer | None) -> None:
         """Runs a batch; the lock is held."""
         routes, trace = self._recording.routes, self._recording.trace
         started = time.perf_counter()
@@ -247,7 +243,7 @@ class Combiner:
             self._expected.add(seat)
 
     def _find_guilty(
-        self, shares: list[tuple[Request, int]], parts: list[Part], error: PocketMoEError
+        self, shares: list[tuple[Work, int]], parts: list[BatchPart], error: PocketMoEError
     ) -> None:
         """After an error of a batch, which has left nothing behind: each runs by itself."""
         if len(parts) == 1:
@@ -261,5 +257,6 @@ class Combiner:
 
 
 def _heed(cancelled: Callable[[], bool] | None) -> None:
+    heed_interrupt()
     if cancelled is not None and cancelled():
         raise Cancelled

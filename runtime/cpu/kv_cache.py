@@ -8,30 +8,10 @@ import numpy as np
 
 from ...errors import InputError
 from ...model.spec import ModelSpec
+from ..cache_shape import capacity, kind_of
 
-# A windowed layer has room for this many tokens beyond its window, so that the window is moved to
-# the front of its buffer only once in as many steps.
-SLACK = 64
 # Of that room, the share that keeps positions before the window when it is moved.
 _SPARE_SHARE = 8
-
-
-def kind_of(window: int | None) -> str:
-    """Layers of one kind have buffers of the same length."""
-    return "full" if window is None else f"w{window}"
-
-
-def capacity(window: int | None, context: int, chunk: int) -> int:
-    """Positions in the buffer of a layer that is fed at most `chunk` tokens at once."""
-    if window is None:
-        return context
-    return min(context, window - 1 + max(chunk, SLACK))
-
-
-def kv_bytes(spec: ModelSpec, context: int, chunk: int) -> int:
-    """Bytes of all buffers."""
-    positions = sum(capacity(layer.window, context, chunk) for layer in spec.layers)
-    return positions * spec.cache_elements * 4
 
 
 class Span:
@@ -102,10 +82,10 @@ class KvCache:
         """Makes room for `tokens` more, at most the chunk that the cache was made for.
 
         Raises:
-            InputError: an interrupt came while keys and values were moved.
+            InputError: memory ran out while keys and values were moved.
         """
         if self._sliding:
-            raise InputError("the session was interrupted while it moved its window; reset it")
+            raise InputError("the session broke off while it moved its window; reset it")
         for kind, span in self.spans.items():
             past = self.position - span.origin
             if past + tokens > span.capacity:

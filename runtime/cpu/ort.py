@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import BundleError, EngineError
-from ...extras import how_to_add
+from ...errors import BundleError, EngineError, how_to_add
 from .installed import find_onnxruntime
 
 find_onnxruntime()

@@ -18,10 +18,10 @@ Result = TypeVar("Result")
 
 
 class AsyncGeneration:
-    """An asynchronous iterator of Pieces; see Session.agenerate. start: makes the generation.
+    """A Generation for asyncio: an asynchronous iterator of Pieces; `Session.agenerate` makes it.
 
-    Pieces are made as they are asked for. The generation is made with the first, in the thread
-    too, as reading a long prompt or a grammar takes its time.
+    Pieces are made as they are asked for. The generation itself is made with the first piece, in
+    the thread too, as reading a long prompt or a grammar takes its time.
     """
 
     def __init__(self, start: Callable[[], Generation]):
@@ -33,25 +33,32 @@ class AsyncGeneration:
 
     @property
     def prompt_tokens(self) -> int:
-        """As of Generation; 0 before the first piece, like the others."""
+        """As of Generation; 0 before the first piece."""
         return self._generation.prompt_tokens if self._generation else 0
 
     @property
     def reused_tokens(self) -> int:
+        """As of Generation; 0 before the first piece."""
         return self._generation.reused_tokens if self._generation else 0
 
     @property
     def new_tokens(self) -> int:
+        """As of Generation; 0 before the first piece."""
         return self._generation.new_tokens if self._generation else 0
 
     @property
     def finish_reason(self) -> str | None:
+        """As of Generation."""
         if self._generation is not None:
             return self._generation.finish_reason
         return "cancelled" if self._closed else None
 
     def token_bytes(self, token_id: int) -> bytes:
-        """As of Generation, once there is a piece."""
+        """As of Generation.
+
+        Raises:
+            InputError: there was no piece yet.
+        """
         if self._generation is None:
             raise InputError("the generation has not begun; ask for a piece first")
         return self._generation.token_bytes(token_id)
@@ -71,7 +78,7 @@ class AsyncGeneration:
         await self.aclose()
 
     async def text(self) -> str:
-        """Runs to the end; all of the text, from its beginning."""
+        """Runs to the end. Returns all of the text, from its beginning."""
         async for _ in self:
             pass
         return "" if self._generation is None else self._generation.text()

@@ -30,14 +30,24 @@ _MOST_REMAINDERS = 4000
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a text must fit; compiled when a generation starts. Make one by the methods below."""
+    """What a text must fit. Make one by the methods below, and give it to `Session.generate`, which
+    compiles it. It needs the extra `structured`.
+
+    Attributes:
+        kind: "JSON schema", "regular expression" or "Lark grammar".
+        source: its text.
+    """
 
     kind: Kind
     source: str
 
     @staticmethod
     def json_schema(schema: Mapping[str, Any] | bool | str) -> Grammar:
-        """JSON that fits a schema, given as such or as its text.
+        """JSON that fits a schema. Keywords that llguidance does not know are refused when a
+        generation starts.
+
+        Args:
+            schema: the schema, or its JSON text.
 
         Raises:
             InputError: it is no JSON, or neither an object nor a boolean.
@@ -62,12 +72,20 @@ class Grammar:
 
     @staticmethod
     def regex(pattern: str) -> Grammar:
-        """The whole text fits a regular expression, in the syntax of Rust's crate `regex`."""
+        """The whole text fits a regular expression, in the syntax of Rust's crate `regex`.
+
+        Raises:
+            InputError: it is no text, or not valid UTF-8.
+        """
         return Grammar("regular expression", _text(pattern))
 
     @staticmethod
     def lark(text: str) -> Grammar:
-        """A context-free grammar, in llguidance's variant of Lark's syntax."""
+        """A context-free grammar, in llguidance's variant of Lark's syntax.
+
+        Raises:
+            InputError: it is no text, or not valid UTF-8.
+        """
         return Grammar("Lark grammar", _text(text))
 
 

@@ -16,8 +16,14 @@ from .text import TextStream, TokenBytes
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """token: its bytes. logprob: by the model's own logits, whatever the sampling. top: ids of the
-    likeliest tokens and their log probabilities, the likeliest first."""
+    """How likely a token was, by the model's own logits, whatever the sampling.
+
+    Attributes:
+        token_id: its id.
+        token: its bytes.
+        logprob: the natural logarithm of its probability.
+        top: ids of the likeliest tokens and their log probabilities, the likeliest first.
+    """
 
     token_id: int
     token: bytes
@@ -27,10 +33,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """text: may be empty in the last piece alone. token_ids: tokens whose text ends with this
-    piece: several where a character or what may be a stop string spans them, none where the token
-    that it comes from goes on. finish_reason: of the last piece alone, "stop", "length" or
-    "cancelled"."""
+    """A part of an answer: whole characters, and the tokens that end with them.
+
+    Attributes:
+        text: empty in the last piece alone, if at all.
+        token_ids: tokens whose text ends with this piece: several where a character or what may be
+            a stop string spans them, none where the token that it comes from goes on.
+        logprobs: one for each of `token_ids`; empty unless asked for.
+        finish_reason: of the last piece alone, "stop", "length" or "cancelled".
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()

@@ -1,12 +1,14 @@
-"""What grammars know of a tokenizer: made by llguidance (the extra `structured`), which is imported
-here alone, and only where there is a grammar."""
+"""The vocabulary of a tokenizer as grammars know it.
+
+It is made by llguidance (the extra `structured`), which is imported here alone, and only where
+there is a grammar.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ...errors import InputError
-from ...extras import how_to_add
+from ...errors import InputError, how_to_add
 from ..memory.host_memory import give_back_freed
 
 

@@ -13,8 +13,7 @@ from ...bundle.gpu_graphs import EngineSet, GpuGraphs, capability_name, plain_fi
 from ...bundle.manifest import Manifest
 from ...engines.hardware import CudaPythonError, start_cuda
 from ...engines.libraries import load_tensorrt
-from ...errors import EngineError
-from ...extras import how_to_add
+from ...errors import EngineError, how_to_add
 from ..cpu.installed import find_onnxruntime
 from .cuda_device import CudaDevice
 from .cuda_graph import GraphCapture

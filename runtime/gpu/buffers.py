@@ -1,4 +1,4 @@
-"""What a batch leaves on the device between graphs, in memory that is made once."""
+"""The buffers that a batch leaves on the GPU between graphs, in memory that is made once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runtime asks of a GPU: memory, streams, events and copies.
+"""The interface of a GPU: memory, streams, events and copies.
 
 `CudaDevice` is one; `HostDevice` is one without hardware, for tests. Addresses are plain numbers.
 """

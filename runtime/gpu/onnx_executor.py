@@ -143,8 +143,7 @@ class OnnxExecutor:
     def bind(self, name: str, address: int, shape: tuple[int, ...]) -> None:
         place = (address, shape)
         if self._bound.get(name) != place:
-            self._changed[name] = place  # first, in case an interrupt comes between
-            self._bound[name] = place
+            self._bound[name] = self._changed[name] = place
 
     def run(self, stream: Stream, profile: int = DECODE) -> None:
         changed = dict(self._changed)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...bundle.gpu_graphs import FLOAT, INT64, GpuGraphs
 from ...bundle.manifest import Manifest, Segment
-from ..cpu.kv_cache import kind_of
+from ..cache_shape import kind_of
 from .buffers import BatchBuffers
 from .device import Buffer, Device, Stream
 from .executor import DECODE, PROMPT, Executor, Loader, check_names

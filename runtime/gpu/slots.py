@@ -29,7 +29,7 @@ _EVENTS = 64
 Page = tuple[int, int]  # an expert, and the device address of its page
 
 
-class Pages(Protocol):
+class ResidentPages(Protocol):
     """Pages where the device computes with them. See DeviceSlots, which has them."""
 
     def visit(self, layer: int, experts: Sequence[int]) -> Iterator[list[Page]]: ...
@@ -39,7 +39,7 @@ class Pages(Protocol):
     def done(self, layer: int, experts: Sequence[int]) -> None: ...
 
 
-class Tier(Pages, Protocol):
+class Tier(ResidentPages, Protocol):
     """The pages of all layers. spare: bytes of the device that may still be taken."""
 
     hits: int
@@ -124,14 +124,13 @@ class DeviceSlots:
             memory = scope.allocate(max(1, slots * slot_bytes)).address
             self._copied = scope.event()
             self._in_use = [scope.event() for _ in range(_EVENTS)]
-            self._all = [
-                _DeviceSlot(memory + index * slot_bytes, scope.event()) for index in range(slots)
+            self._free = [
+                _DeviceSlot(memory + index * slot_bytes, scope.event())
+                for index in reversed(range(slots))
             ]
             self._copies = scope.stream()  # last, so that it ends first
             undo.pop_all()
-        self._free = self._all[::-1]
         self._resident: dict[ExpertKey, _DeviceSlot] = {}
-        self._broken = False  # an interrupt came while the books were changed
 
     def visit(self, layer: int, experts: Sequence[int]) -> Iterator[list[Page]]:
         """A layer runs, and needs these experts, each named once.
@@ -184,8 +183,6 @@ class DeviceSlots:
 
     def _begin(self, layer: int, experts: Sequence[int]) -> list[int]:
         """Those that are not on the device."""
-        if self._broken:
-            self._forget_all()
         self.settle()  # a visit that was left early may have copies under way
         self._policy.visit(layer, experts)
         missing = [expert for expert in experts if ExpertKey(layer, expert) not in self._resident]
@@ -222,12 +219,9 @@ class DeviceSlots:
 
     def _copy(self, key: ExpertKey, source: int, pinned: Collection[ExpertKey]) -> None:
         """Has a page copied into a slot that is free, or that of a page which leaves."""
-        self._broken = True
         slot = self._take(pinned)
         if slot.used is not None:
             self._copies.wait(slot.used)
-        if not slot.ready:  # copied, but never read: that copy is before this one anyway
-            slot.ready = True
         nbytes = self._page_bytes[key.layer]
         self._copies.upload(slot.address, source, nbytes)
         self.copied += nbytes
@@ -236,7 +230,6 @@ class DeviceSlots:
         slot.ready = False
         self._policy.add(key)
         self._resident[key] = slot
-        self._broken = False
 
     def _take(self, pinned: Collection[ExpertKey]) -> _DeviceSlot:
         if self._free:
@@ -245,17 +238,6 @@ class DeviceSlots:
         if not victims:
             raise ValueError(f"{self.slots} slots are too few for {len(pinned)} pages")
         return self._resident.pop(victims[0])
-
-    def _forget_all(self) -> None:
-        """The books are not to be trusted: begins anew, once the device is at rest."""
-        self._copies.synchronize()
-        self._compute.synchronize()
-        self._policy.evict((), self.slots + 1)
-        self._resident.clear()
-        for slot in self._all:
-            slot.used, slot.ready = None, True
-        self._free = self._all[::-1]
-        self._broken = False
 
     def settle(self) -> None:
         self._copied.wait()

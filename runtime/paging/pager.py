@@ -1,7 +1,8 @@
 """The pager: expert pages in a bounded cache of slots, read ahead of their use.
 
 Which page gives up its slot is the policy's to say (`policy.py`); reader threads fill the slots
-(`readers.py`). All else happens in the caller's thread: no state here is shared.
+(`readers.py`). All else happens in the caller's thread: no state here is shared. The caller puts
+Ctrl-C off meanwhile (`signals.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from ...bundle.manifest import Manifest
 from ...bundle.pages import PAGE_ALIGNMENT, ExpertKey, ExpertPage, align
+from ...errors import InputError
 from ..recording.timeline import Recorder
 from .next_use import NextUse
 from .page_file import PageFile, Stamp
@@ -207,8 +209,12 @@ class Pager:
         page = self._pages[key]
         load = Load(page, self._files[page.file], slot, partial(self._where, page), early=early)
         load.stamp = self._stamps.get(page.file)
+        try:
+            self.readers.submit(load)
+        except InputError:
+            self._free.append(slot)
+            raise
         self._policy.add(key)
-        self.readers.submit(load)
         self._loading[key] = load
         if load.stamp is not None:
             self._stamps[page.file] = load.stamp
@@ -230,11 +236,8 @@ class Pager:
             return self._free.pop()
         if len(self._resident) + len(self._loading) < self.slots:
             return self._memory.allocate(self._slot_bytes)
-        while victims := self._policy.evict(_Any(pinned, self._loading, self._early)):
-            slot = self._resident.pop(victims[0], None)
-            if slot is not None:  # else an interrupt came before its page was asked for
-                return slot
-        return None
+        victims = self._policy.evict(_Any(pinned, self._loading, self._early))
+        return self._resident.pop(victims[0]) if victims else None
 
     def _take_room(self, nbytes: int, pinned: Collection[ExpertKey]) -> Slot | None:
         """A slot of that size; those of other sizes are given up for it."""
@@ -246,10 +249,7 @@ class Pager:
             if self._free:
                 left = self._free.pop()
             elif victims := self._policy.evict(_Any(pinned, self._loading, self._early)):
-                gone = self._resident.pop(victims[0], None)
-                if gone is None:
-                    continue
-                left = gone
+                left = self._resident.pop(victims[0])
             else:
                 return None
             if len(left.data) == nbytes:
@@ -259,8 +259,7 @@ class Pager:
         return self._memory.allocate(nbytes)
 
     def _room(self) -> int:
-        """Bytes that slots of several sizes leave; counted each time, as an interrupt may come
-        between any two steps."""
+        """Bytes that slots of several sizes leave."""
         slots = chain(self._resident.values(), self._free, (x.slot for x in self._loading.values()))
         return self._capacity - sum(len(slot.data) for slot in slots)
 
@@ -269,15 +268,11 @@ class Pager:
 
         A failed one is an error where it is needed, and else as if it had never been asked for.
         Returns those that are needed, but were left out because they were not before.
-
-        An interrupt may come between any two steps: loads say themselves that they are finished,
-        and booking one twice does no harm.
         """
         dropped: list[ExpertKey] = []
         finished = self._finished()
         if wait and not finished and self._loading:
             started = time.perf_counter()
-            self.readers.call()
             while not finished:
                 self.readers.done.wait()
                 finished = self._finished()
@@ -331,8 +326,7 @@ class Pager:
                 victims := self._policy.evict((), surplus)
             ):
                 for key in victims:
-                    if (slot := self._resident.pop(key, None)) is not None:
-                        self._memory.free(slot)
+                    self._memory.free(self._resident.pop(key))
 
     def _where(self, page: ExpertPage) -> str:
         path, key = self._root / page.file, page.key

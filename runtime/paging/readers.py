@@ -107,13 +107,9 @@ class Readers:
         size = align(-(-nbytes // count), PAGE_ALIGNMENT)
         parts = [(load, start, min(start + size, nbytes)) for start in range(0, nbytes, size)]
         load.parts_left = len(parts)
-        self._parts.extend(parts)  # all at once: an interrupt leaves no half of a load behind
+        self._parts.extend(parts)
         for _ in parts:
-            self.call()
-
-    def call(self) -> None:
-        """Wakes a thread: before a wait too, as an interrupt may have come before other calls."""
-        self._calls.put(True)
+            self._calls.put(True)
 
     def _start(self) -> None:
         for index in range(self._wanted):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError
-from ..whole_file import WholeFile
+from ...files import WholeFile
 
 COLUMNS = (*"turn phase step layer slot expert weight residency expert_bytes".split(),)
 _READ = ("turn", "phase", "step", "layer", "expert")

@@ -1,4 +1,4 @@
-"""What a session has done, in figures."""
+"""Statistics of a session."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Counters:
-    """What the pager and the lossy options have counted; see Stats."""
+    """What the pager and the lossy options have counted since the model was opened. One may be
+    subtracted from another: what came between them.
+
+    Attributes:
+        page_hits: page requests that the cache answered.
+        page_misses: page requests that read from the disk.
+        bytes_read: bytes of these reads.
+        read_seconds: time in which pages were read.
+        wait_seconds: the part of it in which there was nothing else to do.
+        skipped_experts: how often a token went without an expert because of `skip_cold`.
+        gpu_page_hits: page requests that the GPU's memory answered; they are page_hits too.
+        link_bytes: bytes that were copied to the GPU.
+    """
 
     page_hits: int
     page_misses: int
@@ -36,22 +48,57 @@ class Counters:
 
 @dataclass(frozen=True)
 class Stats:
-    """Since the session was opened; times in seconds.
+    """What was counted since the session was opened. Times are in seconds.
 
-    prompt_*, new_*, decode_*: of `generate` alone. decode_steps: new tokens that were run through
-    the model again; the other decode_* are theirs, and where sessions of a model run at once, those
-    of whatever ran in the same batches. time_to_first_token: of the latest prompt.
-    page_*, bytes_read: of the cache. read_seconds: while pages were read; wait_seconds: the part of
-    it in which there was nothing else to do. direct_reads: past the page cache.
-    early_pages: read before the router asked for them; guess_accuracy: the share of recent guesses
-    of what it would ask for that were right, None where nothing is guessed.
-    auto_budget: budget_bytes was made of what the machine had free.
-    expert_engine, backbone_engine: "onnxruntime", or "native" and its instruction set; where both
-    run segments of the backbone, how many. backbone_bytes: its weights in memory. lossy: what
-    changes the output, in the bundle and by the session's options. skipped_experts: how often a
-    token went without an expert because of `skip_cold`.
-    backend: what runs the layers, and backend_reason, why; gpu: the device's name, empty on the
-    host. gpu_*: pages in its memory, which are page_hits too; link_bytes: that were copied there.
+    Where sessions of a model run at once, the decode_* figures but decode_steps and decode_seconds
+    are those of whatever ran in the same batches.
+
+    Attributes:
+        prompt_tokens: tokens of prompts that `generate` has run; those reused are left out.
+        prompt_seconds: what that took.
+        new_tokens: tokens that `generate` has made.
+        decode_steps: those of them that were run through the model again.
+        decode_seconds: what that took.
+        time_to_first_token: of the latest prompt; None before there was one.
+        decode_page_hits: page_hits of these steps.
+        decode_page_misses: page_misses of these steps.
+        decode_bytes_read: bytes_read of these steps.
+        decode_read_seconds: read_seconds of these steps.
+        decode_wait_seconds: wait_seconds of these steps.
+        decode_skipped_experts: skipped_experts of these steps.
+        page_hits: page requests that the cache answered.
+        page_misses: page requests that read from the disk.
+        bytes_read: bytes of these reads.
+        read_seconds: time in which pages were read.
+        wait_seconds: the part of it in which there was nothing else to do.
+        early_pages: pages read before the router asked for them.
+        early_pages_used: those of them that it did ask for.
+        guess_accuracy: the share of recent guesses that were right; None where nothing is guessed.
+        verified_pages: pages whose hash was checked.
+        num_pages: pages of the bundle.
+        cache_slots: pages that the cache can hold.
+        chunk_tokens: tokens that a graph gets at once.
+        context: the most tokens that the session can see.
+        threads: threads that compute.
+        expert_engine: "onnxruntime", or "native" and its instruction set.
+        backbone_engine: as expert_engine; where both run segments, how many each.
+        backbone_bytes: the backbone's weights in memory.
+        direct_reads: whether reads go past the system's page cache.
+        lossy: what changes the output, in the bundle and by the session's options.
+        skipped_experts: how often a token went without an expert because of `skip_cold`.
+        budget_bytes: the memory budget; None for no limit.
+        auto_budget: whether it was made of what the machine had free.
+        planned_bytes: what the plan adds up to.
+        peak_rss_bytes: the largest resident memory of the process so far.
+        decode_gpu_page_hits: gpu_page_hits of decode_steps.
+        decode_link_bytes: link_bytes of decode_steps.
+        gpu_page_hits: page requests that the GPU's memory answered; they are page_hits too.
+        link_bytes: bytes that were copied to the GPU.
+        backend: what runs the layers.
+        backend_reason: why.
+        gpu: the GPU's name; empty on the host.
+        gpu_slots: pages that the GPU's memory can hold.
+        gpu_memory_bytes: what the session takes of the GPU's memory.
     """
 
     prompt_tokens: int
@@ -114,25 +161,15 @@ class Stats:
 
     @property
     def prompt_tokens_per_second(self) -> float:
+        """0 before there was a prompt."""
         return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def new_tokens_per_second(self) -> float:
+        """Decode steps per second; 0 before there was one."""
         return self.decode_steps / self.decode_seconds if self.decode_seconds else 0.0
 
     @property
     def read_bytes_per_second(self) -> float:
+        """Of the time in which pages were read; 0 where none were."""
         return self.bytes_read / self.read_seconds if self.read_seconds else 0.0
-
-
-def process_memory(field: str) -> int:
-    """A field of /proc/self/status in bytes: VmRSS, VmHWM (its peak), RssAnon; 0 if unknown."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                if name == field:
-                    return int(value.split()[0]) * 1024
-    except OSError:
-        pass
-    return 0

@@ -1,4 +1,4 @@
-"""What happened when in a session, as a Chrome trace: for chrome://tracing and ui.perfetto.dev.
+"""The timeline of a session as a Chrome trace: for chrome://tracing and ui.perfetto.dev.
 
 The format is the Trace Event Format: a JSON object whose `traceEvents` are spans, marks and
 counters of threads, times in microseconds.
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..whole_file import WholeFile
+from ...files import WholeFile
 
 # Events that are kept before they become text: a few MiB, and some ms of work, which is a span
 # itself.

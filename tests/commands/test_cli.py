@@ -12,10 +12,9 @@ from click.testing import CliRunner
 
 from pocketmoe import __version__
 from pocketmoe.cli import main
-from pocketmoe.errors import InputError
-from pocketmoe.extras import how_to_add
+from pocketmoe.errors import InputError, how_to_add
+from pocketmoe.files import decode_utf8
 from pocketmoe.tests.support.command import COMMAND, call, refused
-from pocketmoe.text_input import decode_utf8
 
 HEAVY = "torch onnx onnxruntime onnxscript safetensors transformers tokenizers numpy rich jinja2"
 

@@ -24,7 +24,6 @@ from pocketmoe.model.module import Decoder
 from pocketmoe.model.rope import RopeSpec
 from pocketmoe.model.spec import ModelSpec, RouterSpec
 from pocketmoe.progress import Silent
-from pocketmoe.runtime.gpu.direct import open_device_session
 from pocketmoe.runtime.gpu.loading import TierSizes
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.compiler.test_segments import (
@@ -36,6 +35,7 @@ from pocketmoe.tests.compiler.test_segments import (
     WINDOW,
     SegmentWeights,
 )
+from pocketmoe.tests.support.device_session import open_on_device
 from pocketmoe.tests.support.host_device import Delay, HostDevice
 
 HALF = Precision("fp16", "fp16", "fp16", 32)
@@ -108,7 +108,7 @@ def open_here(
 ) -> Session:
     device = HostDevice(delay=delay, unified=unified)
     sizes = TierSizes(slots=slots, host_slots=host_slots)
-    return open_device_session(root, device, sizes=sizes, **options)
+    return open_on_device(root, device, sizes=sizes, **options)
 
 
 def run(session: Session, calls: Sequence[Sequence[int]] = CALLS) -> np.ndarray:

@@ -34,6 +34,7 @@ from pocketmoe.model.families import FAMILIES
 from pocketmoe.model.module import DecoderLayer
 from pocketmoe.model.routing import Route
 from pocketmoe.runtime.opening import open_bundle
+from pocketmoe.runtime.options import OpenOptions
 from pocketmoe.targets import find_target
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -251,8 +252,8 @@ class TestEvalCommand:
         self, tiny_bundle: Path, tiny_checkpoint: Path, text: Path
     ) -> None:
         result = run_evaluation(
-            tiny_bundle, text, tiny_checkpoint, tokens=64, skip_cold=1.0, memory_budget="auto",
-            device={"backend": "cpu"},
+            tiny_bundle, text, tiny_checkpoint, tokens=64,
+            opening=OpenOptions(skip_cold=1.0, memory_budget="auto", backend="cpu"),
         )  # fmt: skip
         assert result.lossy == ("skip cold 1",)
         assert result.kl_mean is not None

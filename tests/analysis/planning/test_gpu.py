@@ -16,7 +16,7 @@ from pocketmoe.analysis.planning.limits import estimate_speed
 from pocketmoe.analysis.planning.plan import machine_speed, plan_model
 from pocketmoe.bundle.manifest import read_manifest
 from pocketmoe.errors import BudgetError, InputError, TargetError
-from pocketmoe.runtime.cpu.kv_cache import kv_bytes
+from pocketmoe.runtime.cache_shape import kv_bytes
 from pocketmoe.targets import find_target
 from pocketmoe.tests.support.command import call
 from pocketmoe.tests.support.paths import DEMO

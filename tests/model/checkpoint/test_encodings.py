@@ -13,7 +13,7 @@ from pocketmoe.model.checkpoint.encodings import find_encoding
 from pocketmoe.model.checkpoint.headers import read_header
 from pocketmoe.model.checkpoint.tensors import StoredParameter, TensorReader
 from pocketmoe.model.families.names import Location, Place
-from pocketmoe.runtime.recording.stats import process_memory
+from pocketmoe.runtime.memory.host_memory import process_memory
 from pocketmoe.tests.support.quantized import (
     AWQ,
     FP8,

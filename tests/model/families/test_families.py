@@ -14,7 +14,6 @@ from pocketmoe.model.checkpoint.checkpoint import Checkpoint
 from pocketmoe.model.families import FAMILIES, find_family
 from pocketmoe.model.module import Decoder, KeyValueCache
 from pocketmoe.model.parameters import parameter_shapes
-from pocketmoe.tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,15 +178,3 @@ def test_a_family_with_a_near_name(model_type: str, hint: str) -> None:
 def test_a_config_without_a_family() -> None:
     with pytest.raises(ConfigError, match="model_type = None"):
         find_family({})
-
-
-def test_the_documented_diff_is_the_family_as_it_is() -> None:
-    text = (ROOT / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
-    diff = text.split("```diff\n")[1].split("```")[0]
-    table, file = diff.split("+++ b/model/families/granitemoe.py\n")
-    added = [line[1:] for line in file.splitlines() if line.startswith("+")]
-    assert added == (ROOT / "model/families/granitemoe.py").read_text("utf-8").splitlines()
-    lines = [line[1:] for line in table.splitlines() if line.startswith(("+ ", " "))]
-    known = (ROOT / "model/families/__init__.py").read_text("utf-8").splitlines()
-    assert lines
-    assert set(lines) <= set(known)

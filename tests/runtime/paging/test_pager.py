@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import pytest
@@ -495,38 +493,4 @@ def test_a_system_that_makes_few_threads_or_none(
     made[0] = 1
     for expert in range(EXPERTS):
         assert content(pager, 0, expert) == expected(bundle[0], 0, expert)
-    pager.close()
-
-
-@pytest.mark.parametrize("step", range(12))
-def test_an_interrupt_at_any_step_of_a_read_loses_nothing(
-    bundle: tuple[Path, Manifest], step: int
-) -> None:
-    """Ctrl-C comes at the nth line that the pager and the readers run for a visit."""
-    pager = Pager(*bundle, slots=3)
-    pages(pager, 0, [0, 1])
-    lines = [step * 7]
-
-    def trace(frame: FrameType, event: str, _: object) -> object:
-        if not frame.f_code.co_filename.endswith(
-            ("runtime/paging/pager.py", "runtime/paging/readers.py")
-        ):
-            return None
-        lines[0] -= event == "line"
-        if lines[0] == 0:
-            raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        pages(pager, 1, [0, 2])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    for layer in (1, 0, 1):
-        found = dict(pages(pager, layer, [0, 2]))
-        assert found == {e: expected(bundle[0], layer, e) for e in (0, 2)}
-    pager.resize(1)
-    assert len(pager.resident()) <= 1
     pager.close()

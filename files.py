@@ -1,23 +1,61 @@
-"""A text file that is written beside its place and renamed when all of it is there."""
+"""Files that are there as a whole or not at all, and text that comes in as bytes."""
 
 from __future__ import annotations
 
 import gzip
 import os
+import secrets
 import stat
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
-from ..errors import InputError
+from .errors import InputError
+
+PRIVATE = 0o600  # readable by its owner alone
+
+
+@contextmanager
+def atomic_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of `path` at the end of the block, when all of it
+    is on the disk. Where the block raises, `path` keeps what it had.
+
+    A process that is killed meanwhile leaves a hidden file beside, `.NAME.….tmp`. mode: of the
+    new file, less the umask.
+
+    Raises:
+        OSError: the file cannot be made, written or renamed.
+    """
+    beside = _beside(path)
+    with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink()
+            raise
+
+
+def write_atomically(path: Path, data: str | bytes, *, mode: int = 0o666) -> None:
+    """Puts a file into its place, as `atomic_file` does. data: text is written as UTF-8.
+
+    Raises:
+        OSError: see atomic_file.
+    """
+    with atomic_file(path, mode=mode) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 class WholeFile:
-    """ASCII text. A name that ends in .gz is gzipped.
+    """ASCII text that is written bit by bit. A name that ends in .gz is gzipped.
 
     Until `finish` the path keeps what it had, and where it is a symlink, what that leads to; a
-    process that is killed leaves `.NAME.PID.tmp`.
+    process that is killed leaves `.NAME.….tmp`.
 
     Raises:
         InputError: the file cannot be made, or the path is that of something else than a file.
@@ -31,7 +69,7 @@ class WholeFile:
         opener = gzip.open if path.name.endswith(".gz") else open
         try:
             _need_replaceable(path, self._place, None if force else beginning.partition("\n")[0])
-            self._beside = self._place.with_name(f".{self._place.name}.{os.getpid()}.tmp")
+            self._beside = _beside(self._place)
             self._file: TextIO = opener(self._beside, "wt", encoding="ascii")
             try:
                 self._file.write(beginning)
@@ -63,6 +101,11 @@ class WholeFile:
             self._beside.unlink()
 
 
+def _beside(path: Path) -> Path:
+    """A name of its own, so that nobody who writes the same file at the same time has it too."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 def _need_replaceable(path: Path, place: Path, first_line: str | None) -> None:
     """Raises OSError, or InputError for what the file must not take the place of. first_line: of
     files that it may; None for any."""
@@ -85,3 +128,26 @@ def _need_replaceable(path: Path, place: Path, first_line: str | None) -> None:
         line = b"?"
     if line and line.rstrip(b"\n") != first_line.encode():
         raise InputError(f"{path} is there already and is another kind of file; give another name")
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        InputError: it is empty or not UTF-8.
+    """
+    text = decode_utf8(path.read_bytes(), str(path))
+    if not text:
+        raise InputError(f"{path} is empty; give a file with text")
+    return text
+
+
+def decode_utf8(data: bytes, source: str) -> str:
+    """`data` as text; `source` names it in the error."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{source} is not UTF-8 text: byte 0x{data[error.start]:02x} at position "
+            f"{error.start}; convert it to UTF-8"
+        ) from error
