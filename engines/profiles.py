@@ -90,7 +90,8 @@ def window_positions(kind: str, chunk: int) -> int | None:
 def profiles_of(graphs: GpuGraphs, file: str, inputs: Sequence[OpenInput]) -> list[Profile]:
     """What an engine of a graph is made for, in the order in which the runtime selects it.
 
-    A segment has two: one token, and a chunk of a prompt. Whatever else is open has one.
+    A segment has two: decode, one token, and prefill, a chunk of a prompt. Whatever else is open
+    has one.
     """
     if not any(size < 0 for item in inputs for size in item.shape):
         return []

@@ -328,6 +328,8 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
         ("engines/a.py", "from ..runtime.gpu import device"),
         ("runtime/paging/a.py", "from ..generation.text import decode"),
         ("runtime/cpu/a.py", "from ..gpu.runner import DeviceRunner"),
+        ("compiler/a.py", "from ..runtime.session import Session"),
+        ("calibration/a.py", "from ..runtime.paging.pager import Pager"),
         ("runtime/cpu/a.py", "from ...compiler import quantize"),
     ],
 )

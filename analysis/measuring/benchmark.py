@@ -108,7 +108,8 @@ def run_benchmark(
     target: Target | None = None,
     progress: Progress = _SILENT,
 ) -> Benchmark:
-    """Opens the bundle, reads a prompt and decodes greedily; an end-of-text token does not stop it.
+    """Opens the bundle, runs prefill on a prompt and decodes greedily; an end-of-text token does
+    not stop it.
 
     opening: how the bundle is opened. target: whose figures the prediction is made of, if it was
     measured.

@@ -35,7 +35,7 @@ _READ_SECONDS = 2.0
 _FILE_BYTES, _LEAST_FILE_BYTES = 1024 * _MIB, 64 * _MIB
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _FORMAT = PageFormat("int4", 64, 2048, 1024)  # the pages that stand for all
-_TOP_K, _PROMPT_ROWS = 8, 16  # experts of a token; tokens of an expert in a chunk of a prompt
+_TOP_K, _PREFILL_ROWS = 8, 16  # experts of a token; tokens of an expert in a chunk of a prompt
 _SILENT = Silent()
 
 
@@ -206,9 +206,9 @@ def measure_kernels(threads: int, speed: MachineSpeed) -> MachineSpeed:
 
     nbytes = count * _FORMAT.nbytes
     single = run([[page] for page in pages], 1)
-    many = run([pages[i : i + _TOP_K] for i in range(0, count, _TOP_K)], _PROMPT_ROWS)
+    many = run([pages[i : i + _TOP_K] for i in range(0, count, _TOP_K)], _PREFILL_ROWS)
     return replace(
-        speed, expert_bandwidth=nbytes / single, expert_rate=_PROMPT_ROWS * nbytes / many
+        speed, expert_bandwidth=nbytes / single, expert_rate=_PREFILL_ROWS * nbytes / many
     )
 
 

@@ -30,7 +30,7 @@ from ...runtime.paging.predict import EARLY_PAGES
 EXPERT_SHARE = 0.65
 BACKBONE_SHARE = 0.9
 LAYER_SECONDS = 4e-4
-PROMPT_SHARE = 3.5
+PREFILL_SHARE = 3.5
 # Of guesses what to prefetch; as `bench/speed/prefetch.py` found for the demo model.
 RIGHT_GUESSES = 0.86
 
@@ -62,8 +62,8 @@ def assumed_speed(memory_bandwidth: float, storage_bandwidth: float | None) -> M
         expert_bandwidth=EXPERT_SHARE * memory_bandwidth,
         backbone_bandwidth=BACKBONE_SHARE * memory_bandwidth,
         layer_seconds=LAYER_SECONDS,
-        expert_rate=PROMPT_SHARE * memory_bandwidth,
-        backbone_rate=PROMPT_SHARE * memory_bandwidth,
+        expert_rate=PREFILL_SHARE * memory_bandwidth,
+        backbone_rate=PREFILL_SHARE * memory_bandwidth,
     )
 
 
@@ -183,10 +183,10 @@ def _binomial(count: int, chance: float) -> Iterator[float]:
         yield comb(count, number) * chance**number * (1 - chance) ** (count - number)
 
 
-def estimate_prompt(
+def estimate_prefill(
     footprint: Footprint, speed: MachineSpeed, *, hit_rate: float, tokens: int
 ) -> float:
-    """Seconds of one chunk of a prompt. hit_rate: of its pages, each of which it needs once.
+    """Seconds of prefill for one chunk of a prompt. hit_rate: of its pages, each needed once.
 
     Tokens are taken to choose their experts evenly, which touches most pages.
 

@@ -35,7 +35,7 @@ from .limits import (
     MachineSpeed,
     SpeedEstimate,
     assumed_speed,
-    estimate_prompt,
+    estimate_prefill,
     estimate_speed,
 )
 from .locality import ASSUMED, no_locality, replayed
@@ -288,7 +288,7 @@ def _row(
         # A chunk needs about every page, in turn: those in the cache are as many as there are
         # slots.
         held = no_locality(footprint)(memory.slots)
-        chunk = estimate_prompt(footprint, speed, hit_rate=held, tokens=memory.batch)
+        chunk = estimate_prefill(footprint, speed, hit_rate=held, tokens=memory.batch)
         prompt = memory.batch / chunk
     return replace(
         row,

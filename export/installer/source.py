@@ -30,7 +30,7 @@ class AppSource(Protocol):
     def entries(self) -> Iterator[tuple[str, BinaryIO]]: ...
 
 
-class Folder:
+class AppFolder:
     """An unpacked archive."""
 
     def __init__(self, path: Path):
@@ -126,7 +126,7 @@ class _Told:
 def open_source(path: Path, ends: contextlib.ExitStack) -> AppSource:
     """path: an archive, or the folder that one was unpacked to."""
     if path.is_dir():
-        return Folder(path)
+        return AppFolder(path)
     return Archive(path, ends)
 
 

@@ -12,31 +12,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 import pocketmoe
 from pocketmoe.analysis.measuring.benchmark import generation_limit
 from pocketmoe.analysis.measuring.budget_sweep import read_benchmark, usual_budgets
-from pocketmoe.cli import main
 from pocketmoe.runtime.cpu import loading
 from pocketmoe.runtime.memory.budget import MemoryPlan
 from pocketmoe.runtime.recording.routes import read_routes
+from pocketmoe.tests.support.command import COMMAND, call, refused
 
-COMMAND = (sys.executable, "-m", "pocketmoe")
 FEW = ("--prompt-tokens", "9", "--new-tokens", "5")
 
 
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+class TestBench:
+    def test_json(self, tiny_bundle: Path) -> None:
+        arguments = ["bench", tiny_bundle, "--prompt-tokens", "9", "--new-tokens", "5", "--json"]
+        report = json.loads(call(*arguments).stdout)
+        assert report["prompt_tokens"] == 9
+        assert report["new_tokens"] == 5
+        for name in ("prompt_tokens_per_second", "decode_tokens_per_second", "peak_rss_bytes"):
+            assert report[name] > 0
+        assert 0 <= report["decode_hit_rate"] <= 1
 
+    def test_table(self, tiny_bundle: Path) -> None:
+        result = call("bench", tiny_bundle, "--prompt-tokens", "4", "--new-tokens", "1")
+        assert "time to first token" in result.stdout
 
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    for word in words:
-        assert word in line
+    def test_more_than_the_context(self, tiny_bundle: Path) -> None:
+        refused(call("bench", tiny_bundle, "--prompt-tokens", "512"), "context of 512")
 
 
 class TestFigures:

@@ -1,44 +1,16 @@
-"""The commands that take a bundle; every failure is one line on stderr and exit code 2."""
+"""`run`; every failure is one line on stderr and exit code 2."""
 
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from pocketmoe.cli import main
-
-COMMAND = (sys.executable, "-m", "pocketmoe")
-
-
-def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
-
-
-def spawn(*arguments: str | bytes | Path, **options: Any) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, encoding="utf-8", timeout=120, **options
-    )
-
-
-def refused(result: "Result | subprocess.CompletedProcess[str]", *words: str) -> str:
-    """Holds that the command failed as it should; returns its line on stderr."""
-    code = result.exit_code if isinstance(result, Result) else result.returncode
-    lines = result.stderr.splitlines()
-    assert code == 2, result
-    assert result.stdout == ""
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word in lines[0]
-    return lines[0]
+from pocketmoe.tests.support.command import COMMAND, call, refused, spawn
 
 
 def copied(bundle: Path, to: Path) -> Path:
@@ -50,37 +22,6 @@ def flip_byte(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 3] ^= 0x10
     file.write_bytes(data)
-
-
-class TestVerify:
-    def test_a_good_bundle(self, tiny_bundle: Path) -> None:
-        assert "every hash is right" in call("verify", tiny_bundle).stdout
-        report = json.loads(call("verify", tiny_bundle, "--json").stdout)
-        assert report["damaged"] == []
-        assert report["differences"] is None
-
-    def test_against_the_checkpoint(self, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-        arguments = ["verify", tiny_bundle, "--against", tiny_checkpoint]
-        report = json.loads(call(*arguments, "--json").stdout)
-        assert "logits" in [item["where"] for item in report["differences"]]
-        table = call(*arguments).stdout
-        assert "logits" in table
-        assert "relative" in table
-
-    def test_a_flipped_byte(self, tiny_bundle: Path, tmp_path: Path) -> None:
-        bundle = copied(tiny_bundle, tmp_path / "bundle")
-        flip_byte(bundle / "experts/layer_001/pages.bin")
-        line = "experts/layer_001/pages.bin (layer 1, expert "
-        result = call("verify", bundle)
-        assert result.exit_code == 2
-        assert result.stdout == ""
-        assert line in result.stderr.splitlines()[-1]
-        result = call("verify", bundle, "--json")
-        assert result.exit_code == 2
-        assert line in json.loads(result.stdout)["damaged"][0]
-
-    def test_a_missing_bundle(self, tmp_path: Path) -> None:
-        refused(call("verify", tmp_path / "none"), "does not exist")
 
 
 class TestRunPrompt:
@@ -190,52 +131,3 @@ def flip_pages(path: Path) -> None:
         for offset in range(10, len(data), 4096):
             data[offset] ^= 1
         file.write_bytes(data)
-
-
-class TestEval:
-    def test_figures(self, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-        data = tmp_path / "text.py"
-        data.write_text("def main():\n    return 0\n" * 20, encoding="utf-8")
-        arguments = ["eval", tiny_bundle, "--data", data]
-        assert "perplexity" in call(*arguments).stdout
-        report = json.loads(call(*arguments, "--json").stdout)
-        assert report["perplexity"] > 1
-        assert report["kl_mean"] is None
-        report = json.loads(call(*arguments, "--against", tiny_checkpoint, "--json").stdout)
-        assert report["kl_mean"] >= 0
-        assert 0 <= report["top1_agreement"] <= 1
-
-    @pytest.mark.parametrize(
-        ("content", "words"),
-        [
-            (None, ["text.py", "no such file"]),
-            (b"", ["text.py is empty"]),
-            (b"x", ["1 token"]),
-            (b"ab\xc3", ["text.py is not UTF-8", "0xc3 at position 2"]),
-        ],
-    )
-    def test_bad_data(
-        self, content: bytes | None, words: list[str], tiny_bundle: Path, tmp_path: Path
-    ) -> None:
-        data = tmp_path / "text.py"
-        if content is not None:
-            data.write_bytes(content)
-        refused(call("eval", tiny_bundle, "--data", data), *words)
-
-
-class TestBench:
-    def test_json(self, tiny_bundle: Path) -> None:
-        arguments = ["bench", tiny_bundle, "--prompt-tokens", "9", "--new-tokens", "5", "--json"]
-        report = json.loads(call(*arguments).stdout)
-        assert report["prompt_tokens"] == 9
-        assert report["new_tokens"] == 5
-        for name in ("prompt_tokens_per_second", "decode_tokens_per_second", "peak_rss_bytes"):
-            assert report[name] > 0
-        assert 0 <= report["decode_hit_rate"] <= 1
-
-    def test_table(self, tiny_bundle: Path) -> None:
-        result = call("bench", tiny_bundle, "--prompt-tokens", "4", "--new-tokens", "1")
-        assert "time to first token" in result.stdout
-
-    def test_more_than_the_context(self, tiny_bundle: Path) -> None:
-        refused(call("bench", tiny_bundle, "--prompt-tokens", "512"), "context of 512")

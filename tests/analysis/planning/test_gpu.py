@@ -9,17 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from pocketmoe.analysis.planning import plan as planning
 from pocketmoe.analysis.planning.gpu import CONTEXT_BYTES, LAYER_SECONDS
 from pocketmoe.analysis.planning.limits import estimate_speed
 from pocketmoe.analysis.planning.plan import machine_speed, plan_model
 from pocketmoe.bundle.manifest import read_manifest
-from pocketmoe.cli import main
 from pocketmoe.errors import BudgetError, InputError, TargetError
 from pocketmoe.runtime.cache_shape import kv_bytes
 from pocketmoe.targets import find_target
+from pocketmoe.tests.support.command import call
 from pocketmoe.tests.support.paths import DEMO
 from pocketmoe.tests.support.sample_graphs import add_sample_graphs
 
@@ -29,10 +28,6 @@ CARD, JETSON = find_target("rtx-4090"), find_target("jetson-orin-nano-8gb")
 @pytest.fixture(autouse=True)
 def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "process_memory", lambda _: 100 << 20)
-
-
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def third_of_pages(bundle: Path, name: str = "rtx-4090") -> int:

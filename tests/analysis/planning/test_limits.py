@@ -11,7 +11,7 @@ from pocketmoe.analysis.planning.limits import (
     MachineSpeed,
     assumed_speed,
     cached_bytes,
-    estimate_prompt,
+    estimate_prefill,
     estimate_speed,
     expected_layer_seconds,
     layer_seconds,
@@ -129,7 +129,7 @@ def test_nothing_waits_where_everything_hits() -> None:
     with pytest.raises(ValueError, match="storage"):
         estimate_speed(model, dry, hit_rate=0.99)
     with pytest.raises(ValueError, match="storage"):
-        estimate_prompt(model, dry, hit_rate=0.5, tokens=8)
+        estimate_prefill(model, dry, hit_rate=0.5, tokens=8)
 
 
 def test_more_hits_and_less_text_are_never_slower() -> None:
@@ -167,8 +167,8 @@ def test_pages_that_a_chunk_touches() -> None:
 def test_a_prompt_waits_for_the_disk_or_computes() -> None:
     model = footprint()
     pages = sum(touched_pages(layer, 128) for layer in model.experts)
-    cold = estimate_prompt(model, SPEED, hit_rate=0.0, tokens=128)
-    warm = estimate_prompt(model, SPEED, hit_rate=1.0, tokens=128)
+    cold = estimate_prefill(model, SPEED, hit_rate=0.0, tokens=128)
+    warm = estimate_prefill(model, SPEED, hit_rate=1.0, tokens=128)
     backbone = 128 * model.backbone_bytes / 50e9
     computing = 128 * model.token_page_bytes / 60e9
     assert warm == pytest.approx(backbone + computing + 6 * 3e-4)
@@ -177,7 +177,7 @@ def test_a_prompt_waits_for_the_disk_or_computes() -> None:
         backbone + reading + computing / (pages / 6) / 1 + 6 * 3e-4, rel=0.05
     )
     slow = dataclasses.replace(SPEED, storage_bandwidth=1e6)
-    assert estimate_prompt(model, slow, hit_rate=0.0, tokens=128) > pages * model.page_bytes / 1e6
+    assert estimate_prefill(model, slow, hit_rate=0.0, tokens=128) > pages * model.page_bytes / 1e6
 
 
 def test_what_was_not_measured_is_a_share_of_the_memory_bandwidth() -> None:

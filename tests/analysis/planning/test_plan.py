@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import pocketmoe
 from pocketmoe.analysis.planning import plan as planning
@@ -21,12 +20,12 @@ from pocketmoe.analysis.planning.plan import NOT_MEASURED, machine_speed, plan_m
 from pocketmoe.analysis.planning.replay import replay
 from pocketmoe.bundle.footprint import Footprint
 from pocketmoe.bundle.manifest import read_manifest
-from pocketmoe.cli import main
 from pocketmoe.errors import BudgetError, InputError
 from pocketmoe.model.families import FAMILIES
 from pocketmoe.runtime.paging.next_use import NextUse
 from pocketmoe.runtime.recording.routes import Routes, Visit
 from pocketmoe.targets import Target, find_target, measured_target, write_target
+from pocketmoe.tests.support.command import call, refused
 
 FIGURES = {
     "memory_bytes": 8 << 30, "memory_bandwidth": 2e10, "storage_bandwidth": 1.5e9,
@@ -55,19 +54,6 @@ def config(tmp_path: Path, local: Target, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("POCKETMOE_CONFIG", str(tmp_path / "config"))
     write_target(tmp_path / "config/targets.json", local)
     return tmp_path / "config"
-
-
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    for word in words:
-        assert word in line
 
 
 def random_routes(footprint: Footprint, tokens: int) -> Routes:
