@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from ..bundle.damage import incomplete_engines
 from ..bundle.manifest import TOKENIZER, Manifest, read_manifest
+from ..cpus import cpu_count
 from ..errors import BudgetError, InputError
+from ..numeric import is_integer
 from .context import choose_context
 from .cpu.experts import choose_kernels
 from .cpu.installed import find_onnxruntime
@@ -209,8 +210,8 @@ def _open(
 
 def _choose_threads(wanted: object) -> int:
     if wanted is None:
-        return len(os.sched_getaffinity(0))
-    if isinstance(wanted, bool) or not isinstance(wanted, Integral) or int(wanted) < 1:
+        return cpu_count()
+    if not is_integer(wanted) or wanted < 1:
         raise InputError(f"threads must be a whole number, 1 or more, not {wanted!r}")
     return int(wanted)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 from ...bundle.footprint import Footprint
 from ...errors import BudgetError, InputError
 from ...model.spec import ModelSpec
+from ...numeric import is_integer
 from ...sizes import format_size, parse_size
 from ..cpu.experts import native_bytes
 from ..cpu.kv_cache import capacity, kv_bytes
@@ -89,7 +89,7 @@ def read_budget(budget: object, what: str = "memory budget") -> int | None:
         return parse_size(budget)
     if budget is None:
         return None
-    if isinstance(budget, bool) or not isinstance(budget, Integral):
+    if not is_integer(budget):
         raise InputError(f"{what} must be a number of bytes, or text like '2GiB', not {budget!r}")
     if budget < 1:
         raise InputError(f"{what} must be more than 0 bytes, not {budget}")
