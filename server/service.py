@@ -17,7 +17,7 @@ from .generating import Running, Turn, timed_out
 from .metrics import Metrics
 from .pool import Pool, stopping
 from .refusals import refusal_of
-from .tool_calls.forms import ToolForm, find_tool_form
+from .tool_calls.forms import CallStyle, find_call_style
 
 _PREPARING = 2  # threads that read requests
 _VALUES, _VALUES_PER_TOKEN = 100_000, 16
@@ -51,7 +51,7 @@ class Service:
         # A token of a prompt may hold several commas or brackets, which are counted.
         self.most_values = _VALUES + _VALUES_PER_TOKEN * self.session.context
         self._spell = TokenBytes(self.session.tokenizer)
-        self.tool_form, self.why_no_tools = find_tool_form(self.session.chat_template)
+        self.call_style, self.why_no_tools = find_call_style(self.session.chat_template)
         self._preparing = ThreadPoolExecutor(_PREPARING, "prepare")
         self._generating = ThreadPoolExecutor(len(sessions), "generate")
         self._running: set[Running] = set()
@@ -63,9 +63,10 @@ class Service:
     def spell(self, token: int) -> bytes:
         return self._spell.of(token)
 
-    def mark_token(self, form: ToolForm) -> int | None:
+    def mark_token(self, style: CallStyle) -> int | None:
         """The id of the special token that begins calls; None where it is text."""
-        token: int | None = self.session.tokenizer.token_to_id(form.mark) if form.mark else None
+        mark = style.form.START
+        token: int | None = self.session.tokenizer.token_to_id(mark) if mark else None
         return token
 
     async def prepare(self, work: Callable[[], Result]) -> Result:

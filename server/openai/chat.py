@@ -57,10 +57,10 @@ def prepare_chat(service: Service, body: bytes) -> Prepared:
     if tools is not None:
         if grammar is not None:
             raise wrong("response_format", "and tools cannot be used together; leave one out")
-        if service.tool_form is None:
+        if service.call_style is None:
             raise wrong("tools", f"cannot be offered: {service.why_no_tools}", "unsupported_tools")
         variables = {**variables, "tools": list(tools.definitions)}
-        task = CallTask(tools, service.tool_form, service.mark_token(service.tool_form))
+        task = CallTask(tools, service.call_style, service.mark_token(service.call_style))
         beginning, grammar = how_to_call(task, tools)
     ids = encode_chat(service, messages, variables, beginning)
     if task is None:
@@ -106,11 +106,11 @@ def encode_chat(
 
 def how_to_call(task: CallTask, tools: Tools) -> tuple[str, Grammar | None]:
     """How the answer begins, and what it must fit."""
-    form = task.form
+    form, key = task.style.form, task.style.key
     if not tools.needed:
         if not tools.strict:
             return "", None
-        answer = form.answer_grammar(tools.schemas)
+        answer = form.answer_grammar(tools.schemas, key)
         if answer is None:
             raise unsupported(tools.strict, "or make it false, or name a tool in tool_choice")
         return "", Grammar.lark(answer)
@@ -118,7 +118,7 @@ def how_to_call(task: CallTask, tools: Tools) -> tuple[str, Grammar | None]:
     if beginning is None:
         raise wrong("tool_choice", "must name one function with this model's chat template")
     schemas = {name: tools.schemas[name] for name in tools.needed}
-    return beginning, Grammar.lark(form.call_grammar(schemas))
+    return beginning, Grammar.lark(form.call_grammar(schemas, key))
 
 
 def chat_max_tokens(fields: Fields) -> int | None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...runtime.generation.pieces import Piece, TokenLogprob
-from ..tool_calls.forms import ToolForm
-from ..tool_calls.reader import CallReader, Part, ToolCall, forced_call
+from ..tool_calls.call import ToolCall
+from ..tool_calls.forms import CallStyle
+from ..tool_calls.reader import CallReader, Part, forced_call
 from .answer import Heading, Usage
 from .tools import Tools
 
@@ -16,11 +17,11 @@ from .tools import Tools
 class CallTask:
     """What an answer's calls are read by. mark_token: see CallReader."""
 
-    def __init__(self, tools: Tools, form: ToolForm, mark_token: int | None):
-        self.tools, self.form, self._mark_token = tools, form, mark_token
+    def __init__(self, tools: Tools, style: CallStyle, mark_token: int | None):
+        self.tools, self.style, self._mark_token = tools, style, mark_token
 
     def reader(self) -> CallReader:
-        return CallReader(self.form, self.tools.schemas, mark_token=self._mark_token)
+        return CallReader(self.style, self.tools.schemas, mark_token=self._mark_token)
 
 
 class ChatChoice:
@@ -45,7 +46,7 @@ class ChatChoice:
 
     def finish(self) -> list[dict[str, Any]]:
         if self._forced and self._task is not None:
-            call = forced_call(self._task.form, self._task.tools.needed, self._text)
+            call = forced_call(self._task.style, self._task.tools.needed, self._text)
             return self._tell([] if call is None else [call])
         return self._tell(self._reader.finish() if self._reader is not None else [])
 
