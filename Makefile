@@ -24,7 +24,7 @@ TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reord
 # Through the environment, so that a prompt may hold quotes.
 export DEMO_PROMPT
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types openapi clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -33,6 +33,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make lint   ruff: rules and format"
 	@echo "make types  mypy"
+	@echo "make openapi  write server/openapi.json, the description of the HTTP API"
 	@echo "make clean  remove what was built, but not $(VENV)"
 
 NATIVE := setup.py $(wildcard runtime/native/*.cpp runtime/native/*.h runtime/native/*.inl)
@@ -68,6 +69,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	@mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/pocketmoe
 	cd $(VENV)/types && ../bin/mypy --config-file pocketmoe/pyproject.toml -p pocketmoe
+
+openapi: $(VENV)/.dev
+	$(BIN)/python -m pocketmoe.server.openapi
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(VENV)/types

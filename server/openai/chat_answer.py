@@ -10,8 +10,59 @@ from ...runtime.generation.pieces import Piece, TokenLogprob
 from ..tool_calls.call import ToolCall
 from ..tool_calls.forms import CallStyle
 from ..tool_calls.reader import CallReader, Part, forced_call
-from .answer import Heading, Usage
+from .answer import Heading, TokenUsage, answer_schema
+from .kinds import Schema, ref
 from .tools import Tools
+
+_TEXT: Schema = {"type": "string"}
+_NO_TEXT: Schema = {"type": "null"}
+
+
+def schemas() -> dict[str, Schema]:
+    """Of the description's components."""
+    byte = {"type": "integer", "minimum": 0, "maximum": 255}
+    token = {
+        "token": _TEXT,
+        "logprob": {"type": "number", "maximum": 0},
+        "bytes": {"type": "array", "items": byte},
+        "top_logprobs": {"type": "array", "items": ref("TokenLogprob")},
+    }
+    function = {"name": _TEXT, "arguments": _TEXT}
+    call = {
+        "id": _TEXT,
+        "type": {"const": "function"},
+        "function": {"type": "object", "required": list(function), "properties": function},
+    }
+    message = {
+        "type": "object",
+        "required": ["role", "content", "refusal"],
+        "additionalProperties": False,
+        "properties": {
+            "role": {"const": "assistant"},
+            "content": {"type": ["string", "null"]},
+            "refusal": _NO_TEXT,
+            "tool_calls": {"type": "array", "minItems": 1, "items": ref("ToolCall")},
+        },
+    }
+    logprobs = {
+        "type": ["object", "null"],
+        "required": ["content", "refusal"],
+        "properties": {
+            "content": {"type": "array", "items": ref("TokenLogprob")},
+            "refusal": _NO_TEXT,
+        },
+    }
+    return {
+        "TokenLogprob": {
+            "type": "object",
+            "required": ["token", "logprob", "bytes"],
+            "properties": token,
+        },
+        "ToolCall": {"type": "object", "required": list(call), "properties": call},
+        "Chat": answer_schema(
+            "chatcmpl", "chat.completion", {"message": message, "logprobs": logprobs}
+        ),
+    }
 
 
 class CallTask:
@@ -121,7 +172,7 @@ class ChatAnswer:
             "finish_reason": reason,
         }])  # fmt: skip
 
-    def whole(self, usage: Usage) -> dict[str, Any]:
+    def whole(self, usage: TokenUsage) -> dict[str, Any]:
         return self.heading.whole([
             {
                 "index": index,

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from pocketmoe.cli import main
 from pocketmoe.server.application import Access
 from pocketmoe.server.http.key_file import Keys
-from pocketmoe.server.openai import respond
+from pocketmoe.server.openai import response
 from pocketmoe.server.service import Limits
 from pocketmoe.tests.support.serving import (
     COMMAND,
@@ -174,7 +174,7 @@ class TestTime:
         self, server: LiveServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Those who read it do not see them."""
-        monkeypatch.setattr(respond, "QUIET_SECONDS", 0.03)
+        monkeypatch.setattr(response, "QUIET_SECONDS", 0.03)
         server.sessions[0].delay = 0.1
         try:
             stream = Stream(server.port, TEXT, completion(max_tokens=4))

@@ -15,7 +15,8 @@ import pytest
 from pocketmoe.server.application import Access
 from pocketmoe.server.http.key_file import read_keys
 from pocketmoe.server.live.routes import MOST_WATCHERS
-from pocketmoe.server.live.sample import WINDOW, Speed
+from pocketmoe.server.live.sample import WINDOW
+from pocketmoe.server.speed import DecodeSpeed
 from pocketmoe.tests.support.serving import LiveServer, ask, completion, live_server, until
 
 
@@ -212,7 +213,7 @@ def test_the_page_is_nothing_but_its_files(server: LiveServer) -> None:
 
 
 def test_speed_is_of_the_time_in_which_tokens_came() -> None:
-    speed = Speed()
+    speed = DecodeSpeed(WINDOW)
     assert speed.take(0.0, 0, running=False) == 0
     assert speed.take(5.0, 0, running=True) == 0  # reads a prompt
     assert speed.take(5.25, 2, running=True) == 0  # since when is not known
