@@ -97,7 +97,7 @@ def test_it_is_served(server: LiveServer) -> None:
     assert ask(server.port, "/openapi.json")[1] == description()
 
 
-@pytest.mark.parametrize("parameter", (*COMMON, *CHAT, *COMPLETION), ids=lambda one: one.name)
+@pytest.mark.parametrize("parameter", [*COMMON, *CHAT, *COMPLETION], ids=lambda one: one.name)
 def test_defaults_fit_their_own_schema(parameter: Any) -> None:
     schema = {**description(), **parameter.schema}
     validator = jsonschema.Draft202012Validator(schema)
