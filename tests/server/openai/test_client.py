@@ -14,7 +14,7 @@ import pytest
 
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.runtime.session import Session
-from pocketmoe.tests.support.serving import MODEL, ask, completion, server_process
+from pocketmoe.tests.support.serving import MODEL, server_process
 
 MESSAGES: list[Any] = [{"role": "user", "content": "def main("}]
 PLAIN = {"temperature": 0, "logit_bias": {"0": -100}}
@@ -351,16 +351,3 @@ def test_errors_are_those_of_the_client(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.completions.create(model="gpt-4", prompt="def")
     assert missing.value.code == "model_not_found"
-
-
-def test_metrics(port: int) -> None:
-    ask(port, "/v1/completions", completion())
-    _, text, headers = ask(port, "/metrics")
-    assert headers["content-type"].startswith("text/plain; version=0.0.4")
-    names = (
-        'requests_total{route="/v1/completions",status="200"}', "queue_length",
-        "running_requests", "new_tokens_total", "new_tokens_per_second", "page_hit_rate",
-        "time_to_first_token_seconds_count", "paged_bytes_total", "resident_memory_bytes",
-    )  # fmt: skip
-    for name in names:
-        assert f"\npocketmoe_{name} " in text, name
