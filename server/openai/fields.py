@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ..refusals import RequestError, missing, show, unsupported, wrong
-from .kinds import Kind, Schema
+from .kinds import Schema, ValueKind
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class Parameter(Generic[T_co]):
     """
 
     name: str
-    kind: Kind[T_co]
+    kind: ValueKind[T_co]
     default: T_co
     about: str = ""
 

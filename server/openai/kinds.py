@@ -14,7 +14,7 @@ T_co = TypeVar("T_co", covariant=True)
 Schema = dict[str, Any]
 
 
-class Kind(Protocol[T_co]):
+class ValueKind(Protocol[T_co]):
     @property
     def schema(self) -> Schema:
         """JSON Schema of what `read` takes; null aside, which stands for a field that is left
@@ -49,7 +49,7 @@ class Narrowed(Generic[T]):
     """What `kind` reads, of which whoever takes it refuses a part: `described` says so in the
     schema."""
 
-    kind: Kind[T]
+    kind: ValueKind[T]
     described: Mapping[str, Any]
 
     @property
@@ -64,7 +64,7 @@ class Narrowed(Generic[T]):
 class Only(Generic[T]):
     """One value of a kind, as the others ask for what is not here. remedy: what to do instead."""
 
-    kind: Kind[T]
+    kind: ValueKind[T]
     value: T
     remedy: str = "leave it out"
 
@@ -194,7 +194,7 @@ class Array:
 class Component(Generic[T]):
     """A kind that is described among the description's components, null included."""
 
-    kind: Kind[T]
+    kind: ValueKind[T]
     name: str
 
     @property
