@@ -24,7 +24,7 @@ TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reord
 # Through the environment, so that a prompt may hold quotes.
 export DEMO_PROMPT
 
-.PHONY: help demo test lint types docs clean
+.PHONY: help demo test lint types docs openapi clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -34,6 +34,7 @@ help:
 	@echo "make lint   ruff: rules and format"
 	@echo "make types  mypy"
 	@echo "make docs   the documentation, to build/docs/index.html"
+	@echo "make openapi  write server/openapi.json, the description of the HTTP API"
 	@echo "make clean  remove what was built, but not $(VENV)"
 
 NATIVE := setup.py $(wildcard runtime/native/*.cpp runtime/native/*.h runtime/native/*.inl)
@@ -80,6 +81,9 @@ types: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -E -W --keep-going -n -b html docs build/docs
 	@echo "build/docs/index.html"
+
+openapi: $(VENV)/.dev
+	$(BIN)/python -m pocketmoe.server.openapi
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(VENV)/types

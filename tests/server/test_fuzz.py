@@ -8,7 +8,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis import Case
 
-from pocketmoe.server.pages import description
+from pocketmoe.server.openapi import description
 from pocketmoe.server.service import Limits
 from pocketmoe.tests.support.serving import MODEL, LiveServer, ask, completion, live_server
 

@@ -86,8 +86,8 @@ def serve_files(page: Any) -> None:
     def answer(route: Any) -> None:
         if route.request.url == BLANK:
             styles = "".join(
-                f'<link rel="stylesheet" href="/{path.name}">'
-                for path in sorted(PAGE.glob("*.css"))
+                f'<link rel="stylesheet" href="/{path.relative_to(PAGE).as_posix()}">'
+                for path in sorted(PAGE.rglob("*.css"))
             )
             body = f"<!doctype html><title>blank</title>{styles}<body><main id=place></main>"
             route.fulfill(body=body, content_type="text/html")

@@ -25,6 +25,8 @@ from pocketmoe.server.service import Limits, Service
 
 COMMAND = (sys.executable, "-m", "pocketmoe")
 MODEL = "tiny"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+LONG = {"max_tokens": 400, "logit_bias": {"0": -100}}  # an answer that takes a while
 
 
 @contextlib.contextmanager
@@ -172,7 +174,7 @@ def completion(**changes: Any) -> dict[str, Any]:
     return {"model": MODEL, "prompt": "def main(", "temperature": 0, "max_tokens": 8, **changes}
 
 
-class Stream:
+class RawStream:
     """A stream read by hand. status: of HTTP."""
 
     def __init__(self, port: int, path: str, body: dict[str, Any]):

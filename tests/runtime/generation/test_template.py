@@ -483,3 +483,8 @@ class TestCheckpoints:
             write_files(checkpoint, {"tokenizer_config.json": {}})
         theirs = PreTrainedTokenizerFast.from_pretrained(checkpoint)
         assert special_tokens(checkpoint) == theirs.special_tokens_map
+
+
+def test_a_variable_of_any_name_is_the_template_s() -> None:
+    template = ChatTemplate("{{ self_ }}{{ messages[0].content }}", {})
+    assert template.render([{"role": "user", "content": "a"}], **{"self": 1}) == "a"

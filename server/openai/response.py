@@ -1,42 +1,44 @@
-"""A request that generates, from its body to the last byte of its answer."""
+"""The response to a request that generates, from its body to the last byte of its answer."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
 
 from ...errors import PocketMoEError
-from ..bodies import until_gone
-from ..generating import Begun, Ended, Event, Running, Told
-from ..refusals import RequestError, refusal_of
+from ..generating import Begun, Ended, Event, RunningRequest, Told
+from ..http.disconnects import unless_gone
+from ..http.event_stream import EventStream, Write, event
+from ..refusals import refusal_of
 from ..service import Service
-from .answer import DONE, Usage, event
-from .prepared import Prepared
+from .answer import TokenUsage
+from .request import GenerationRequest
 
-Prepare = Callable[[Service, bytes], Prepared]
+Reader = Callable[[Service, bytes], GenerationRequest]
 _CLIENT_GONE = 499  # what nobody reads any more; for the figures alone
 # Without an event, after which a stream has a comment, lest a proxy takes it for dead: reading a
 # long prompt takes minutes on a small device.
 QUIET_SECONDS = 15.0
 _COMMENT = b":\n\n"
+_DONE = b"data: [DONE]\n\n"
 
 
-class Work:
-    """An answer that is being made: what a thread tells becomes chunks."""
+class AnswerChunks:
+    """The chunks of an answer that is being made, from what its thread tells."""
 
-    def __init__(self, service: Service, prepared: Prepared, running: Running, begun: float):
+    def __init__(
+        self, service: Service, request: GenerationRequest, running: RunningRequest, begun: float
+    ):
         self._service, self._running, self._begun = service, running, begun
-        self._answer, self._options = prepared.answer, prepared.options
+        self._answer, self._options = request.answer, request.options
         self._first = True
         self._counted: set[int] = set()
         self._prompts = {turn.index: len(turn.ids) for turn in running.turns}
-        self.usage = Usage()
+        self.usage = TokenUsage()
 
     async def chunks(self) -> AsyncIterator[list[dict[str, Any]]]:
         """As they come; those of a list came together.
@@ -90,7 +92,7 @@ class Work:
         metrics.cached_tokens.inc(event.reused)
 
 
-async def respond(request: Request, service: Service, prepare: Prepare) -> Response:
+async def respond(request: Request, service: Service, read: Reader) -> Response:
     """Answers a request. One whose client goes away ends at once, wherever it is.
 
     Raises:
@@ -100,30 +102,34 @@ async def respond(request: Request, service: Service, prepare: Prepare) -> Respo
     try:
         with service.bodies.body() as body:
             data = await body.read(request, service.limits.timeout)
-            made = await unless_gone(request, begin(service, prepare, data, begun))
+            return await unless_gone(request, begin(service, read, data, begun), end_stream)
     except ClientDisconnect:
         return Response(status_code=_CLIENT_GONE)
-    return made
 
 
-async def begin(service: Service, prepare: Prepare, data: bytes, begun: float) -> Response:
+async def begin(service: Service, read: Reader, data: bytes, begun: float) -> Response:
     """From the body to the response, whose stream may still be under way."""
     with service.pool.admission():
-        prepared = await service.prepare(lambda: prepare(service, data))
-        turns = prepared.turns(service.session.context)
+        request = await service.prepare(lambda: read(service, data))
+        turns = request.turns(service.session.context)
         running = await service.start(turns, begun + service.limits.timeout)
-    work = Work(service, prepared, running, begun)
+    answer = AnswerChunks(service, request, running, begun)
     try:
-        if not prepared.options.stream:
-            return JSONResponse(await work.whole())
-        chunks = work.chunks()
+        if not request.options.stream:
+            return JSONResponse(await answer.whole())
+        chunks = answer.chunks()
         first = await anext_or_none(chunks)  # an error before it has a status of its own
     except PocketMoEError as error:
         raise refusal_of(error) from error
     except BaseException:
         running.stop()
         raise
-    return EventStream(work, first, chunks)
+    return AnswerStream(answer, first, chunks)
+
+
+def end_stream(response: Response) -> None:
+    if isinstance(response, EventStream):
+        response.stop()
 
 
 async def anext_or_none(chunks: AsyncIterator[Any]) -> Any:
@@ -132,89 +138,46 @@ async def anext_or_none(chunks: AsyncIterator[Any]) -> Any:
     return None
 
 
-class EventStream(Response):
-    """Server-sent events, until the answer is whole or nobody listens any more."""
+class AnswerStream(EventStream):
+    """first: the chunks that came before the stream begins; None where there are none."""
 
     def __init__(
         self,
-        work: Work,
+        answer: AnswerChunks,
         first: list[dict[str, Any]] | None,
         chunks: AsyncIterator[list[dict[str, Any]]],
     ):
-        super().__init__(
-            status_code=200,
-            headers={
-                "content-type": "text/event-stream; charset=utf-8",
-                "cache-control": "no-store",
-                "x-accel-buffering": "no",  # proxies hold streams back otherwise
-            },
-        )
-        del self.headers["content-length"]
-        self._work, self._first, self._chunks = work, first, chunks
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await unless_gone(Request(scope, receive), self._write(send))
-        except ClientDisconnect:
-            pass
-        finally:
-            self.stop()
+        super().__init__()
+        self._answer, self._first, self._chunks = answer, first, chunks
 
     def stop(self) -> None:
-        self._work.stop()
+        self._answer.stop()
 
-    async def _write(self, send: Send) -> None:
-        headers = self.raw_headers
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-
+    async def write_all(self, write: Write) -> None:
         quiet = True
 
-        async def write(chunks: list[dict[str, Any]], more: bytes = b"") -> None:
+        async def tell(chunks: list[dict[str, Any]], more: bytes = b"") -> None:
             nonlocal quiet
             quiet = False
             body = b"".join(map(event, chunks)) + more
             if body:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await write(body)
 
         async def comment() -> None:
             nonlocal quiet
             while True:
                 await asyncio.sleep(QUIET_SECONDS)
                 if quiet:
-                    await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                    await write(_COMMENT)
                 quiet = True
 
         comments = asyncio.ensure_future(comment())
         try:
-            await write(self._first or [])
+            await tell(self._first or [])
             async for chunks in self._chunks:
-                await write(chunks)
-            await write(self._work.last(), DONE)
+                await tell(chunks)
+            await tell(self._answer.last(), _DONE)
         except PocketMoEError as error:
-            await write([refusal_of(error).body])
+            await tell([refusal_of(error).body])
         finally:
             comments.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
-    """What `work` returns.
-
-    Raises:
-        ClientDisconnect: the client has gone; `work` was cancelled.
-    """
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(until_gone(request))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnect
-    finally:
-        watch.cancel()
-        if not task.done():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, RequestError):
-                made = await task
-                if isinstance(made, EventStream):  # it was too late to cancel it
-                    made.stop()

@@ -1,9 +1,9 @@
 // The picture of all experts: a row for each layer, a cell for each expert. It says in words what
 // it shows, to those who cannot see it.
 
-import { count } from './format.js';
+import { count } from '../format.js';
 import { find, layOut, place } from './layout.js';
-import { onTheme } from './theme.js';
+import { onTheme } from '../theme.js';
 
 const LEVELS = 8; // shades between a cell at rest and one in use
 const LARGEST = 0.75; // of a cell, so that there is always a rim

@@ -1,7 +1,7 @@
 // The slider of the memory budget: it applies when it is let go of, while the model talks too.
 
-import { ask, Problem } from './api.js';
-import { precise } from './format.js';
+import { ask, Problem } from '../api.js';
+import { precise } from '../format.js';
 
 const FINEST = 1 << 16; // bytes of a step
 const MOST_STEPS = 200;

@@ -1,6 +1,6 @@
 // How answers are sampled; kept in this browser.
 
-import { load, save } from './storage.js';
+import { load, save } from '../storage.js';
 
 export const DEFAULTS = {
   temperature: 0.7, top_p: 0.95, top_k: 0, min_p: 0, repetition_penalty: 1,

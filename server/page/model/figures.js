@@ -1,6 +1,6 @@
 // The numbers beside the grid.
 
-import { percent, precise, rate, seconds, size } from './format.js';
+import { percent, precise, rate, seconds, size } from '../format.js';
 
 function set(name, value, unit = '') {
   const place = document.getElementById(`figure-${name}`);

@@ -1,8 +1,8 @@
 // What the server tells of the model: what it is, then events, over and over, with reconnecting.
 // By fetch and not by EventSource, which cannot show an API key.
 
-import { ask, events, Problem } from './api.js';
-import { onKey } from './key.js';
+import { ask, events, Problem } from '../api.js';
+import { onKey } from '../key.js';
 
 const LEAST_WAIT = 500;
 const MOST_WAIT = 10000; // ms between attempts

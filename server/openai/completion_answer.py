@@ -6,10 +6,29 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...runtime.generation.pieces import Piece, TokenLogprob
-from .answer import Heading, Usage
+from .answer import Heading, TokenUsage, answer_schema
+from .kinds import Schema
 
 
-class TextAnswer:
+def schemas() -> dict[str, Schema]:
+    """Of the description's components."""
+    number = {"type": "number"}
+    lists = {
+        "tokens": {"type": "string"},
+        "token_logprobs": number,
+        "top_logprobs": {"type": "object", "additionalProperties": number},
+        "text_offset": {"type": "integer", "minimum": 0},
+    }
+    logprobs = {
+        "type": ["object", "null"],
+        "required": list(lists),
+        "properties": {name: {"type": "array", "items": item} for name, item in lists.items()},
+    }
+    choice = {"text": {"type": "string"}, "logprobs": logprobs}
+    return {"Completion": answer_schema("cmpl", "text_completion", choice)}
+
+
+class CompletionAnswer:
     """echoes: text that stands before each choice. spell: the bytes of a token; None where no
     probabilities are told."""
 
@@ -60,7 +79,7 @@ class TextAnswer:
             "finish_reason": self._reasons[index],
         }])  # fmt: skip
 
-    def whole(self, usage: Usage) -> dict[str, Any]:
+    def whole(self, usage: TokenUsage) -> dict[str, Any]:
         return self.heading.whole([
             {
                 "index": index,

@@ -15,7 +15,6 @@ import pytest
 from pocketmoe.server.application import Access
 from pocketmoe.server.http.key_file import read_keys
 from pocketmoe.server.live.routes import MOST_WATCHERS
-from pocketmoe.server.live.sample import WINDOW, Speed
 from pocketmoe.tests.support.serving import LiveServer, ask, completion, live_server, until
 
 
@@ -209,19 +208,3 @@ def test_the_page_is_nothing_but_its_files(server: LiveServer) -> None:
     assert ask(server.port, "/../live.py")[0] == 404
     assert ask(server.port, "/nothing", {"a": 1})[0] == 404
     assert ask(server.port, "/main.js", {"a": 1})[0] == 405
-
-
-def test_speed_is_of_the_time_in_which_tokens_came() -> None:
-    speed = Speed()
-    assert speed.take(0.0, 0, running=False) == 0
-    assert speed.take(5.0, 0, running=True) == 0  # reads a prompt
-    assert speed.take(5.25, 2, running=True) == 0  # since when is not known
-    assert speed.take(5.5, 4, running=True) == pytest.approx(8)
-    assert speed.take(5.75, 6, running=True) == pytest.approx(8)
-    assert speed.take(6.0, 7, running=False) == pytest.approx(20 / 3)
-    assert speed.take(6.25, 7, running=False) == 0
-    assert speed.take(8.0, 7, running=True) == 0
-    for step in range(1, 6):  # one in two seconds
-        rate = speed.take(8.0 + 2 * step, 7 + step, running=True)
-    assert rate == pytest.approx(0.5)
-    assert speed.take(18.0 + 2 * WINDOW, 40, running=True) == 0  # nobody has watched

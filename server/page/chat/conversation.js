@@ -1,6 +1,6 @@
 // The conversation, kept over a reload.
 
-import { load, save } from './storage.js';
+import { load, save } from '../storage.js';
 
 const LEFT = 'The page was left before this answer was whole.';
 

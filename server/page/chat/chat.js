@@ -1,7 +1,7 @@
 // The course of a conversation: ask, stream, stop, ask again.
 
-import { chunks, Problem } from './api.js';
-import { count, rate, seconds } from './format.js';
+import { chunks, Problem } from '../api.js';
+import { count, rate, seconds } from '../format.js';
 import { chatRequest, reasonOf, textOf, textRequest } from './requests.js';
 
 export class Chat {
