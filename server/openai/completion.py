@@ -11,6 +11,7 @@ from .models import check_model
 from .options import read_options
 from .parameters import (
     BEST_OF,
+    COMPLETION_TOKENS,
     ECHO,
     MAX_TOKENS,
     MODEL,
@@ -24,8 +25,6 @@ from .request import GenerationRequest, check_bias, check_grammar, new_heading
 from .response_format import read_format
 from .special_kinds import Prompt
 
-_MAX_TOKENS = 16  # OpenAI's default
-
 
 def read_completion(service: Service, body: bytes) -> GenerationRequest:
     """Raises RequestError."""
@@ -33,7 +32,7 @@ def read_completion(service: Service, body: bytes) -> GenerationRequest:
     check_model(service, fields.read(MODEL))
     prompts = fields.read(PROMPT)
     fields.read(SUFFIX)
-    max_tokens = fields.read(MAX_TOKENS) or _MAX_TOKENS
+    max_tokens = fields.read(MAX_TOKENS) or COMPLETION_TOKENS
     echo, logprobs = fields.read(ECHO), fields.read(TEXT_LOGPROBS)
     best_of = fields.read(BEST_OF)
     options = read_options(fields, max_tokens, logprobs)

@@ -22,7 +22,7 @@ from .kinds import (
 from .special_kinds import Labels, Prompt, Prompts, StopTexts, TextAlone, TokenNumbers
 
 MOST_CHOICES = 128
-MOST_TOOLS = 128
+COMPLETION_TOKENS = 16  # OpenAI's default
 SEEDS = 2**63
 _MOST = 2**31 - 1
 _UNUSED = "Accepted, and not used."
@@ -50,8 +50,8 @@ CHOICES = Parameter(
 )  # fmt: skip
 MAX_TOKENS = Parameter(
     "max_tokens", Whole(1, _MOST), None,
-    "Tokens of an answer at most. Left out: 16 in a text completion; in a chat, as many as the "
-    "context has room for. Of a chat it is the earlier name of max_completion_tokens.",
+    f"Tokens of an answer at most. Left out: {COMPLETION_TOKENS} in a text completion; in a chat, "
+    "as many as the context has room for. Of a chat it is the earlier name of max_completion_tokens.",
 )  # fmt: skip
 TEMPERATURE = Parameter(
     "temperature", Number(0, 2), 1.0,
@@ -136,7 +136,7 @@ TOP_LOGPROBS = Parameter(
     "How many of the likeliest tokens are told beside each token; it needs logprobs.",
 )  # fmt: skip
 TOOLS = Parameter(
-    "tools", Array(MOST_TOOLS, ref("Tool")), None,
+    "tools", Array(128, ref("Tool")), None,
     "What the model may call. Not together with response_format.",
 )  # fmt: skip
 TOOL_CHOICE: Parameter[Any] = Parameter(
