@@ -1,1 +1,1 @@
-"""What can be found out about a model, a bundle and a machine: facts, plans, measurements."""
+"""Facts, plans and measurements of a model, a bundle and a machine."""

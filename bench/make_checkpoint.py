@@ -22,7 +22,7 @@ import click
 
 from pocketmoe.bench.lib.byte_tokenizer import byte_tokenizer
 from pocketmoe.bench.lib.shapes import SHAPES, with_layers
-from pocketmoe.bench.lib.stored_tensors import PlannedTensor, Weights, stored_tensors
+from pocketmoe.bench.lib.stored_tensors import PlannedTensor, RandomWeights, stored_tensors
 from pocketmoe.errors import PocketMoEError
 from pocketmoe.model.checkpoint.checkpoint import INDEX_FILE
 
@@ -43,7 +43,7 @@ def split(tensors: list[PlannedTensor], limit: int) -> Iterator[list[PlannedTens
 
 
 def write_shard(
-    path: Path, tensors: list[PlannedTensor], weights: Weights | None, progress: Any
+    path: Path, tensors: list[PlannedTensor], weights: RandomWeights | None, progress: Any
 ) -> None:
     """One safetensors file, tensor by tensor; a hollow one without weights."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -86,7 +86,7 @@ def make_checkpoint(
     total = sum(tensor.nbytes for tensor in tensors)
     out.mkdir(parents=True, exist_ok=True)
     shards = list(split(tensors, shard_bytes))
-    weights = None if hollow else Weights(seed)
+    weights = None if hollow else RandomWeights(seed)
     weight_map: dict[str, str] = {}
     with click.progressbar(
         length=total,

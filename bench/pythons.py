@@ -25,7 +25,7 @@ from pathlib import Path
 import onnxruntime
 import pocketmoe
 from pocketmoe.bundle.manifest import read_manifest
-from pocketmoe.runtime.gpu.direct import open_device_session
+from pocketmoe.tests.support.device_session import open_on_device
 from pocketmoe.tests.support.host_device import HostDevice
 from pocketmoe.runtime.gpu.loading import TierSizes
 
@@ -35,7 +35,7 @@ with pocketmoe.open(bundle, backend="cpu") as session:
     found["cpu"] = session.generate(prompt, max_new_tokens=16).text()
 if read_manifest(bundle).graphs is not None:
     sizes = TierSizes(slots=12, host_slots=9)
-    with open_device_session(bundle, HostDevice(), sizes=sizes) as session:
+    with open_on_device(bundle, HostDevice(), sizes=sizes) as session:
         found["graphs for GPUs"] = session.generate(prompt, max_new_tokens=16).text()
 print(json.dumps(found))
 """

@@ -1,4 +1,4 @@
-"""Which files of a bundle are not what was written, and what to do about them."""
+"""Files of a bundle that are not what was written, and the remedy."""
 
 from __future__ import annotations
 

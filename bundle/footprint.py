@@ -12,7 +12,7 @@ from .pages import PageFormat
 
 
 @dataclass(frozen=True)
-class PagedLayer:
+class LayerFootprint:
     """Pages, `counts` of each of `formats`, of which a token needs top_k."""
 
     layer: int
@@ -45,7 +45,7 @@ class Footprint:
     spec: ModelSpec
     segments: int
     backbone_bytes: int
-    experts: tuple[PagedLayer, ...]
+    experts: tuple[LayerFootprint, ...]
     predictor_bytes: int = 0
 
     @property

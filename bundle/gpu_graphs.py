@@ -1,6 +1,6 @@
-"""What a bundle holds for GPUs: device graphs, and the engines that were built of them.
+"""The part of a bundle that is for GPUs: GPU graphs, and the engines that were built of them.
 
-Device graphs are standard ONNX whose expert weights are inputs: see docs/design.md. They lie in
+GPU graphs are standard ONNX whose expert weights are inputs: see docs/design.md. They lie in
 `device/`; engines lie in `engines/`, a folder for each toolchain version and architecture.
 """
 
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from math import gcd
 from typing import Any
 
 from .pages import PageFormat
 
-DEVICE_FOLDER, ENGINE_FOLDER = "device", "engines"
+GPU_FOLDER, ENGINE_FOLDER = "device", "engines"
+# What TensorRT wants of a tensor's address, and what CUDA gives.
+ALIGNMENT = 256
+FLOAT, INT64 = 4, 8  # bytes
 # Past positions are bound in multiples of it, so that one shape serves as many steps.
 POSITION_BLOCK = 64
 # What a mask adds to the score of a position that is not seen: exp of it is 0, and fp16 holds it.
@@ -35,7 +39,7 @@ class GraphLayer:
 
 
 @dataclass(frozen=True)
-class DeviceGraphs:
+class GpuGraphs:
     """segments: a graph for each of the manifest's. chunk: tokens that a segment takes at most;
     batch: the same of an expert. context: positions that attention is made for. fp32_products:
     whether matrices of fp32 are multiplied, which not every architecture does."""
@@ -64,7 +68,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Engine:
-    """graph: the device graph that `file` was built of."""
+    """graph: the GPU graph that `file` was built of."""
 
     graph: str
     file: str
@@ -74,7 +78,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """Engines for one toolchain version and one architecture.
+    """Engines for one toolchain version and one compute capability.
 
     toolchain: "tensorrt-rtx" or "tensorrt". compute_capability: as "8.9". device: the GPU on which
     they were built; None where they were built without one.
@@ -96,12 +100,12 @@ class EngineSet:
         return frozenset(engine.file for engine in self.engines)
 
     @property
-    def architecture(self) -> str:
-        return architecture(self.compute_capability)
+    def capability_name(self) -> str:
+        return capability_name(self.compute_capability)
 
 
-def architecture(compute_capability: str) -> str:
-    """ "8.9" as "sm89"."""
+def capability_name(compute_capability: str) -> str:
+    """ "8.9" as "sm89", as files and the command line have it."""
     return f"sm{compute_capability.replace('.', '')}"
 
 
@@ -111,7 +115,7 @@ def rebuilding(bundle: str, sets: Iterable[EngineSet]) -> str:
     options = ""
     for item in sets:
         if item.device is None:
-            options += f" --arch {item.architecture}"
+            options += f" --arch {item.capability_name}"
         else:
             commands[f"'pocketmoe build {bundle}' on {item.device}"] = None
     if options:
@@ -133,18 +137,23 @@ def page_inputs(
     return tuple(inputs)
 
 
+def row_step(nbytes: int) -> int:
+    """How many rows of so many bytes end where a tensor may begin."""
+    return ALIGNMENT // gcd(ALIGNMENT, nbytes)
+
+
 def plain_file(graph: str) -> str:
     """The file of the same graph for what takes fewer quantized types, which a bundle may have: an
     expert's integers are bytes there, a segment's int8 weights rows of one block."""
     return graph.replace(".onnx", ".plain.onnx")
 
 
-def graphs_from_json(data: Mapping[str, Any] | None) -> DeviceGraphs | None:
+def graphs_from_json(data: Mapping[str, Any] | None) -> GpuGraphs | None:
     """Inverse of `asdict`; KeyError or TypeError where it is none."""
     if data is None:
         return None
     layers = tuple(GraphLayer(**item) for item in data["layers"])
-    return DeviceGraphs(**{**data, "segments": tuple(data["segments"]), "layers": layers})
+    return GpuGraphs(**{**data, "segments": tuple(data["segments"]), "layers": layers})
 
 
 def engine_set_from_json(data: Mapping[str, Any]) -> EngineSet:
@@ -160,5 +169,5 @@ def engine_set_from_json(data: Mapping[str, Any]) -> EngineSet:
     return EngineSet(**{**data, "engines": engines})
 
 
-def to_json(item: DeviceGraphs | EngineSet | None) -> dict[str, Any] | None:
+def to_json(item: GpuGraphs | EngineSet | None) -> dict[str, Any] | None:
     return None if item is None else asdict(item)

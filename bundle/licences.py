@@ -1,4 +1,4 @@
-"""Which files are licences, by their names."""
+"""Licence files, known by their names."""
 
 from __future__ import annotations
 

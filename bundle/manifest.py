@@ -27,10 +27,10 @@ from typing import Any
 from ..errors import BundleError, ConfigError
 from ..model.spec import ModelSpec, spec_from_json
 from .expert_layers import ExpertLayer, expert_layer_from_json
-from .footprint import Footprint, PagedLayer, predictor_bytes
+from .footprint import Footprint, LayerFootprint, predictor_bytes
 from .gpu_graphs import (
-    DeviceGraphs,
     EngineSet,
+    GpuGraphs,
     engine_set_from_json,
     graphs_from_json,
     rebuilding,
@@ -109,7 +109,7 @@ class Manifest:
     toolchain: dict[str, str]
     lossy: tuple[str, ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
-    graphs: DeviceGraphs | None = None
+    graphs: GpuGraphs | None = None
     engines: tuple[EngineSet, ...] = ()
     bits: AverageBits | None = None
     incomplete: tuple[EngineSet, ...] = ()
@@ -139,7 +139,7 @@ class Manifest:
     def footprint(self) -> Footprint:
         """What memory and speed follow from."""
         layers = [
-            PagedLayer(pages.layer, pages.formats, pages.counts, router.top_k)
+            LayerFootprint(pages.layer, pages.formats, pages.counts, router.top_k)
             for pages in self.experts
             if (router := self.spec.layers[pages.layer].router) is not None
         ]

@@ -1,4 +1,4 @@
-"""Where each weight of a segment lies: backbone/segment_000.json, beside the graph and its weights.
+"""Places of a segment's weights: backbone/segment_000.json, beside the graph and its weights.
 
 ONNX Runtime reads it from the graph. What runs a segment without the graph reads it here; bundles
 of older releases have no such file, and ONNX Runtime runs all of them.

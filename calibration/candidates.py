@@ -1,4 +1,4 @@
-"""How an expert might be stored, and what each such form costs it: the error of its output.
+"""The forms in which an expert might be stored, each with its cost: the error of its output.
 
 The errors are those of rounding to nearest with weighted clips, which is quick; methods that round
 better make all of them smaller, and leave which expert needs more bits as it is.

@@ -1,4 +1,4 @@
-"""What calibration found out about a model: a directory with record.json and arrays.npz.
+"""The record of a calibration: a directory with record.json and arrays.npz.
 
 Needs no torch. Small: routes, usage and moments, no weights; the token ids are in it, so that a
 compile can run the same text again.

@@ -1,1 +1,1 @@
-"""What the commands of `pocketmoe` take, do and show."""
+"""The commands of `pocketmoe`: arguments, work, output."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,10 @@ import click
 
 from ..errors import InputError, TargetError
 from ..sizes import parse_size
-from ..targets import Target, find_target
+from ..targets import LOCAL, Target, all_targets, find_target
+from ..text_input import decode_utf8
+
+_log = logging.getLogger(__name__)
 
 
 class SizeType(click.ParamType):  # type: ignore[type-arg]
@@ -98,7 +104,7 @@ BUDGET = click.option(
     help="Memory for the whole process, such as 512MiB; auto takes what is free.  "
     "[default: no limit]",
 )
-_DEVICE = (
+_GPU = (
     click.option(
         "--backend",
         type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu"]),
@@ -120,24 +126,26 @@ _DEVICE = (
 )
 
 
-def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options about GPUs, which the command gets as one: `device`, the arguments of
-    open_bundle that they are."""
+def gpu_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options about GPUs."""
+    for option in reversed(_GPU):
+        command = option(command)
+    return command
+
+
+def with_opening(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command gets its options that say how a bundle is opened as one: `opening`, an
+    OpenOptions. Stands below the options."""
 
     @wraps(command)
-    def collected(
-        *args: Any,
-        backend: str,
-        gpu_memory: int | str | None,
-        host_memory: int | str | None,
-        **kwargs: Any,
-    ) -> Any:
-        device = {"backend": backend, "gpu_memory": gpu_memory, "host_memory": host_memory}
-        return command(*args, device=device, **kwargs)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        from ..runtime.options import OpenOptions  # with numpy
 
-    for option in reversed(_DEVICE):
-        collected = option(collected)
-    return collected
+        names = kwargs.keys() & {field.name for field in fields(OpenOptions)}
+        opening = OpenOptions(**{name: kwargs.pop(name) for name in names})
+        return command(*args, opening=opening, **kwargs)
+
+    return gathered
 
 
 _SAMPLING = (
@@ -180,6 +188,20 @@ PREDICT = click.option(
     type=TARGET,
     help="Whose figures the predicted speed is made of.  [default: local, if it was measured]",
 )
+
+
+def predicted_by(ctx: click.Context, target: Target | None) -> Target | None:
+    """The target that was named, or else this machine as it was measured, if it was."""
+    if target is not None:
+        return target
+    try:
+        known = all_targets(targets_file(ctx))
+    except TargetError as error:
+        _log.warning("%s", error)
+        return None
+    return next((target for target in known if target.name == LOCAL), None)
+
+
 PRECISION = click.option(
     "--precision",
     metavar="PRECISION",
@@ -242,3 +264,42 @@ TRACE = click.option(
     type=click.Path(path_type=Path),
     help="Write what happened when, as JSON for chrome://tracing or ui.perfetto.dev.",
 )
+
+
+def read_prompt(prompt: str) -> str:
+    """The text of `--prompt`; `-` stands for standard input.
+
+    Raises:
+        InputError: the text is empty or not UTF-8.
+    """
+    if prompt == "-":
+        text = decode_utf8(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = decode_argument(prompt, "--prompt")
+    if not text:
+        raise InputError("the prompt is empty; give at least one character")
+    return text
+
+
+def read_turns(cue: Callable[[], None]) -> Iterator[str]:
+    """The lines of standard input that are not blank; on a terminal, `cue` asks for each.
+
+    Raises:
+        InputError: a line is not UTF-8.
+    """
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            cue()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        text = decode_utf8(line, "standard input").rstrip("\r\n")
+        if text.strip():
+            yield text
+
+
+def decode_argument(text: str, option: str) -> str:
+    """The text of an option; raises InputError where it was not UTF-8."""
+    # Python hides the bytes of an argument that it could not decode in lone surrogates.
+    return decode_utf8(text.encode("utf-8", "surrogateescape"), option)

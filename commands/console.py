@@ -1,4 +1,4 @@
-"""What the command line shows: tables, progress, log lines and errors.
+"""Output of the command line: tables, progress, log lines and errors.
 
 Results go to stdout; progress, log lines and errors to stderr.
 """
@@ -9,12 +9,10 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -85,12 +83,6 @@ def read_line(cue: str) -> str:
         print(cue, end="", file=sys.stderr, flush=True)
         cue = ""
     return input(cue)
-
-
-def state_folder() -> Path:
-    """Where what the user did is kept: pocketmoe below the XDG folder."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.local/state")) / "pocketmoe"
 
 
 def print_cue() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +14,13 @@ from .arguments import (
     BUNDLE,
     JSON,
     SKIP_COLD,
-    device_options,
+    gpu_options,
+    with_opening,
 )
 from .console import ProgressDisplay, print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..runtime.options import OpenOptions
 
 
 @click.command("eval")
@@ -39,11 +43,12 @@ from .console import ProgressDisplay, print_facts, print_json, print_table
     "[default: the folder for temporary files]",
 )  # fmt: skip
 @BUDGET
-@device_options
+@gpu_options
 @ACTIVE_EXPERTS
 @SKIP_COLD
 @JSON
 @click.pass_context
+@with_opening
 def eval_command(
     ctx: click.Context,
     bundle: Path,
@@ -52,11 +57,8 @@ def eval_command(
     tokens: int | None,
     seed: int,
     work: Path | None,
-    memory_budget: int | str | None,
-    active_experts: int | None,
-    skip_cold: float,
     as_json: bool,
-    device: dict[str, Any],
+    opening: OpenOptions,
 ) -> None:
     """Measure the quality on a text.
 
@@ -71,10 +73,8 @@ def eval_command(
 
     with ProgressDisplay("tokens") as progress:
         result = run_evaluation(
-            bundle, data, against, progress, tokens=tokens, seed=seed, work=work,
-            memory_budget=memory_budget, active_experts=active_experts, skip_cold=skip_cold,
-            device=device,
-        )  # fmt: skip
+            bundle, data, against, progress, tokens=tokens, seed=seed, work=work, opening=opening
+        )
     if as_json:
         print_json({"bundle": str(bundle), "data": str(data), **vars(result)})
         return

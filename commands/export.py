@@ -73,9 +73,9 @@ def export_command(
 
     It holds the bundle, the runtime's wheels, an installer, checksums, licences and a systemd unit.
     """
-    from ..export.app import Request, export_app
+    from ..export.app import ExportRequest, export_app
 
-    request = Request(
+    request = ExportRequest(
         bundle, name, runtime_only, bundle_only, platform, glibc, extras, kernels, wheels,
         constraint, licences, force,
     )  # fmt: skip

@@ -8,9 +8,8 @@ import click
 
 from ..sizes import format_size
 from ..targets import Target
-from .arguments import TARGET
+from .arguments import TARGET, predicted_by
 from .console import ProgressDisplay
-from .targets import predicted_by
 
 
 @click.command()

@@ -6,7 +6,7 @@ import asyncio
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,9 +22,14 @@ from .arguments import (
     SIZE,
     SKIP_COLD,
     FiniteRange,
-    device_options,
+    gpu_options,
+    with_opening,
 )
 from .console import print_note
+
+if TYPE_CHECKING:
+    from ..runtime.options import OpenOptions
+
 
 _SECONDS = FiniteRange(min=0, max=86400)
 _SOME_SECONDS = FiniteRange(min=0, min_open=True, max=86400)
@@ -67,11 +72,12 @@ _SOME_SECONDS = FiniteRange(min=0, min_open=True, max=86400)
     help="Web pages that may ask, such as https://example.org; * for all.",
 )  # fmt: skip
 @BUDGET
-@device_options
+@gpu_options
 @CONTEXT
 @PREFETCH
 @ACTIVE_EXPERTS
 @SKIP_COLD
+@with_opening
 def serve(
     bundle: Path,
     host: str,
@@ -85,12 +91,7 @@ def serve(
     max_body: int | None,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
-    memory_budget: int | str | None,
-    context: int | None,
-    prefetch: str,
-    active_experts: int | None,
-    skip_cold: float,
-    device: dict[str, Any],
+    opening: OpenOptions,
 ) -> None:
     """Answer requests over HTTP, as OpenAI's API does.
 
@@ -117,10 +118,7 @@ def serve(
                 f"others can reach {host}; give the keys of those who may ask in --api-key-file, "
                 "or listen at 127.0.0.1"
             )
-        sessions = open_sessions(
-            bundle, parallel, max_body, memory_budget=memory_budget, context=context,
-            prefetch=prefetch, active_experts=active_experts, skip_cold=skip_cold, **device,
-        )  # fmt: skip
+        sessions = open_sessions(bundle, parallel, max_body, opening)
         for session in sessions:
             ends.callback(session.close)
         limits = Limits(body=max_body, queue=queue, timeout=timeout, grace=grace)

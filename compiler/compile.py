@@ -19,7 +19,7 @@ import onnx
 import torch
 
 from ..bundle.expert_layers import ExpertLayer
-from ..bundle.gpu_graphs import DeviceGraphs, EngineSet
+from ..bundle.gpu_graphs import EngineSet, GpuGraphs
 from ..bundle.manifest import (
     EMBEDDING,
     TOKENIZER,
@@ -40,7 +40,7 @@ from ..model.spec import ModelSpec
 from ..progress import Progress, Silent
 from ..runtime.context import choose_context
 from ..runtime.generation.text import load_tokenizer
-from ..targets.devices import Target
+from ..targets import Target
 from .calibrated.layers import (
     Calibration,
     check_calibration,
@@ -52,11 +52,10 @@ from .calibrated.workers import Workers, open_workers
 from .chat import write_chat_template
 from .experts.pages import build_pages, choose_workers, write_expert_layer
 from .footprint import page_formats
-from .gpu.graphs import write_device_graphs
+from .gpu.graphs import write_gpu_graphs
 from .graphs.stamp import stamp_segment
 from .graphs.trace import check_attention, trace_segment
-from .licences import copy_licences
-from .output import building, refuse_existing
+from .output import building, copy_licences, refuse_existing
 from .precision import check_blocks
 from .predictors import write_predictors
 from .quantize import ReadTiles
@@ -76,7 +75,7 @@ class Reader(Protocol):
     def tiles(self, parameter: str) -> Iterator[torch.Tensor]: ...
 
 
-class Source(Protocol):
+class ParameterSource(Protocol):
     """Where a model's parameters come from: a `Checkpoint`, or anything with such a reader."""
 
     def tensors(self) -> AbstractContextManager[Reader]: ...
@@ -103,7 +102,7 @@ def compile_bundle(
 
     active_experts lowers the number of experts per token; the manifest names it as lossy. context:
     tokens that a GPU's graphs are made for, by default as `choose_context`; fp32_products: see
-    device_lower.py; capabilities: the architectures to build its engines for, as "8.9".
+    gpu/lower.py; capabilities: the architectures to build its engines for, as "8.9".
     workers: who quantizes by calibration, see open_workers.
     calibration: on what experts are quantized; without it they are rounded. bits: what each expert
     weight takes on average, each expert stored as the calibration says that it is worth, and not as
@@ -270,7 +269,7 @@ def tile_reader(reader: Reader, spec: ModelSpec, advance: Callable[[int], None])
 
 
 def write_backbone(
-    root: Path, source: Source, spec: ModelSpec, precision: Precision, progress: Progress
+    root: Path, source: ParameterSource, spec: ModelSpec, precision: Precision, progress: Progress
 ) -> tuple[tuple[Segment, ...], int]:
     """Traces each kind of segment once and stamps every segment's weights; returns the bytes that
     they take once loaded."""
@@ -298,7 +297,7 @@ def write_backbone(
 
 def write_graphs(
     root: Path,
-    source: Source,
+    source: ParameterSource,
     spec: ModelSpec,
     precision: Precision,
     *,
@@ -306,13 +305,13 @@ def write_graphs(
     fp32_products: bool,
     progress: Progress,
     formats: Mapping[int, PageFormat] | None = None,
-) -> DeviceGraphs:
+) -> GpuGraphs:
     """The graphs for GPUs, for which the backbone's weights are read once more. formats: of the
     pages of each layer, by default those of the precision."""
     progress.stage("graphs for GPUs", backbone_float32_bytes(spec))
     with source.tensors() as reader:
         read = tile_reader(reader, spec, progress.advance)
-        return write_device_graphs(
+        return write_gpu_graphs(
             root, spec, precision, read, context=context, fp32_products=fp32_products,
             formats=formats,
         )  # fmt: skip
@@ -357,7 +356,7 @@ def expert_counts(spec: ModelSpec) -> dict[int, int]:
     return {layer: router.num_experts for layer, router in routers.items() if router is not None}
 
 
-def write_embedding(root: Path, source: Source, precision: Precision) -> str:
+def write_embedding(root: Path, source: ParameterSource, precision: Precision) -> str:
     """Rows in float16, or in float32 where the backbone is, or where float16 would overflow."""
     path = root / EMBEDDING
     with source.tensors() as reader:

@@ -1,4 +1,4 @@
-"""What a bundle will take in memory, from the spec and the precision alone.
+"""The memory that a bundle will take, from the spec and the precision alone.
 
 The compiler counts the backbone's weights with the same functions as it writes them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import prod
 
-from ..bundle.footprint import Footprint, PagedLayer, predictor_bytes
+from ..bundle.footprint import Footprint, LayerFootprint, predictor_bytes
 from ..bundle.manifest import Precision
 from ..bundle.pages import QUANTIZED, PageFormat
 from ..model.parameters import Shape, end_shapes, layer_shapes
@@ -43,7 +43,9 @@ def expected_footprint(spec: ModelSpec, precision: Precision) -> Footprint:
     for index, page_format in page_formats(spec, precision).items():
         router = spec.layers[index].router
         if router is not None:
-            layers.append(PagedLayer(index, (page_format,), (router.num_experts,), router.top_k))
+            layers.append(
+                LayerFootprint(index, (page_format,), (router.num_experts,), router.top_k)
+            )
     return Footprint(
         spec=spec,
         segments=len(plan_segments(spec)),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..bundle.licences import is_licence
 from ..bundle.manifest import is_bundle
 from ..errors import InputError
 from ..termination import unwinding_when_terminated
@@ -54,3 +55,10 @@ def building(out: Path, force: bool) -> Iterator[Path]:
                 os.replace(root, out)
         finally:
             shutil.rmtree(root, ignore_errors=True)
+
+
+def copy_licences(checkpoint: Path, root: Path) -> None:
+    """Copies the licences beside a checkpoint's weights into a bundle."""
+    for path in sorted(checkpoint.iterdir()):
+        if path.is_file() and is_licence(path.name):
+            shutil.copyfile(path, root / path.name)

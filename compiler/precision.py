@@ -1,4 +1,4 @@
-"""Which precision each part of the model is stored in."""
+"""The precision of each part of the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..bundle.pages import PRECISIONS, QUANTIZED
 from ..errors import ConfigError, InputError, TargetError
 from ..model.parameters import expert_shapes, layer_shapes
 from ..model.spec import ModelSpec
-from ..targets.devices import Target
+from ..targets import Target
 
 PARTS = ("experts", "backbone", "head")
 BLOCK_SIZES = (32, 64, 128)

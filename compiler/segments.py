@@ -1,4 +1,4 @@
-"""Where the backbone is cut: a segment runs from one layer with pages to the next."""
+"""The backbone's segments: each runs from one layer with pages to the next."""
 
 from __future__ import annotations
 

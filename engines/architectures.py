@@ -1,4 +1,4 @@
-"""Which architectures engines are built for: what TensorRT can, and what a bundle's precision
+"""Compute capabilities that engines are built for: what TensorRT can, and a bundle's precision
 allows."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Sequence
 
-from ..bundle.gpu_graphs import DeviceGraphs, architecture
+from ..bundle.gpu_graphs import GpuGraphs, capability_name
 from ..bundle.manifest import Precision
 from ..errors import EngineError, InputError, TargetError
 from ..targets import Target
@@ -47,7 +47,7 @@ def plan_engines(target: Target, precision: Precision, *, portable: bool) -> tup
         raise EngineError(
             f"{error}; or compile with --no-engines, and 'pocketmoe build' adds them later"
         ) from error
-    check_architecture(target.compute_capability, precision)
+    check_capability(target.compute_capability, precision)
     return portable_capabilities(precision) if portable else (target.compute_capability,)
 
 
@@ -57,41 +57,39 @@ def has_fp32_products(target: Target, capabilities: Sequence[str]) -> bool:
     return target.toolchain != RTX or everywhere.isdisjoint(_NO_FP32_PRODUCTS)
 
 
-def portable_capabilities(
-    precision: Precision, graphs: DeviceGraphs | None = None
-) -> tuple[str, ...]:
+def portable_capabilities(precision: Precision, graphs: GpuGraphs | None = None) -> tuple[str, ...]:
     """Every architecture that the precision allows, and the graphs, if they are there; the others
     are named in a warning."""
     left_out = {c: lack for c in RTX_CAPABILITIES if (lack := _lacks(c, precision))}
     if graphs is not None and graphs.fp32_products:
         left_out = {**dict.fromkeys(_NO_FP32_PRODUCTS, "fp32 products"), **left_out}
     if left_out:
-        named = ", ".join(f"{architecture(c)} (no {lack})" for c, lack in left_out.items())
+        named = ", ".join(f"{capability_name(c)} (no {lack})" for c, lack in left_out.items())
         _log.warning("no engines for %s", named)
     return tuple(c for c in RTX_CAPABILITIES if c not in left_out)
 
 
-def _check_products(capability: str, graphs: DeviceGraphs) -> None:
+def _check_products(capability: str, graphs: GpuGraphs) -> None:
     """Raises EngineError where the graphs multiply fp32 matrices and the architecture does not."""
     if graphs.fp32_products and capability in _NO_FP32_PRODUCTS:
         raise EngineError(
-            f"the bundle's graphs are not for {architecture(capability)}, which multiplies no fp32 "
-            "matrices: compile it with such a GPU as its --target, or with --portable"
+            f"the bundle's graphs are not for {capability_name(capability)}, which multiplies no "
+            "fp32 matrices: compile it with such a GPU as its --target, or with --portable"
         )
 
 
-def check_architecture(capability: str, precision: Precision) -> None:
+def check_capability(capability: str, precision: Precision) -> None:
     """Raises EngineError where TensorRT for RTX builds no engines of this precision for it."""
-    name = architecture(capability)
+    name = capability_name(capability)
     if capability not in RTX_CAPABILITIES:
         raise EngineError(
             f"TensorRT for RTX builds no engines for {name}; it does for "
-            f"{', '.join(map(architecture, RTX_CAPABILITIES))}"
+            f"{', '.join(map(capability_name, RTX_CAPABILITIES))}"
         )
     if lack := _lacks(capability, precision):
         raise EngineError(
             f"{name} has no {lack}, which this bundle is stored in; it needs "
-            f"{architecture(_NEEDS[lack])} or newer, or another --precision when compiling"
+            f"{capability_name(_NEEDS[lack])} or newer, or another --precision when compiling"
         )
 
 
@@ -105,7 +103,7 @@ def _lacks(capability: str, precision: Precision) -> str | None:
     return None
 
 
-def parse_architecture(text: str) -> str:
+def parse_capability(text: str) -> str:
     """ "sm89", "89" and "8.9" as "8.9".
 
     Raises:
@@ -113,7 +111,7 @@ def parse_architecture(text: str) -> str:
     """
     found = _ARCHITECTURE.fullmatch(text.strip())
     if found is None:
-        known = ", ".join(map(architecture, RTX_CAPABILITIES))
+        known = ", ".join(map(capability_name, RTX_CAPABILITIES))
         raise InputError(f"there is no architecture {text!r}: write it as sm89; known are {known}")
     return f"{int(found.group(1))}.{found.group(2)}"
 
@@ -129,7 +127,7 @@ def choose_toolchain(
         InputError: architectures for TensorRT, which builds for the GPU that is here.
         EngineError: the target's engines are built on it alone, and this machine has no TensorRT.
     """
-    named = [parse_architecture(name) for name in architectures]
+    named = [parse_capability(name) for name in architectures]
     if named and portable:
         raise InputError("--arch and --portable contradict each other: leave one out")
     own = target.toolchain if target is not None and target.toolchain in (RTX, STOCK) else RTX
@@ -159,7 +157,7 @@ def choose_capabilities(
     wanted: Sequence[str],
     target: Target | None,
     precision: Precision,
-    graphs: DeviceGraphs,
+    graphs: GpuGraphs,
     *,
     portable: bool,
 ) -> tuple[str, ...]:
@@ -171,12 +169,12 @@ def choose_capabilities(
     """
     if portable:
         return portable_capabilities(precision, graphs)
-    capabilities = tuple(dict.fromkeys(map(parse_architecture, wanted)))
+    capabilities = tuple(dict.fromkeys(map(parse_capability, wanted)))
     if not capabilities and target is not None and target.compute_capability is not None:
         capabilities = (target.compute_capability,)
     if not capabilities:
         raise InputError("the bundle's target names no architecture: choose one with --arch")
     for capability in capabilities:
-        check_architecture(capability, precision)
+        check_capability(capability, precision)
         _check_products(capability, graphs)
     return capabilities

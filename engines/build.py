@@ -1,4 +1,4 @@
-"""Engines of a bundle's device graphs: built while it is compiled, or put into it later."""
+"""Engines of a bundle's GPU graphs: built while it is compiled, or put into it later."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from ..bundle.gpu_graphs import (
     ENGINE_FOLDER,
-    DeviceGraphs,
     Engine,
     EngineSet,
-    architecture,
+    GpuGraphs,
+    capability_name,
     plain_file,
 )
 from ..bundle.manifest import (
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 def build_engines(
     root: Path,
-    graphs: DeviceGraphs,
+    graphs: GpuGraphs,
     into: Path,
     *,
     toolchain: str,
@@ -111,11 +111,11 @@ def add_engines(
     progress: Progress | None = None,
 ) -> tuple[EngineSet, ...]:
     """Builds engines as `build_engines` does and puts them into a bundle, in place of those that it
-    has for the same toolchain and architecture. Until the end, and if it is killed on the way, the
-    bundle is what it was.
+    has for the same toolchain and compute capability. Until the end, and if it is killed on the
+    way, the bundle is what it was.
 
     Raises:
-        BundleError: it cannot be opened or written, has no device graphs, or they are damaged.
+        BundleError: it cannot be opened or written, has no GPU graphs, or they are damaged.
         EngineError: the toolchain does not load, or an engine cannot be built.
         InputError: another build is at work on it.
     """
@@ -124,7 +124,7 @@ def add_engines(
     read_manifest(bundle)  # what is no bundle is not locked
     with _alone(bundle), unwinding_when_terminated():
         manifest = read_manifest(bundle)
-        graphs = device_graphs(bundle, manifest)
+        graphs = gpu_graphs(bundle, manifest)
         _check_graphs(bundle, manifest, progress)
         with _writing(bundle, graphs):
             _remove_leftovers(bundle, manifest)
@@ -147,7 +147,7 @@ def add_engines(
 
 
 def remove_engines(bundle: Path, compute_capability: str | None) -> tuple[EngineSet, ...]:
-    """Takes the sets for an architecture, or all, out of a bundle, and returns them.
+    """Takes the sets for a compute capability, or all, out of a bundle, and returns them.
 
     Raises:
         BundleError, InputError: as add_engines.
@@ -158,7 +158,7 @@ def remove_engines(bundle: Path, compute_capability: str | None) -> tuple[Engine
         sets = (*manifest.engines, *manifest.incomplete)
         gone = tuple(i for i in sets if compute_capability in (None, i.compute_capability))
         if gone:
-            with _writing(bundle, device_graphs(bundle, manifest)):
+            with _writing(bundle, gpu_graphs(bundle, manifest)):
                 kept = tuple(item for item in manifest.engines if item not in gone)
                 manifest = _with_sets(manifest, kept, {})
                 write_manifest(bundle, manifest)
@@ -167,7 +167,7 @@ def remove_engines(bundle: Path, compute_capability: str | None) -> tuple[Engine
 
 
 @contextmanager
-def _writing(bundle: Path, graphs: DeviceGraphs) -> Iterator[None]:
+def _writing(bundle: Path, graphs: GpuGraphs) -> Iterator[None]:
     """What the system refuses becomes a BundleError about the bundle and its size."""
     folder = bundle / ENGINE_FOLDER
     if os.path.lexists(folder) and not folder.is_dir():
@@ -220,7 +220,7 @@ def _with_sets(
     return replace(manifest, engines=sets, incomplete=(), missing=(), files={**files, **records})
 
 
-def device_graphs(bundle: Path, manifest: Manifest) -> DeviceGraphs:
+def gpu_graphs(bundle: Path, manifest: Manifest) -> GpuGraphs:
     """The graphs of a bundle; raises BundleError where it has none."""
     if manifest.graphs is None:
         raise BundleError(
@@ -232,7 +232,7 @@ def device_graphs(bundle: Path, manifest: Manifest) -> DeviceGraphs:
 
 def _check_graphs(bundle: Path, manifest: Manifest, progress: Progress) -> None:
     """An engine keeps a graph's weights, so what is damaged there would stay."""
-    folders = {os.path.dirname(file) for file in device_graphs(bundle, manifest).files()}
+    folders = {os.path.dirname(file) for file in gpu_graphs(bundle, manifest).files()}
     names = [name for name in manifest.files if os.path.dirname(name) in folders]
     progress.stage("device graphs", sum(manifest.files[name].size for name in names))
     for name in names:
@@ -279,7 +279,7 @@ def _alone(bundle: Path) -> Iterator[None]:
 
 def _free_folder(root: Path, toolchain: str, version: str, capabilities: Sequence[str]) -> str:
     """A new folder below `root`: one that is there keeps its content until it is not needed."""
-    names = "-".join(map(architecture, capabilities))
+    names = "-".join(map(capability_name, capabilities))
     base = f"{ENGINE_FOLDER}/{toolchain}-{version}-{names}"
     number, folder = 1, base
     while (root / folder).exists():
@@ -297,4 +297,4 @@ def _graph_bytes(path: Path) -> int:
 
 
 def _names(capabilities: Sequence[str]) -> str:
-    return ", ".join(map(architecture, capabilities))
+    return ", ".join(map(capability_name, capabilities))

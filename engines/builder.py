@@ -1,4 +1,4 @@
-"""A device graph in, a TensorRT engine out: the same code for stock TensorRT and TensorRT for RTX.
+"""A GPU graph in, a TensorRT engine out: the same code for stock TensorRT and TensorRT for RTX.
 
 It runs on the device too, so it needs neither torch nor onnx.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle.gpu_graphs import DeviceGraphs, TensorInfo, architecture
+from ..bundle.gpu_graphs import GpuGraphs, TensorInfo, capability_name
 from ..errors import EngineError
 from .libraries import RTX, load_tensorrt
 from .log import library_log
@@ -37,7 +37,7 @@ class BuiltEngine:
 class EngineBuilder:
     """Builds engines with one toolchain.
 
-    compute_capabilities: the architectures that each engine is for, as "8.9"; None builds for the
+    compute_capabilities: those that each engine is for, as "8.9"; None builds for the
     GPU that is here, as stock TensorRT always does.
     """
 
@@ -56,13 +56,13 @@ class EngineBuilder:
 
     @property
     def _for(self) -> str:
-        return " and ".join(map(architecture, self._capabilities)) or "this GPU"
+        return " and ".join(map(capability_name, self._capabilities)) or "this GPU"
 
     def build(
         self,
         root: Path,
         file: str,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         out: Path,
         progress: BuildProgress,
         stop: threading.Event,
@@ -117,19 +117,19 @@ class EngineBuilder:
         config.clear_flag(self._trt.BuilderFlag.TF32)
         config.progress_monitor = make_monitor(self._trt, progress, stop)
         if self._toolchain == RTX:
-            self._choose_architectures(config)
+            self._choose_capabilities(config)
             return config
         config.set_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE, _WORKSPACE)
         cache: trt.ITimingCache = config.create_timing_cache(self._timings)
         config.set_timing_cache(cache, ignore_mismatch=False)
         return config
 
-    def _choose_architectures(self, config: Any) -> None:
+    def _choose_capabilities(self, config: Any) -> None:
         if not self._capabilities:
             return
         config.num_compute_capabilities = len(self._capabilities)
         for index, capability in enumerate(self._capabilities):
-            name = architecture(capability).upper()
+            name = capability_name(capability).upper()
             config.set_compute_capability(getattr(self._trt.ComputeCapability, name), index)
 
     def _keep_timings(self, config: trt.IBuilderConfig) -> None:
@@ -141,7 +141,7 @@ class EngineBuilder:
         builder: trt.Builder,
         config: trt.IBuilderConfig,
         network: trt.INetworkDefinition,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         file: str,
     ) -> None:
         inputs = [_open_input(network.get_input(i)) for i in range(network.num_inputs)]

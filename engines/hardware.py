@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-from ..bundle.gpu_graphs import architecture
+from ..bundle.gpu_graphs import capability_name
 from ..errors import EngineError
 
 _INSTALL = (
@@ -36,7 +36,7 @@ class Gpu:
     unified: bool
 
     def __str__(self) -> str:
-        return f"{self.name} ({architecture(self.compute_capability)})"
+        return f"{self.name} ({capability_name(self.compute_capability)})"
 
 
 def find_gpu(index: int = 0) -> Gpu:

@@ -1,4 +1,4 @@
-"""What TensorRT says while it works.
+"""TensorRT's log.
 
 It takes one logger per process, the first that it is given: every builder and runtime of a module
 shares this one.

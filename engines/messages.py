@@ -1,4 +1,4 @@
-"""What TensorRT's messages say, without its own sources' whereabouts."""
+"""TensorRT's messages, without its own sources' whereabouts."""
 
 from __future__ import annotations
 

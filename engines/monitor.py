@@ -1,4 +1,4 @@
-"""How far TensorRT is with an engine, and stopping it."""
+"""Progress of TensorRT with an engine, and stopping it."""
 
 from __future__ import annotations
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..bundle.gpu_graphs import POSITION_BLOCK, DeviceGraphs, plain_file
+from ..bundle.gpu_graphs import FLOAT, POSITION_BLOCK, GpuGraphs, plain_file, row_step
 from ..errors import EngineError
-from ..runtime.gpu.buffers import FLOAT, row_step
 
 
 @dataclass(frozen=True)
-class Span:
+class SizeRange:
     """An open dimension: the least and the most that it can be, and what it mostly is."""
 
     least: int
     best: int
     most: int
 
-    def __add__(self, other: Span) -> Span:
-        return Span(self.least + other.least, self.best + other.best, self.most + other.most)
+    def __add__(self, other: SizeRange) -> SizeRange:
+        return SizeRange(self.least + other.least, self.best + other.best, self.most + other.most)
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,11 @@ class Profile:
     """One set of sizes. context: positions that attention sees; chunk: tokens at once, with which
     a windowed layer's positions are kept."""
 
-    spans: Mapping[str, Span]
+    spans: Mapping[str, SizeRange]
     context: int = 0
     chunk: int = 0
 
-    def span(self, dimension: str) -> Span:
+    def span(self, dimension: str) -> SizeRange:
         """Raises KeyError where the profile knows no such dimension.
 
         `past` are the positions before the tokens, and `keys` those with the tokens; a windowed
@@ -50,7 +49,7 @@ class Profile:
         if name == "past" and self.context:
             most = min(self.context, window_positions(kind, self.chunk) or self.context)
             most = _whole_blocks(most)
-            return Span(POSITION_BLOCK, _whole_blocks(most // 4), most)
+            return SizeRange(POSITION_BLOCK, _whole_blocks(most // 4), most)
         if name == "keys" and self.context:
             return self.span(dimension.replace("keys", "past", 1)) + self.spans["tokens"]
         return self.spans[dimension]
@@ -64,7 +63,7 @@ class Profile:
         spans = []
         for size, dimension in zip(item.shape, item.dimensions, strict=True):
             if size >= 0:
-                spans.append(Span(size, size, size))
+                spans.append(SizeRange(size, size, size))
                 continue
             try:
                 spans.append(self.span(dimension or ""))
@@ -88,7 +87,7 @@ def window_positions(kind: str, chunk: int) -> int | None:
     return _whole_blocks(int(kind[1:]) - 1 + max(chunk, POSITION_BLOCK))
 
 
-def profiles_of(graphs: DeviceGraphs, file: str, inputs: Sequence[OpenInput]) -> list[Profile]:
+def profiles_of(graphs: GpuGraphs, file: str, inputs: Sequence[OpenInput]) -> list[Profile]:
     """What an engine of a graph is made for, in the order in which the runtime selects it.
 
     A segment has two: one token, and a chunk of a prompt. Whatever else is open has one.
@@ -96,10 +95,12 @@ def profiles_of(graphs: DeviceGraphs, file: str, inputs: Sequence[OpenInput]) ->
     if not any(size < 0 for item in inputs for size in item.shape):
         return []
     if file in {*graphs.segments, *map(plain_file, graphs.segments)}:
-        one = {"tokens": Span(1, 1, 1), "rows": Span(1, 1, 1)}
+        one = {"tokens": SizeRange(1, 1, 1), "rows": SizeRange(1, 1, 1)}
         chunk = {
-            "tokens": Span(1, graphs.chunk, graphs.chunk),
-            "rows": Span(1, 1, graphs.chunk),  # mostly the last token's, all of them to score text
+            "tokens": SizeRange(1, graphs.chunk, graphs.chunk),
+            "rows": SizeRange(
+                1, 1, graphs.chunk
+            ),  # mostly the last token's, all of them to score text
         }
         return [Profile(spans, graphs.context, graphs.chunk) for spans in (one, chunk)]
     batch = graphs.batch
@@ -108,9 +109,9 @@ def profiles_of(graphs: DeviceGraphs, file: str, inputs: Sequence[OpenInput]) ->
     widths = (item.shape[1] for item in inputs if item.name == "terms")
     step = max((row_step(width * FLOAT) for width in widths), default=1)
     spans = {
-        "batch": Span(1, min(batch, graphs.chunk), batch),
-        "tokens": Span(1, max(1, graphs.chunk // 8), batch),  # of a chunk, those of one expert
-        "terms": Span(1, min(batch, graphs.chunk) * per_token, batch * per_token * step),
+        "batch": SizeRange(1, min(batch, graphs.chunk), batch),
+        "tokens": SizeRange(1, max(1, graphs.chunk // 8), batch),  # of a chunk, those of one expert
+        "terms": SizeRange(1, min(batch, graphs.chunk) * per_token, batch * per_token * step),
     }
     return [Profile(spans)]
 

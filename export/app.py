@@ -27,7 +27,7 @@ _ENGINES = ("onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportRequest:
     """What is to be exported. bundle: None for a runtime alone that fits any app. platform,
     glibc: as for find_platform. licences: files of the model's. wheels: a folder to take wheels
     from, in place of the index. kernels: the native library for another kind of machine."""
@@ -68,7 +68,7 @@ class Exported:
     notes: tuple[str, ...] = field(default=())
 
 
-def export_app(request: Request, out: Path, progress: Progress) -> Exported:
+def export_app(request: ExportRequest, out: Path, progress: Progress) -> Exported:
     """Writes the archive.
 
     Raises:
@@ -141,7 +141,7 @@ def _model(manifest: Manifest) -> str:
     )
 
 
-def _suffix(request: Request) -> str:
+def _suffix(request: ExportRequest) -> str:
     return "-runtime" if request.runtime_only else "-bundle" if request.bundle_only else ""
 
 
@@ -152,7 +152,7 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _wheels(
-    request: Request, platform: Platform, folder: Path, progress: Progress
+    request: ExportRequest, platform: Platform, folder: Path, progress: Progress
 ) -> tuple[list[Wheel], Path | None]:
     kernels = find_kernels(request.kernels, platform)
     progress.stage(f"get wheels for {platform}", 0)
@@ -166,7 +166,9 @@ def _wheels(
     return wheels, kernels
 
 
-def _runtime(wheels: list[Wheel], platform: Platform, request: Request, kernels: bool) -> Runtime:
+def _runtime(
+    wheels: list[Wheel], platform: Platform, request: ExportRequest, kernels: bool
+) -> Runtime:
     size = sum(wheel.installed_bytes for wheel in wheels if wheel.name != "pip")
     version = str(wheels[0].version)
     return Runtime(
@@ -183,7 +185,7 @@ def _runtime_contents(wheels: list[Wheel]) -> dict[str, Content]:
 
 
 def _runtime_notes(
-    request: Request,
+    request: ExportRequest,
     platform: Platform,
     wheels: list[Wheel],
     kernels: Path | None,

@@ -1,4 +1,4 @@
-"""What goes into an archive, file by file: its name, its hash, and where its bytes are."""
+"""The contents of an archive, file by file: its name, its hash, and where its bytes are."""
 
 from __future__ import annotations
 

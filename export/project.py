@@ -1,4 +1,4 @@
-"""What the package says of itself: of its pyproject.toml in a clone, else as it was installed."""
+"""The package's own metadata: of its pyproject.toml in a clone, else as it was installed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a model is: its specification, its checkpoint, and a PyTorch reference module."""
+"""A model: its specification, its checkpoint, and a PyTorch reference module."""

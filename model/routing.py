@@ -1,4 +1,4 @@
-"""Which experts a token goes to, in PyTorch: every rule of RouterSpec, each once."""
+"""The choice of a token's experts, in PyTorch: every rule of RouterSpec, each once."""
 
 from __future__ import annotations
 

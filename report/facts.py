@@ -1,4 +1,4 @@
-"""What a report shows of a calibration record, of a bundle, or of both. No torch."""
+"""The facts of a report, of a calibration record, of a bundle, or of both. No torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.planning.plan import NOT_MEASURED, ModelPlan, plan_model
+from ..analysis.planning.policies import Lru
 from ..analysis.planning.replay import belady, replay
 from ..analysis.planning.route_sources import RouteSource, assumed_page, recorded_routes
 from ..bundle.expert_layers import ExpertLayer
@@ -20,7 +21,6 @@ from ..calibration.record import CalibrationRecord, is_record, read_record
 from ..errors import BundleError, InputError, TargetError
 from ..progress import Progress, Silent
 from ..runtime.paging.next_use import NextUse
-from ..runtime.paging.policy import Lru
 from ..runtime.recording.routes import Routes
 from ..targets import Target
 

@@ -1,4 +1,4 @@
-"""What the page of a report is made of."""
+"""The parts of a report's page."""
 
 from __future__ import annotations
 

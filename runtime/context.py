@@ -1,4 +1,4 @@
-"""What may go into a session's context."""
+"""The context of a session: its length, and the tokens that may go into it."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ DROPPED = -1
 # Weights that are equal, or just the share, are not below it because of how a sum is rounded.
 _JUST_BELOW = np.float32(1 - 1e-5)
 
-Routes = tuple[np.ndarray, np.ndarray]  # weights, ids
+Choice = tuple[np.ndarray, np.ndarray]  # weights, ids
 
 
 def keep_strongest(
     weights: np.ndarray, ids: np.ndarray, active: int, *, renormalise: bool
-) -> Routes:
+) -> Choice:
     """Only the `active` experts of each token with the largest weights; of equal ones, the first.
 
     renormalise: what is kept of a token's weights has the sum that all of them had.
@@ -45,7 +45,7 @@ def drop_cold(
     ids: np.ndarray,
     is_resident: Callable[[int], bool],
     share: float,
-) -> Routes:
+) -> Choice:
     """Without the experts that would have to be read for tokens to which they matter little.
 
     An expert is dropped where it is not resident and its weight is below `share` of an even split
@@ -116,7 +116,7 @@ class ExpertChoice:
         weights: np.ndarray,
         ids: np.ndarray,
         is_resident: Callable[[int], bool],
-    ) -> Routes:
+    ) -> Choice:
         """The weights and ids of a chunk that a layer is to run with."""
         if not self.names or layer not in self._renormalise:
             return weights, ids

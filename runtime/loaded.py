@@ -9,66 +9,53 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..bundle.manifest import Manifest
 from ..bundle.pages import ExpertKey
 from ..errors import BudgetError, InputError
 from .batching.combining import Combiner
 from .batching.requests import Seat
-from .expert_choice import ExpertChoice
 from .generation.grammar_memory import GRAMMAR, bytes_kept, bytes_while_made
 from .generation.template import load_chat_template
 from .generation.vocabulary import Vocabulary, need_llguidance
+from .loading import LoadedRunner, LoadRequest
 from .memory.budget import AUTO, MemoryPlan, fit_budget, read_budget
 from .memory.host_memory import give_back_freed
 from .memory.leftover import count_closed
-from .model_stats import count, gather_stats
+from .model_stats import RunningModel, count, gather_stats
 from .recording.clock import Clock
-from .recording.files import Recording
 from .recording.stats import Counters, Stats
-from .runner import Observer, Runner
+from .runner import Observer
 
 
-@dataclass(frozen=True)
-class Opening:
-    """What a model is opened with. longest: tokens that a session can see at most. settings: those
-    that a session shares it by; None: it is not shared."""
-
-    root: Path
-    manifest: Manifest
-    plan: MemoryPlan
-    tokenizer: Any
-    threads: int
-    runner: Runner
-    choice: ExpertChoice
-    recording: Recording
-    longest: int
-    settings: object = None
-
-
-class Model:
+class LoadedModel:
     """Opened by its first session, and closed with its last. Usable from any thread.
 
     plan: where the memory goes; `kv` is of all sessions. tokenizer, chat_template: see Session.
+    longest: tokens that a session can see at most. shared_as: what a session shares it by; None: it
+    is not shared.
     """
 
-    def __init__(self, opening: Opening, on_close: Callable[[Model], None] | None = None):
-        self.root, self.manifest, self.plan = opening.root, opening.manifest, opening.plan
-        self.tokenizer, self.settings = opening.tokenizer, opening.settings
-        self.longest = opening.longest
-        self.chat_template = load_chat_template(opening.root, opening.manifest)
-        self.recording = opening.recording
-        self.runner = opening.runner
+    def __init__(
+        self,
+        request: LoadRequest,
+        loaded: LoadedRunner,
+        tokenizer: Any,
+        shared_as: object = None,
+        on_close: Callable[[LoadedModel], None] | None = None,
+    ):
+        self.root, self.manifest, self.plan = request.root, request.manifest, loaded.plan
+        self.choice, self.recording = request.choice, request.recording
+        self.runner, self.threads, self.longest = loaded.runner, loaded.threads, loaded.longest
+        self.tokenizer, self.shared_as = tokenizer, shared_as
+        self.chat_template = load_chat_template(request.root, request.manifest)
         self.process = os.getpid()
-        self.threads, self.choice = opening.threads, opening.choice
         self._on_close = on_close
         self._contexts: dict[object, int] = {}  # of seats, and of what is to be one
-        self._wanted: MemoryPlan | None = opening.plan  # to be followed when no batch is under way
+        self._wanted: MemoryPlan | None = loaded.plan  # to be followed when no batch is under way
         self._planning = threading.Lock()  # held for `plan`, `_wanted` and `_contexts`
         self._vocabulary: Vocabulary | None = None
         self._vocabulary_bytes = 0  # as they are planned
@@ -244,7 +231,8 @@ class Model:
         """
         if self._dropped:
             self.reclaim()
-        with self.recording.call(seat.cache.position, len(ids), self.runner.pager):
+        pager = self.runner.pager
+        with self.recording.call(seat.cache.position, len(ids), lambda: (pager.hits, pager.misses)):
             self._combiner.run(seat, ids, logits, observe, cancelled)
         if self._wanted is not None:
             self._combiner.if_still(self._follow_plan)
@@ -326,4 +314,9 @@ class Model:
     @property
     def stats(self) -> Stats:
         """Of all sessions; what generation counts is 0. context: of the longest."""
-        return gather_stats(self, Clock(), max(self._contexts.values(), default=0))
+        return self.gather_stats(Clock(), max(self._contexts.values(), default=0))
+
+    def gather_stats(self, clock: Clock, context: int) -> Stats:
+        """clock, context: of one session."""
+        facts = RunningModel(self.manifest, self.plan, self.threads, self.runner, self.choice)
+        return gather_stats(facts, clock, context)

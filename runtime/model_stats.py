@@ -1,16 +1,27 @@
-"""What has been counted of a model, from wherever it is counted."""
+"""The counters of a model, gathered from wherever they are counted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
+from ..bundle.manifest import Manifest
 from .expert_choice import ExpertChoice
+from .memory.budget import MemoryPlan
+from .memory.host_memory import process_memory
 from .recording.clock import Clock
-from .recording.stats import Counters, Stats, process_memory
+from .recording.stats import Counters, Stats
 from .runner import Runner
 
-if TYPE_CHECKING:
-    from .loaded import Model
+
+@dataclass(frozen=True, eq=False)
+class RunningModel:
+    """What the statistics of a model are gathered from."""
+
+    manifest: Manifest
+    plan: MemoryPlan
+    threads: int
+    runner: Runner
+    choice: ExpertChoice
 
 
 def count(runner: Runner, choice: ExpertChoice) -> Counters:
@@ -28,7 +39,7 @@ def count(runner: Runner, choice: ExpertChoice) -> Counters:
     )
 
 
-def gather_stats(model: Model, clock: Clock, context: int) -> Stats:
+def gather_stats(model: RunningModel, clock: Clock, context: int) -> Stats:
     """clock, context: of one session."""
     runner = model.runner
     pager, engines, figures = runner.pager, runner.engines, runner.figures

@@ -1,4 +1,4 @@
-"""What runs a session's tokens: on the host, or on a device."""
+"""The runner of a model's tokens, on the host or on a GPU: what each has to do."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Cache(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class BatchPart:
     """Tokens of one sequence in a batch.
 
     ids: int64 `[T]`, one or more, which follow what `cache` has seen. logits: float32 `[R, V]`, to
@@ -113,7 +113,7 @@ class Runner(Protocol):
         """The plan with what caches of these contexts take."""
         ...
 
-    def run_batch(self, parts: Sequence[Part], observe: Observer | None = None) -> None:
+    def run_batch(self, parts: Sequence[BatchPart], observe: Observer | None = None) -> None:
         """Runs the tokens of several sequences, at most a batch in all. What each gives does not
         depend on the others. After an error none of them are seen. observe: with one part alone.
         """

@@ -20,9 +20,8 @@ from .generation.generation import Generation, Request, start_generation
 from .generation.grammar import Grammar
 from .generation.prompts import decode_ids, encode_chat, encode_text
 from .generation.template import Message
-from .loaded import Model
+from .loaded import LoadedModel
 from .memory.budget import MemoryPlan
-from .model_stats import gather_stats
 from .recording.clock import Clock
 from .recording.stats import Counters, Stats
 from .rope_table import BY_LENGTH
@@ -39,7 +38,7 @@ class Session:
     the bundle has none.
     """
 
-    def __init__(self, model: Model, context: int, seat: Seat):
+    def __init__(self, model: LoadedModel, context: int, seat: Seat):
         self.model = model
         self.manifest = model.manifest
         self.context = context
@@ -266,7 +265,7 @@ class Session:
         self.model.set_memory_budget(budget)
 
     def encode(self, text: str) -> list[int]:
-        return encode_text(self, text)
+        return encode_text(self.tokenizer, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones included; what is no whole character is U+FFFD.
@@ -274,7 +273,7 @@ class Session:
         Raises:
             InputError: the bundle has no tokenizer, or these are no ids of its vocabulary.
         """
-        return decode_ids(self, token_ids)
+        return decode_ids(self.tokenizer, self.manifest.spec, token_ids)
 
     def encode_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """Token ids of a conversation and of the start of an answer, by the chat template.
@@ -285,7 +284,7 @@ class Session:
         Raises:
             InputError: the bundle has no chat template, or it refuses the conversation.
         """
-        return encode_chat(self, messages, variables)
+        return encode_chat(self.tokenizer, self.chat_template, messages, variables)
 
     def generate(
         self,
@@ -328,7 +327,7 @@ class Session:
             presence_penalty=presence_penalty, logit_bias=logit_bias, seed=seed, stop=stop,
             logprobs=logprobs, grammar=grammar, cancel=cancel,
         )  # fmt: skip
-        return start_generation(self, prompt, request, self._clock)
+        return self._start(prompt, request)
 
     def agenerate(
         self, prompt: str | Sequence[int] | Sequence[Message], **arguments: Any
@@ -344,7 +343,12 @@ class Session:
         """
         self._need_open()
         request = Request(**arguments)
-        return AsyncGeneration(lambda: start_generation(self, prompt, request, self._clock))
+        return AsyncGeneration(lambda: self._start(prompt, request))
+
+    def _start(
+        self, prompt: str | Sequence[int] | Sequence[Message], request: Request
+    ) -> Generation:
+        return start_generation(self, prompt, request, self._clock, self.model.vocabulary)
 
     @property
     def counters(self) -> Counters:
@@ -354,7 +358,7 @@ class Session:
     @property
     def stats(self) -> Stats:
         """What its generations have counted, and what the model has."""
-        return gather_stats(self.model, self._clock, self.context)
+        return self.model.gather_stats(self._clock, self.context)
 
     def _need_open(self) -> None:
         if self._closed:

@@ -6,17 +6,20 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ..bundle.manifest import Manifest
 from .context import choose_context
-from .loaded import Model, Opening
+from .loaded import LoadedModel
+from .loading import LoadedRunner, LoadRequest
 from .memory.budget import BATCH
 from .memory.leftover import count_opened
+from .options import OpenOptions
 from .session import Session
 
 _lock = threading.RLock()
-_models: list[Model] = []
+_models: list[LoadedModel] = []
 
 
 @contextmanager
@@ -26,63 +29,52 @@ def opening_alone() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What has to be the same for two sessions to share a model, beside bundle and budget: the
-    arguments of `open_bundle`, as they are given."""
-
-    root: str
-    threads: int
-    verify_pages: bool
-    kernels: str
-    prefetch: str
-    active_experts: int | None
-    skip_cold: float
-    backend: str
-    gpu_memory: int | str | None
-    host_memory: int | str | None
-
-
-def share(
-    settings: Settings,
-    manifest: Manifest,
-    context: int | None,
-    memory_budget: int | str | None,
-) -> Session | None:
-    """Another session of a model that is open with these settings and this bundle; None where there
-    is none. context, memory_budget: as for `open_bundle`.
+def share(root: Path, manifest: Manifest, options: OpenOptions) -> Session | None:
+    """Another session of a model that is open with these options and this bundle; None where there
+    is none, or where files are to be made.
 
     Raises:
         BudgetError: its keys and values do not fit into the budget beside those of the others.
     """
-    wanted = choose_context(context, manifest.spec, settings.root)
+    key = _key(root, options)
+    if key is None:
+        return None
+    wanted = choose_context(options.context, manifest.spec, str(root))
     for model in list(_models):
         model.reclaim()
     for model in list(_models):
-        seen = wanted if context is not None else min(wanted, model.longest)
+        seen = wanted if options.context is not None else min(wanted, model.longest)
         # Where ONNX Runtime computes, the size of a batch decides how it rounds.
         same_batch = model.plan.batch == min(BATCH, seen)
-        alike = (model.settings, model.manifest) == (settings, manifest)
+        alike = (model.shared_as, model.manifest) == (key, manifest)
         if alike and same_batch and model.process == os.getpid():
-            seat = model.open_seat(seen, memory_budget)
+            seat = model.open_seat(seen, options.memory_budget)
             if seat is not None:
                 return Session(model, seen, seat)
     return None
 
 
-def open_session(opening: Opening, context: int) -> Session:
-    """The first session of a model; see opening_alone."""
-    model = Model(opening, _forget)
-    seat = model.open_seat(context)
+def open_session(
+    request: LoadRequest, loaded: LoadedRunner, tokenizer: Any, *, shared: bool
+) -> Session:
+    """The first session of a model; see opening_alone. shared: later ones may share it."""
+    key = _key(request.root, request.options) if shared else None
+    model = LoadedModel(request, loaded, tokenizer, key, _forget)
+    seat = model.open_seat(loaded.context)
     if seat is None:  # nobody else has it
         raise RuntimeError("a model that is closed before it is open")
     count_opened()
-    if opening.settings is not None:
+    if key is not None:
         _models.append(model)
-    return Session(model, context, seat)
+    return Session(model, loaded.context, seat)
 
 
-def _forget(model: Model) -> None:
+def _key(root: Path, options: OpenOptions) -> tuple[str, OpenOptions] | None:
+    """What has to be the same for two sessions to share a model; None: it is not shared."""
+    return None if options.makes_files else (os.path.realpath(root), options.of_model)
+
+
+def _forget(model: LoadedModel) -> None:
     if model in _models:
         _models.remove(model)
 

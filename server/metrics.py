@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..runtime.recording.stats import process_memory
+from ..runtime.memory.host_memory import process_memory
 from ..runtime.session import Session
 from .pool import Pool
 

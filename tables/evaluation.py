@@ -1,4 +1,4 @@
-"""What `eval` prints."""
+"""The rows of `eval`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..runtime.recording.stats import Stats
 
 
-def device_rows(figures: Stats | Benchmark) -> list[tuple[str, ...]]:
+def backend_rows(figures: Stats | Benchmark) -> list[tuple[str, ...]]:
     """What runs the layers and why, and the GPU's part."""
     reason = f": {figures.backend_reason}" if figures.backend_reason else ""
     rows: list[tuple[str, ...]] = [("backend", figures.backend + reason)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..analysis.inspection.inspect import BundleFacts, CheckpointFacts, ModelFacts
-from ..bundle.gpu_graphs import architecture
+from ..bundle.gpu_graphs import capability_name
 from ..sizes import format_size
-from .gpu import device_rows, gpu_hit_rows, gpu_speed_rows
+from .gpu import backend_rows, gpu_hit_rows, gpu_speed_rows
 
 if TYPE_CHECKING:
     from ..analysis.measuring.benchmark import Benchmark, Limit
@@ -92,7 +92,7 @@ def _engines(facts: BundleFacts) -> str:
     if not facts.engines:
         where = f" on {facts.engines_on}" if facts.engines_on else ""
         return f"none; 'pocketmoe build' makes them{where}" if facts.graphs else "none"
-    names = ", ".join(architecture(item.compute_capability) for item in facts.engines)
+    names = ", ".join(capability_name(item.compute_capability) for item in facts.engines)
     if facts.gpu is None or any(item.here for item in facts.engines):
         return f"for {names}"
     return f"for {names}, and this machine's GPU is {facts.gpu}: 'pocketmoe build' makes its own"
@@ -152,7 +152,7 @@ def benchmark_rows(result: Benchmark) -> list[Row]:
         ("cache", f"{result.cache_slots} of {result.num_pages} pages"),
         ("experts", result.expert_engine),
         ("backbone", result.backbone_engine),
-        *device_rows(result),
+        *backend_rows(result),
         *gpu_speed_rows(result),
         ("threads", str(result.threads)),
         ("peak memory", _memory(result)),
@@ -199,7 +199,7 @@ def stat_rows(stats: Stats, limit: Limit | None = None) -> list[Row]:
         ("context", f"{stats.context} tokens, chunks of {stats.chunk_tokens}"),
         ("experts", stats.expert_engine),
         ("backbone", stats.backbone_engine),
-        *device_rows(stats),
+        *backend_rows(stats),
         *gpu_hit_rows(stats),
         ("threads", str(stats.threads)),
         ("peak memory", _memory(stats)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..bundle.gpu_graphs import capability_name
 from ..sizes import format_size
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def target_table(targets: Sequence[Target]) -> list[Row]:
             target.name,
             "" if target.memory_bytes is None else format_size(target.memory_bytes),
             "" if target.memory_bandwidth is None else _decimal(target.memory_bandwidth),
-            target.sm or "",
+            _engines_for(target),
             target.toolchain,
         )
         for target in targets
@@ -37,8 +38,14 @@ def target_rows(target: Target) -> list[Row]:
             continue
         rows.append((name.replace("_", " "), _figure(name, value), source))
         if name == "compute_capability":
-            rows.append(("engines for", str(target.sm), ""))
+            rows.append(("engines for", _engines_for(target), ""))
     return rows + [("limit", limit, "") for limit in target.limits]
+
+
+def _engines_for(target: Target) -> str:
+    """Empty for a CPU."""
+    capability = target.compute_capability
+    return "" if capability is None else capability_name(capability)
 
 
 def _decimal(bandwidth: float) -> str:

@@ -1,4 +1,4 @@
-"""What follows from a GPU's compute capability and toolchain, so that a device is one entry."""
+"""Facts that follow from a GPU's compute capability and toolchain: so a device is one entry."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .pcie import pcie, pcie_bandwidth, pcie_source
-from .target import Precision, Target
+from .target import NumberFormat, Target
 
 # Of each compute capability, what its tensor cores multiply.
 _AMPERE = ("tf32", "bf16", "fp16", "int8", "int4")
@@ -102,10 +102,10 @@ def gpu(
     )
 
 
-def _precisions(capability: str) -> tuple[Precision, ...]:
+def _precisions(capability: str) -> tuple[NumberFormat, ...]:
     """TensorRT refuses int4 below 8.0 and fp8 below 8.9, also where the hardware has int4; below
     8.0 TensorRT for RTX has no product of fp32 matrices either."""
-    precisions: list[Precision] = ["int4"] if version(capability) >= (8, 0) else []
+    precisions: list[NumberFormat] = ["int4"] if version(capability) >= (8, 0) else []
     precisions.append("int8")
     if version(capability) >= (8, 9):
         precisions.append("fp8")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TargetError
-from .devices import CPU, TARGETS, Target
+from .cpus import CPU
+from .target import Target
 
 FORMAT, VERSION = "pocketmoe targets", 1
 LOCAL = "local"
@@ -26,16 +27,12 @@ FIGURES = (
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
-def check_name(name: str) -> str:
-    """The name, if a measured target can have it.
+def check_word(name: str, taken: Collection[str]) -> str:
+    """The name, if it is a plain word and none of `taken`, the names of the table of devices.
 
     Raises:
-        TargetError: it is of the table of devices, or not a plain word.
+        TargetError: it is not.
     """
-    return _check_name(name, {target.name for target in TARGETS})
-
-
-def _check_name(name: str, taken: Collection[str]) -> str:
     if name in taken:
         raise TargetError(f"target {name} is built in; choose another name for what is measured")
     if not _NAME.fullmatch(name):
@@ -45,16 +42,10 @@ def _check_name(name: str, taken: Collection[str]) -> str:
     return name
 
 
-def measured_target(
+def with_figures(
     name: str, description: str, figures: Mapping[str, float | None], sources: Mapping[str, str]
 ) -> Target:
-    """A CPU with figures of its own; raises TargetError for a name that it cannot have."""
-    return _measured(check_name(name), description, figures, sources)
-
-
-def _measured(
-    name: str, description: str, figures: Mapping[str, float | None], sources: Mapping[str, str]
-) -> Target:
+    """A CPU with figures of its own; what they lack is unknown."""
     memory = figures.get("memory_bytes")
     rest: dict[str, Any] = {key: figures.get(key) for key in FIGURES if key != "memory_bytes"}
     return replace(
@@ -113,10 +104,10 @@ def _parse(path: Path, item: Any) -> Target:
             raise _damaged(path, f"{key} of {name} is not a number above 0")
     try:
         # Names that the table has taken since are no damage: the table's target hides the other.
-        _check_name(name, {CPU.name})
+        check_word(name, {CPU.name})
     except TargetError as error:
         raise _damaged(path, str(error)) from error
-    return _measured(name, description, item, sources)
+    return with_figures(name, description, item, sources)
 
 
 def _damaged(path: Path, reason: str) -> TargetError:

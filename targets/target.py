@@ -1,4 +1,4 @@
-"""What a device is."""
+"""The description of a device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Precision = Literal["int4", "int8", "fp8", "fp16", "fp32"]
+NumberFormat = Literal["int4", "int8", "fp8", "fp16", "fp32"]
 Toolchain = Literal["onnxruntime", "tensorrt-rtx", "tensorrt"]
 
 
@@ -29,7 +29,7 @@ class Target:
     description: str
     kind: Literal["cpu", "gpu"]
     toolchain: Toolchain
-    precisions: tuple[Precision, ...]
+    precisions: tuple[NumberFormat, ...]
     unified_memory: bool  # host and device share one memory
     compute_capability: str | None = None  # such as "8.7"
     hardware_formats: tuple[str, ...] = ()
@@ -46,9 +46,3 @@ class Target:
     backbone_rate: float | None = None
     limits: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-    @property
-    def sm(self) -> str | None:
-        """The compute capability as TensorRT names it, such as "sm87"; None for a CPU."""
-        capability = self.compute_capability
-        return None if capability is None else f"sm{capability.replace('.', '')}"

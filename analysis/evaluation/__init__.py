@@ -1,1 +1,1 @@
-"""How near a bundle is to its checkpoint: perplexity, divergence, errors by layer."""
+"""Quality of a bundle beside its checkpoint: perplexity, divergence, errors by layer."""

@@ -1,4 +1,4 @@
-"""How far a bundle's layers are from a reference's: which experts they choose, and for what."""
+"""Distance of a bundle's layers from a reference's: the experts that they choose, and for what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure a figure over a text is: a bootstrap over windows.
+"""Confidence intervals of figures over a text: a bootstrap over windows.
 
 Tokens of one window resemble each other, so that whole windows are drawn again, with replacement:
 as many as there are, RESAMPLES times. The interval is where the middle 95 % of the figures lie.

@@ -1,23 +1,24 @@
-"""What `eval` measures. Imports no torch, unless there is a checkpoint to compare with."""
+"""The measurements of `eval`. Imports no torch, unless there is a checkpoint to compare with."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ...bundle.manifest import read_manifest
 from ...errors import InputError
 from ...progress import Progress, Silent
 from ...runtime.memory.budget import AUTO, read_budget
-from ...runtime.opening import open_bundle
+from ...runtime.opening import open_with
+from ...runtime.options import OpenOptions
 from ...runtime.session import Session
 from ...text_input import read_text
 from .scores import Evaluation, evaluate
 from .windows import Windows, cut_windows
 
 _SILENT = Silent()
+_OPENING = OpenOptions()
 _WINDOW = 512  # tokens that share one context
 
 
@@ -30,15 +31,12 @@ def run_evaluation(
     tokens: int | None = None,
     seed: int = 0,
     work: Path | None = None,
-    memory_budget: int | str | None = None,
-    active_experts: int | None = None,
-    skip_cold: float = 0.0,
-    device: Mapping[str, Any] | None = None,
+    opening: OpenOptions = _OPENING,
 ) -> Evaluation:
     """Scores the text in the file `data`, or about `tokens` of it. against: a checkpoint, which
     runs in float32, layer by layer; work: where its hidden states go if they are too many for
     memory. What it takes is not in the memory budget, unless that is "auto".
-    device: the arguments of open_bundle about GPUs.
+    opening: how the bundle is opened, but for its context, which is a window's.
 
     With skip_cold the text runs token by token, as in decoding: a whole chunk reads nearly every
     expert for one of its tokens, and would show no loss.
@@ -52,21 +50,18 @@ def run_evaluation(
     text = read_text(data)
     # Opened first, so that what is wrong with it is said before the checkpoint runs for long. Until
     # the bundle runs, it has no pages in memory.
-    with open_bundle(
-        bundle, memory_budget=memory_budget, context=_context(bundle),
-        active_experts=active_experts, skip_cold=skip_cold, **(device or {}),
-    ) as session:  # fmt: skip
+    with open_with(bundle, replace(opening, context=_context(bundle))) as session:
         token_ids = session.encode(text)
         if len(token_ids) < 2:
             raise InputError(f"{data} holds {len(token_ids)} token; give a longer text")
         windows = cut_windows(token_ids, min(session.context, _WINDOW), tokens, seed)
         _check_ids(bundle, session, windows)
-        step = 1 if skip_cold else None
+        step = 1 if opening.skip_cold else None
         if against is None:
             return evaluate(session, windows, progress=progress, step=step, seed=seed)
         return _compare(
             session, bundle, against, windows, progress, work, step=step, seed=seed,
-            auto=memory_budget == AUTO,
+            auto=opening.memory_budget == AUTO,
         )  # fmt: skip
 
 

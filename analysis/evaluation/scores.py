@@ -1,4 +1,4 @@
-"""How well a bundle predicts text, and how close it stays to a reference. No torch."""
+"""Perplexity of a bundle on a text, and its divergence from a reference. No torch."""
 
 from __future__ import annotations
 

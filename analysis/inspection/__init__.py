@@ -1,1 +1,1 @@
-"""What a checkpoint or a bundle is made of."""
+"""The parts of a checkpoint or a bundle."""

@@ -1,15 +1,14 @@
-"""What `inspect` tells about a bundle's engines."""
+"""The facts of `inspect` about a bundle's engines."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...bundle.gpu_graphs import EngineSet, TensorInfo, architecture, page_inputs
+from ...bundle.gpu_graphs import EngineSet, TensorInfo, page_inputs
 from ...bundle.manifest import Manifest
 from ...engines.hardware import Gpu, find_gpu
 from ...engines.libraries import STOCK
 from ...errors import EngineError, TargetError
-from ...sizes import format_size
 from ...targets import find_target
 
 
@@ -29,9 +28,9 @@ class EngineFacts:
 
 @dataclass(frozen=True)
 class EngineSetFacts:
-    """One toolchain version's engines for one architecture. device: the GPU on which they were
-    built; None where they were built without one. here: whether this machine's GPU is such a one;
-    None where it has none, or that cannot be asked."""
+    """One toolchain version's engines for one compute capability. device: the GPU on which they
+    were built; None where they were built without one. here: whether this machine's GPU is such a
+    one; None where it has none, or that cannot be asked."""
 
     toolchain: str
     version: str
@@ -104,54 +103,3 @@ def _matches(item: EngineSet, gpu: Gpu | None) -> bool | None:
         return None
     same = item.compute_capability == gpu.compute_capability
     return same and item.device in (None, gpu.name)
-
-
-def engine_set_rows(sets: tuple[EngineSetFacts, ...]) -> list[tuple[str, ...]]:
-    """A row for each folder of files, which sets may share."""
-    rows: list[tuple[str, ...]] = []
-    for item in {item.engines: item for item in sets}.values():
-        here = [other.here for other in sets if other.engines == item.engines]
-        rows.append((
-            names_of(item, sets), f"{item.toolchain} {item.version}", item.device or "no GPU",
-            _HERE[None if None in here else any(here)], str(len(item.engines)),
-            format_size(item.bytes),
-        ))  # fmt: skip
-    return rows
-
-
-SET_COLUMNS = ["for", "made by", "built on", "this machine", "engines", "size"]
-_HERE = {True: "runs them", False: "is another", None: "has no GPU"}
-
-
-def engine_rows(item: EngineSetFacts) -> list[tuple[str, ...]]:
-    """A row for each engine of a set."""
-    return [
-        (engine.file.rpartition("/")[2], format_size(engine.bytes), _tensors(engine.inputs),
-         _tensors(engine.outputs), _weights(engine))
-        for engine in item.engines
-    ]  # fmt: skip
-
-
-def names_of(item: EngineSetFacts, sets: tuple[EngineSetFacts, ...]) -> str:
-    """The architectures that share a set's files."""
-    return ", ".join(
-        architecture(other.compute_capability) for other in sets if other.engines == item.engines
-    )
-
-
-ENGINE_COLUMNS = ["engine", "size", "inputs", "outputs", "weights"]
-
-
-def _weights(engine: EngineFacts) -> str:
-    if engine.pages is not None:
-        return engine.pages
-    return f"{', '.join(engine.constants)} inside" if engine.constants else "none"
-
-
-def _tensors(tensors: tuple[TensorInfo, ...]) -> str:
-    """How many, and of which types."""
-    counts: dict[str, int] = {}
-    for tensor in tensors:
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + 1
-    kinds = ", ".join(f"{count} {dtype}" for dtype, count in counts.items())
-    return f"{len(tensors)}: {kinds}"

@@ -1,4 +1,4 @@
-"""What `inspect` tells about a checkpoint or a bundle."""
+"""The facts of `inspect` about a checkpoint or a bundle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ...model.checkpoint.encodings import find_encoding
 from ...model.families import find_family
 from ...model.parameters import count_parameters, end_shapes, layer_shapes
 from ...model.spec import ModelSpec
-from ...runtime.cpu.kv_cache import SLACK, capacity
+from ...runtime.cache_shape import SLACK, capacity
 from .engine_facts import EngineSetFacts, built_on, engine_set_facts, gpu_here
 
 BLOCK_SIZE = 64  # where no bundle says another: what `compile` takes
@@ -101,7 +101,7 @@ class CheckpointFacts:
 @dataclass(frozen=True)
 class BundleFacts:
     """total_bytes: all files but the manifest; page_bytes: the largest page. graphs: how many
-    device graphs, which engines are built of; graph_context: positions that those are for. gpu:
+    GPU graphs, which engines are built of; graph_context: positions that those are for. gpu:
     this machine's, where the bundle has engines. incomplete_engines: about sets that lack a file,
     in words; engines_on: the device that builds engines itself, where it does.
     expert_bits: of each expert weight on average, scales included; bits: what it was asked to be.

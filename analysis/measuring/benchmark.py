@@ -1,18 +1,18 @@
-"""What `bench` measures. Imports no torch."""
+"""The measurements of `bench`. Imports no torch."""
 
 from __future__ import annotations
 
 import sysconfig
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import InputError
 from ...progress import Progress, Silent
+from ...runtime.options import OpenOptions
 from ...runtime.recording.stats import Counters
 from ..planning.limits import MachineSpeed, SpeedEstimate, assumed_speed, estimate_speed
 from ..planning.plan import machine_speed, share_not_read
@@ -104,35 +104,22 @@ def run_benchmark(
     *,
     prompt_tokens: int,
     new_tokens: int,
-    threads: int | None = None,
-    memory_budget: int | str | None = None,
-    context: int | None = None,
-    kernels: str = "auto",
-    prefetch: str = "auto",
-    active_experts: int | None = None,
-    skip_cold: float = 0.0,
-    record_routes: Path | None = None,
-    trace: Path | None = None,
+    opening: OpenOptions,
     target: Target | None = None,
     progress: Progress = _SILENT,
-    device: Mapping[str, Any] | None = None,
 ) -> Benchmark:
     """Opens the bundle, reads a prompt and decodes greedily; an end-of-text token does not stop it.
 
-    record_routes, trace: files to make, see open_bundle. target: whose figures the prediction is
-    made of, if it was measured. device: the arguments of open_bundle about GPUs.
+    opening: how the bundle is opened. target: whose figures the prediction is made of, if it was
+    measured.
 
     Raises:
         InputError: the tokens do not fit the context, or a file cannot be made.
     """
-    from ...runtime.opening import open_bundle
+    from ...runtime.opening import open_with
 
-    opening = time.perf_counter()
-    with open_bundle(
-        bundle, memory_budget=memory_budget, threads=threads, context=context, kernels=kernels,
-        prefetch=prefetch, active_experts=active_experts, skip_cold=skip_cold,
-        record_routes=record_routes, trace=trace, **(device or {}),
-    ) as session:  # fmt: skip
+    began = time.perf_counter()
+    with open_with(bundle, opening) as session:
         opened = time.perf_counter()
         if prompt_tokens + new_tokens > session.context:
             raise InputError(
@@ -156,15 +143,15 @@ def run_benchmark(
         manifest = session.manifest
     steps = new_tokens - 1
     missed = decoding.bytes_read / max(1, steps)
-    limit = measure_limit(manifest, stats, max(1, steps), decoding, active_experts)
+    limit = measure_limit(manifest, stats, max(1, steps), decoding, opening.active_experts)
     tokens_per_second = steps / (end - decode)
     speed, speed_from = _speed(target, limit, needs_storage=missed > 0)
     if target is not None and target.kind == "gpu" and stats.backend == "cpu":
         speed_from += ", a GPU, and the CPU ran this"
-    footprint = manifest.footprint.with_active(active_experts)
+    footprint = manifest.footprint.with_active(opening.active_experts)
     predicted = estimate_speed(
         footprint, speed, hit_rate=share_not_read(footprint, missed),
-        position=prompt_tokens + new_tokens // 2, reads_early=stats.early_pages > 0,
+        position=prompt_tokens + new_tokens // 2, prefetches=stats.early_pages > 0,
     )  # fmt: skip
     return Benchmark(
         bundle=str(bundle),
@@ -174,7 +161,7 @@ def run_benchmark(
         threads=stats.threads,
         expert_engine=stats.expert_engine,
         backbone_engine=stats.backbone_engine,
-        open_seconds=opened - opening,
+        open_seconds=opened - began,
         time_to_first_token=first - start,
         prompt_tokens_per_second=prompt_tokens / (first - start),
         decode_tokens_per_second=tokens_per_second,

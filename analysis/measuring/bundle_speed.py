@@ -1,4 +1,4 @@
-"""What a bundle's run says of the machine: how fast a backbone is, what a layer takes besides."""
+"""A machine's figures from a bundle's run: the speed of a backbone, a layer's other time."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a budget gives before anything runs: pages that fit, hits, speed."""
+"""Plans of a budget before anything runs: pages that fit, hits, speed."""

@@ -1,4 +1,4 @@
-"""What a GPU's memory holds of a model, and how fast it may be. No GPU has confirmed any of it."""
+"""The part of a model that a GPU's memory holds, and its speed. No GPU has confirmed any of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ...bundle.footprint import Footprint
 from ...errors import BudgetError, InputError
-from ...runtime.memory.budget import MIB, MemoryPlan, fit_budget, plan_memory
+from ...runtime.cpu.budget import plan_memory
+from ...runtime.memory.budget import MIB, MemoryPlan, fit_budget
 from ...sizes import format_size
 from .limits import (
     BACKBONE_SHARE,

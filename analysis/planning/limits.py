@@ -9,7 +9,7 @@ pages of c seconds to compute and r to read, m of them missed, takes
 
     max( k · c,  r + m · c,  m · r + c )        (k · c where nothing is missed)
 
-What is read early, behind the reads of the layer before and while the backbone runs, is taken off
+What is prefetched, behind the reads of the layer before and while the backbone runs, is taken off
 the reads: at most the backbone's time, and that of the pages that were guessed right.
 One cannot see from the hit rate how the misses fall among layers: each page of a token is taken
 to miss by itself, and the time is the expectation over that.
@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb
 
-from ...bundle.footprint import Footprint, PagedLayer
-from ...runtime.cpu.kv_cache import capacity
+from ...bundle.footprint import Footprint, LayerFootprint
+from ...runtime.cache_shape import capacity
 from ...runtime.paging.predict import EARLY_PAGES
 
 # What stands in for figures that were not measured: shares of the memory bandwidth, and seconds.
@@ -31,7 +31,7 @@ EXPERT_SHARE = 0.65
 BACKBONE_SHARE = 0.9
 LAYER_SECONDS = 4e-4
 PROMPT_SHARE = 3.5
-# Of guesses what to read early; as `bench/speed/prefetch.py` found for the demo model.
+# Of guesses what to prefetch; as `bench/speed/prefetch.py` found for the demo model.
 RIGHT_GUESSES = 0.86
 
 
@@ -108,11 +108,11 @@ def estimate_speed(
     *,
     hit_rate: float,
     position: int = 0,
-    reads_early: bool = False,
+    prefetches: bool = False,
 ) -> SpeedEstimate:
     """What a token takes at a hit rate, after `position` others.
 
-    hit_rate: of pages that need not be read for the token, early or not.
+    hit_rate: of pages that need not be read for the token, prefetched or not.
 
     Raises:
         ValueError: pages are missed, and the storage bandwidth is not known.
@@ -133,7 +133,7 @@ def estimate_speed(
             1 - hit_rate,
             compute=layer.page_bytes / speed.expert_bandwidth,
             read=read,
-            early=min(segment, RIGHT_GUESSES * EARLY_PAGES * read) if reads_early else 0.0,
+            prefetched=min(segment, RIGHT_GUESSES * EARLY_PAGES * read) if prefetches else 0.0,
         )
     return SpeedEstimate(
         hit_rate=hit_rate,
@@ -157,23 +157,23 @@ def cached_bytes(footprint: Footprint, position: int) -> int:
 
 
 def layer_seconds(
-    top_k: int, missed: int, *, compute: float, read: float, early: float = 0.0
+    top_k: int, missed: int, *, compute: float, read: float, prefetched: float = 0.0
 ) -> float:
-    """Of a layer's pages; compute, read: of each, the `missed` ones read one after another; early:
-    seconds of reading that were over when the layer began."""
+    """Of a layer's pages; compute, read: of each, the `missed` ones read one after another;
+    prefetched: seconds of reading that were over when the layer began."""
     if not missed:
         return top_k * compute
     # Computing goes on without a gap from the start, from the first page read, or from the last.
-    first, last = max(0.0, read - early), max(0.0, missed * read - early)
+    first, last = max(0.0, read - prefetched), max(0.0, missed * read - prefetched)
     return max(top_k * compute, first + missed * compute, last + compute)
 
 
 def expected_layer_seconds(
-    top_k: int, miss_rate: float, *, compute: float, read: float, early: float = 0.0
+    top_k: int, miss_rate: float, *, compute: float, read: float, prefetched: float = 0.0
 ) -> float:
     """The expectation of `layer_seconds`, each page missed by itself."""
     return sum(
-        chance * layer_seconds(top_k, missed, compute=compute, read=read, early=early)
+        chance * layer_seconds(top_k, missed, compute=compute, read=read, prefetched=prefetched)
         for missed, chance in enumerate(_binomial(top_k, miss_rate))
     )
 
@@ -210,7 +210,7 @@ def estimate_prompt(
     return seconds
 
 
-def touched_pages(layer: PagedLayer, tokens: int) -> float:
+def touched_pages(layer: LayerFootprint, tokens: int) -> float:
     """Expected number of different pages that so many tokens need."""
     share = layer.top_k / layer.num_experts
     return layer.num_experts * (1 - (1 - share) ** tokens)

@@ -1,4 +1,4 @@
-"""What `plan` foretells of a model on a target, and what `run` and `bench` predict. No torch."""
+"""The plan of a model on a target, and the predictions of `run` and `bench`. No torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ...bundle.footprint import Footprint
-from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.gpu_graphs import GpuGraphs
 from ...bundle.manifest import TOKENIZER, Precision, is_bundle, read_manifest
 from ...compiler.footprint import expected_footprint
 from ...compiler.precision import DEFAULT, check_blocks, lacking_precision
 from ...errors import BudgetError, ConfigError, ContextError, InputError, TargetError
 from ...runtime.context import choose_context
+from ...runtime.cpu.budget import plan_memory
 from ...runtime.cpu.experts import choose_kernels
 from ...runtime.cpu.native_backbone import NativeBackbone
 from ...runtime.generation.text import load_tokenizer
-from ...runtime.memory.budget import CHUNK, MIB, MemoryPlan, plan_memory
-from ...runtime.recording.stats import process_memory
+from ...runtime.memory.budget import CHUNK, MIB, MemoryPlan
+from ...runtime.memory.host_memory import process_memory
 from ..inspection.inspect import read_spec
 from .gpu import (
     Plans,
@@ -168,9 +169,7 @@ def plan_model(
     )
 
 
-def _context(
-    wanted: int | None, footprint: Footprint, graphs: DeviceGraphs | None, name: str
-) -> int:
+def _context(wanted: int | None, footprint: Footprint, graphs: GpuGraphs | None, name: str) -> int:
     """As choose_context, within what the graphs for GPUs are made for, which count on one alone.
 
     Raises:
@@ -187,7 +186,7 @@ def _context(
     return min(context, graphs.context)
 
 
-def _recompiling(kind: str, graphs: DeviceGraphs | None, target: Target) -> tuple[str, ...]:
+def _recompiling(kind: str, graphs: GpuGraphs | None, target: Target) -> tuple[str, ...]:
     if kind != "bundle" or graphs is not None:
         return ()
     return (
@@ -276,9 +275,10 @@ def _row(
     if speed is None or (hit_rate < 1 and speed.storage_bandwidth is None):
         return row
     short = min(CHUNK, context - 1)
-    early = memory.predicts
     decode, full = (
-        estimate_speed(footprint, speed, hit_rate=hit_rate, position=position, reads_early=early)
+        estimate_speed(
+            footprint, speed, hit_rate=hit_rate, position=position, prefetches=memory.predicts
+        )
         for position in (short, context - 1)
     )
     prompt = None
@@ -324,7 +324,7 @@ def predict_run(stats: Stats, footprint: Footprint, target: Target) -> SpeedEsti
         return None
     position = stats.prompt_tokens + stats.new_tokens // 2
     return estimate_speed(
-        footprint, speed, hit_rate=hit_rate, position=position, reads_early=stats.early_pages > 0
+        footprint, speed, hit_rate=hit_rate, position=position, prefetches=stats.early_pages > 0
     )
 
 

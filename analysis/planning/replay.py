@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 
 from ...bundle.pages import ExpertKey
 from ...errors import InputError
-from ...runtime.paging.next_use import Belady, NextUse
-from ...runtime.paging.policy import CachePolicy, Lfu, Lru, PerLayer
+from ...runtime.paging.next_use import NextUse
+from ...runtime.paging.policy import CachePolicy
 from ...runtime.recording.routes import Routes, Visit, layer_routes
+from .policies import Belady, Lfu, Lru, PerLayer
 
 
 @dataclass(frozen=True)
-class Tally:
+class HitCount:
     """Page requests while decoding."""
 
     hits: int = 0
@@ -39,21 +40,21 @@ class Tally:
         """1 where nothing was asked for."""
         return self.hits / self.requests if self.requests else 1.0
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.hits + other.hits, self.requests + other.requests)
+    def __add__(self, other: HitCount) -> HitCount:
+        return HitCount(self.hits + other.hits, self.requests + other.requests)
 
 
 @dataclass(frozen=True)
 class Replay:
     """bytes_read: while decoding. peak_bytes: the most that was cached after a decoding visit."""
 
-    by_layer: dict[int, Tally]
+    by_layer: dict[int, HitCount]
     bytes_read: int
     peak_bytes: int
 
     @property
-    def total(self) -> Tally:
-        return sum(self.by_layer.values(), Tally())
+    def total(self) -> HitCount:
+        return sum(self.by_layer.values(), HitCount())
 
     @property
     def hit_rate(self) -> float:
@@ -61,7 +62,7 @@ class Replay:
 
 
 @dataclass
-class _Cache:
+class _ReplayCache:
     """The pages that a policy keeps, in bytes."""
 
     policy: CachePolicy
@@ -105,7 +106,7 @@ def replay(
     It holds no more than that, except for a single page that is larger. whole_layers: nor for
     the pages of the running layer together, which then stay until another layer needs room.
     """
-    cache = _Cache(policy, capacity_bytes, routes.page_bytes)
+    cache = _ReplayCache(policy, capacity_bytes, routes.page_bytes)
     hits = dict.fromkeys(routes.layers, 0)
     requests = dict.fromkeys(routes.layers, 0)
     bytes_read = peak = 0
@@ -117,7 +118,7 @@ def replay(
         requests[visit.layer] += len(visit.experts)
         bytes_read += (len(visit.experts) - found) * routes.page_bytes[visit.layer]
         peak = max(peak, cache.used)
-    tallies = {layer: Tally(hits[layer], requests[layer]) for layer in routes.layers}
+    tallies = {layer: HitCount(hits[layer], requests[layer]) for layer in routes.layers}
     return Replay(tallies, bytes_read, peak)
 
 

@@ -25,14 +25,14 @@ import click
 
 from pocketmoe.bench.lib.random_source import RandomSource
 from pocketmoe.bench.lib.shapes import SHAPES, with_layers
-from pocketmoe.bundle.gpu_graphs import DeviceGraphs, EngineSet, architecture, page_inputs
+from pocketmoe.bundle.gpu_graphs import EngineSet, GpuGraphs, capability_name, page_inputs
 from pocketmoe.bundle.manifest import Precision
 from pocketmoe.commands.console import print_table
 from pocketmoe.compiler.compile import write_graphs
 from pocketmoe.compiler.footprint import page_formats
 from pocketmoe.engines.architectures import (
     RTX_CAPABILITIES,
-    parse_architecture,
+    parse_capability,
     portable_capabilities,
 )
 from pocketmoe.engines.build import build_engines
@@ -45,7 +45,7 @@ from pocketmoe.progress import Silent
 from pocketmoe.sizes import format_size
 
 if TYPE_CHECKING:
-    from pocketmoe.compiler.compile import Source
+    from pocketmoe.compiler.compile import ParameterSource
 
 DEMO = "demo"
 LAYERS = {"mixtral-8x7b": 1, "qwen3-30b-a3b": 1, "olmoe-1b-7b": 1, "deepseek-v3": 1,
@@ -66,7 +66,7 @@ class Built:
     problem: str | None
 
 
-def load(shape: str) -> tuple[ModelSpec, Source]:
+def load(shape: str) -> tuple[ModelSpec, ParameterSource]:
     if shape == DEMO:
         checkpoint = Checkpoint(Path(__file__).parents[2] / "model/demo")
         return checkpoint.spec, checkpoint
@@ -101,10 +101,10 @@ def build_shape(shape: str, capabilities: Sequence[str], context: int) -> list[B
 
 
 def build_set(
-    shape: str, root: Path, graphs: DeviceGraphs, spec: ModelSpec, precision: Precision,
+    shape: str, root: Path, graphs: GpuGraphs, spec: ModelSpec, precision: Precision,
     capabilities: tuple[str, ...],
 ) -> Built:  # fmt: skip
-    first = (shape, ", ".join(map(architecture, capabilities)), precision.experts)
+    first = (shape, ", ".join(map(capability_name, capabilities)), precision.experts)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder)
@@ -124,7 +124,7 @@ def build_set(
 
 
 def wrong_inputs(
-    graphs: DeviceGraphs, item: EngineSet, spec: ModelSpec, precision: Precision
+    graphs: GpuGraphs, item: EngineSet, spec: ModelSpec, precision: Precision
 ) -> str | None:
     """The first engine that does not take the pages of its layer, in words."""
     engines = {engine.graph: engine for engine in item.engines}
@@ -148,7 +148,7 @@ def wrong_inputs(
 @click.option("--arch", "architectures", multiple=True, help="Such as sm89.  [default: all]")
 @click.option("--context", default=4096, help="Positions that attention is made for.")
 def main(shapes: tuple[str, ...], architectures: tuple[str, ...], context: int) -> None:
-    capabilities = [parse_architecture(name) for name in architectures] or RTX_CAPABILITIES
+    capabilities = [parse_capability(name) for name in architectures] or RTX_CAPABILITIES
     built = [
         item
         for shape in shapes or (DEMO, *LAYERS)

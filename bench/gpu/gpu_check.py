@@ -44,12 +44,12 @@ from pocketmoe.model.checkpoint.checkpoint import Checkpoint
 from pocketmoe.runtime.gpu.backends import Backend, find_backend, onnx_backend
 from pocketmoe.runtime.gpu.cuda_device import CudaDevice
 from pocketmoe.runtime.gpu.device import Device
-from pocketmoe.runtime.gpu.direct import open_device_session
 from pocketmoe.runtime.gpu.loading import TierSizes, graphs_of
 from pocketmoe.runtime.gpu.speed import DeviceSpeed, measure_device
 from pocketmoe.runtime.session import Session
 from pocketmoe.sizes import format_size
 from pocketmoe.targets import find_target
+from pocketmoe.tests.support.device_session import open_on_device
 from pocketmoe.tests.support.host_device import HostDevice
 
 DEMO = Path(__file__).parents[2] / "model/demo"
@@ -124,7 +124,7 @@ class Check:
         if self.on_host:  # each session has its own
             manifest = read_manifest(bundle)
             backend = onnx_backend(bundle, graphs_of(manifest, str(bundle)), manifest, device)
-        return open_device_session(bundle, device, backend=backend, **options)
+        return open_on_device(bundle, device, backend=backend, **options)
 
 
 def check_numbers(check: Check, tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""What a command takes: time, memory, bytes read."""
+"""Time, memory and bytes read of a command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INTERVAL = 0.01  # seconds between two looks
 
 
 @dataclass(frozen=True)
-class Usage:
+class ProcessUsage:
     """Bytes and seconds of one process, without its children; Linux only.
 
     resident: the largest resident set, mapped files included. anonymous: the most of it that was no
@@ -31,7 +31,7 @@ class Usage:
     error: str
 
 
-def measure(command: Sequence[str]) -> Usage:
+def measure(command: Sequence[str]) -> ProcessUsage:
     """Runs a command to its end, its output thrown away."""
     resident = anonymous = 0
     began = time.monotonic()
@@ -54,7 +54,7 @@ def measure(command: Sequence[str]) -> Usage:
                 process.wait()
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
-    return Usage(
+    return ProcessUsage(
         seconds=round(seconds, 2),
         resident=resident,
         anonymous=anonymous,

@@ -1,4 +1,4 @@
-"""Which tensors a published checkpoint holds, and random numbers to fill them with."""
+"""The tensors of a published checkpoint, and random numbers to fill them with."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _predictor(prefix: str, vocab_size: int, hidden_size: int) -> Iterator[Plann
     yield PlannedTensor(f"{prefix}.eh_proj.weight", "BF16", (hidden_size, 2 * hidden_size))
 
 
-class Weights:
+class RandomWeights:
     """An endless supply of numbers of each kind: one block, read from another place each time.
 
     Weights are normal with the standard deviation that their tensor names, in FP8 with STD, and

@@ -1,4 +1,4 @@
-"""What the first grammar takes of memory, beside what a plan reckons:
+"""Memory of the first grammar, beside what a plan reckons:
 python bench/memory/grammar_memory.py [--tokens 150000] [--json]
 With --largest: what those grammars take that are just not refused.
 
@@ -21,8 +21,7 @@ from pocketmoe.errors import InputError
 from pocketmoe.runtime.generation.grammar import Grammar, Matcher
 from pocketmoe.runtime.generation.grammar_memory import GRAMMAR, bytes_kept, bytes_while_made
 from pocketmoe.runtime.generation.vocabulary import Vocabulary
-from pocketmoe.runtime.memory.host_memory import give_back_freed
-from pocketmoe.runtime.recording.stats import process_memory
+from pocketmoe.runtime.memory.host_memory import give_back_freed, process_memory
 
 LONGEST = 12  # letters of a token
 KINDS: dict[str, Callable[[int], dict[str, Any]]] = {

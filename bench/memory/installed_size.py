@@ -1,4 +1,4 @@
-"""How large the runtime is once it is installed: the packages of an app, without a bundle.
+"""Size of the installed runtime: the packages of an app, without a bundle.
 
     python bench/memory/installed_size.py
     python bench/memory/installed_size.py --for linux-aarch64-py310 --extra cpu
@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from pocketmoe.commands.console import ProgressDisplay, print_table
-from pocketmoe.export.app import Request, export_app
+from pocketmoe.export.app import ExportRequest, export_app
 from pocketmoe.export.installer.main import main as install
 
 MB = 1_000_000
@@ -34,7 +34,7 @@ def main(platforms: tuple[str, ...], extras: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for platform in platforms or (None,):
             path = Path(folder) / f"{platform}.tar"
-            request = Request(None, runtime_only=True, platform=platform, extras=extras)
+            request = ExportRequest(None, runtime_only=True, platform=platform, extras=extras)
             with ProgressDisplay() as progress:
                 done = export_app(request, path, progress)
             on_disk, largest = "", ""

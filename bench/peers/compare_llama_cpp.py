@@ -24,9 +24,16 @@ import numpy as np
 
 from pocketmoe.analysis.planning.plan import plan_model
 from pocketmoe.bench.peers.compared_files import check_llama_python, make_bundle, make_gguf
-from pocketmoe.bench.peers.comparison import MIB, Agreement, Comparison, Row, as_json, tables
+from pocketmoe.bench.peers.comparison import (
+    MIB,
+    Agreement,
+    ComparedRun,
+    Comparison,
+    as_json,
+    tables,
+)
 from pocketmoe.bench.peers.limit_model import measure_bandwidths
-from pocketmoe.bench.peers.side_runs import Request, SideRun, run_side
+from pocketmoe.bench.peers.side_runs import SideRequest, SideRun, run_side
 from pocketmoe.bundle.manifest import MANIFEST, Manifest, hash_file, read_manifest
 from pocketmoe.bundle.weight_index import weights_file
 from pocketmoe.commands.console import print_table
@@ -42,7 +49,7 @@ MOST_DRIFT = 0.1  # of bandwidths within one run, before it is said
 
 
 @dataclass(frozen=True)
-class Settings:
+class ComparisonSettings:
     """Numbers of decoded tokens: in memory, under limits, and by llama.cpp where it is slow."""
 
     bundle: Path
@@ -60,15 +67,17 @@ class Settings:
     quick: bool
     target: Target | None
 
-    def request(self, **values: object) -> Request:
-        plain = Request("", self.threads, self.context, self.seed, most_seconds=self.most_seconds)
+    def request(self, **values: object) -> SideRequest:
+        plain = SideRequest(
+            "", self.threads, self.context, self.seed, most_seconds=self.most_seconds
+        )
         return replace(plain, **values)  # type: ignore[arg-type]
 
-    def ours(self, request: Request, limit: int | None) -> SideRun:
+    def ours(self, request: SideRequest, limit: int | None) -> SideRun:
         request = replace(request, model=str(self.bundle), memory_budget=limit)
         return run_side(sys.executable, "pocketmoe_run.py", request, limit)
 
-    def theirs(self, request: Request, limit: int | None) -> SideRun:
+    def theirs(self, request: SideRequest, limit: int | None) -> SideRun:
         request = replace(request, model=str(self.gguf))
         return run_side(self.llama_python, "llama_cpp_run.py", request, limit)
 
@@ -80,7 +89,7 @@ def need(run: SideRun) -> SideRun:
     return run
 
 
-def compare_logits(settings: Settings) -> Agreement:
+def compare_logits(settings: ComparisonSettings) -> Agreement:
     """Raises InputError where the two do not compute the same model."""
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("ours.npy", "theirs.npy")]
@@ -103,7 +112,9 @@ def agree(ours: np.ndarray, theirs: np.ndarray) -> Agreement:
     return Agreement(float(correlation), float(top1), len(ours))
 
 
-def run_rows(settings: Settings, names: list[str], manifest: Manifest) -> Iterator[Row]:
+def run_rows(
+    settings: ComparisonSettings, names: list[str], manifest: Manifest
+) -> Iterator[ComparedRun]:
     """Measures one row after another, and the bandwidths around each, as they drift."""
     before = measure_bandwidths(settings.bundle, manifest, settings.threads)
     for name in names:
@@ -115,7 +126,7 @@ def run_rows(settings: Settings, names: list[str], manifest: Manifest) -> Iterat
         before = after
 
 
-def predict(settings: Settings, row: Row) -> Row:
+def predict(settings: ComparisonSettings, row: ComparedRun) -> ComparedRun:
     """With what `pocketmoe plan` says of a limit, on a machine of the row's bandwidths and with the
     kernels' speed as `pocketmoe targets --measure` found it."""
     if settings.target is None or row.limit is None or row.bandwidths is None or not row.decodes:
@@ -127,7 +138,7 @@ def predict(settings: Settings, row: Row) -> Row:
     return replace(row, predicted=plan.rows[0].tokens_per_second)
 
 
-def measured_rows(settings: Settings, name: str) -> Iterator[Row]:
+def measured_rows(settings: ComparisonSettings, name: str) -> Iterator[ComparedRun]:
     """The rows of a name; the sides alternate."""
     if name == "memory":
         request = settings.request(new=settings.tokens, long_prompt=128, warm=True)
@@ -137,9 +148,9 @@ def measured_rows(settings: Settings, name: str) -> Iterator[Row]:
             repacked.append(need(settings.theirs(replace(request, repack=True), None)))
             if not settings.quick:
                 mapped.append(need(settings.theirs(request, None)))
-        yield Row("in memory", None, tuple(ours), tuple(repacked))
+        yield ComparedRun("in memory", None, tuple(ours), tuple(repacked))
         if mapped:
-            yield Row("in memory, not repacked", None, tuple(ours), tuple(mapped))
+            yield ComparedRun("in memory, not repacked", None, tuple(ours), tuple(mapped))
     elif name == "prompt":
         request = settings.request(long_prompt=512)
         resident = need(settings.ours(replace(request, warm=True), None))
@@ -160,18 +171,22 @@ def measured_rows(settings: Settings, name: str) -> Iterator[Row]:
 
 
 def limited_row(
-    settings: Settings, title: str, limit: int, ours: Request, theirs: Request | None
-) -> Row:
+    settings: ComparisonSettings,
+    title: str,
+    limit: int,
+    ours: SideRequest,
+    theirs: SideRequest | None,
+) -> ComparedRun:
     """theirs: None to leave llama.cpp out."""
     our_runs, their_runs = [], []
     for _ in range(settings.limited_repeats):
         our_runs.append(settings.ours(ours, limit * MIB))
         if theirs is not None:
             their_runs.append(settings.theirs(theirs, limit * MIB))
-    return Row(title, limit, tuple(our_runs), tuple(their_runs), decodes=ours.new > 1)
+    return ComparedRun(title, limit, tuple(our_runs), tuple(their_runs), decodes=ours.new > 1)
 
 
-def compare(settings: Settings, names: list[str], check: bool) -> Comparison:
+def compare(settings: ComparisonSettings, names: list[str], check: bool) -> Comparison:
     """Raises InputError where a side cannot run, or the bundle changed meanwhile."""
     manifest, sha256 = read_manifest(settings.bundle), hash_file(settings.bundle / MANIFEST)
     agreement = compare_logits(settings) if check else None
@@ -287,7 +302,7 @@ def main(
     gguf = output / f"{checkpoint.name}-q4_0.gguf"
     made = output / f"{checkpoint.name}-int4"
     target = find_target("local", targets_file) if targets_file is not None else None
-    settings = Settings(
+    settings = ComparisonSettings(
         bundle or made, gguf, llama_python, threads, context, seed, tokens, limited_tokens,
         llama_tokens, most_seconds, repeats, limited_repeats, quick, target,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What bench/peers/compare_llama_cpp.py found, as tables for people and as JSON."""
+"""Results of bench/peers/compare_llama_cpp.py, as tables for people and as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PUBLISHED_READS = "at 2000 MiB 57 % hits and 145 MiB read per token"
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedRun:
     """Runs of both sides under the same conditions. limit: MiB, None for all in memory. decodes:
     it measures decoding, and not only a prompt. bandwidths: as measured just before and after;
     None for those of the whole comparison. Where the run's own reads were faster, since a disk may
@@ -63,7 +63,7 @@ class Comparison:
     before: Bandwidths
     after: Bandwidths
     resident: int
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedRun, ...]
 
     @property
     def bandwidths(self) -> Bandwidths:
@@ -77,7 +77,7 @@ class Comparison:
         return max(memory, abs(self.after.storage - self.before.storage) / mean.storage)
 
 
-def figures(comparison: Comparison, row: Row) -> dict[str, Any]:
+def figures(comparison: Comparison, row: ComparedRun) -> dict[str, Any]:
     """The row in numbers; None where a side did not get that far. Speeds in tokens per second,
     sizes in bytes. Shares are of the limit model; a prompt's limit is its reads, or what it takes
     with all pages in memory, whichever is longer."""
@@ -166,13 +166,13 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Table:
+class ComparisonTable:
     title: str
     columns: tuple[str, ...]
     rows: list[list[str]]
 
 
-def tables(comparison: Comparison) -> Iterator[Table]:
+def tables(comparison: Comparison) -> Iterator[ComparisonTable]:
     """Only those that have rows."""
     rows = [figures(comparison, row) for row in comparison.rows]
     decoded = [numbers for row, numbers in zip(comparison.rows, rows, strict=True) if row.decodes]
@@ -195,7 +195,7 @@ def tables(comparison: Comparison) -> Iterator[Table]:
             ]
             for row in decoded
         ]  # fmt: skip
-        yield Table("decode, tokens per second", columns, cells)
+        yield ComparisonTable("decode, tokens per second", columns, cells)
     prompts = [row for row in rows if row["long_prompt"] or row["llama_cpp_long_prompt"]]
     if prompts:
         cells = [
@@ -207,7 +207,7 @@ def tables(comparison: Comparison) -> Iterator[Table]:
             for row in prompts
         ]  # fmt: skip
         columns = ("", "pocketmoe", "llama.cpp", "ratio", "read", "share of limit")
-        yield Table("long prompt, tokens per second", columns, cells)
+        yield ComparisonTable("long prompt, tokens per second", columns, cells)
     first = [row for row in rows if row["first_bytes"]]
     if first:
         cells = [
@@ -218,7 +218,7 @@ def tables(comparison: Comparison) -> Iterator[Table]:
             for row in first
         ]  # fmt: skip
         columns = ("", "first token", "read", "over reading once", "opening")
-        yield Table("cold prompt of pocketmoe", columns, cells)
+        yield ComparisonTable("cold prompt of pocketmoe", columns, cells)
     by_limit = {
         row.limit: numbers["decode"]
         for row, numbers in zip(comparison.rows, rows, strict=True)
@@ -239,7 +239,7 @@ def tables(comparison: Comparison) -> Iterator[Table]:
             f"({PUBLISHED_READS}): the ratio compares those too"
         )
         columns = ("", "pocketmoe, this run", "BigMoeOnEdge, published", "ratio")
-        yield Table(title, columns, cells)
+        yield ComparisonTable(title, columns, cells)
 
 
 def _number(number: float | None, unit: str = "") -> str:

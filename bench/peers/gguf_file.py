@@ -49,7 +49,7 @@ OF_EXPERTS = {
 }
 
 
-class CheckpointError(ValueError):
+class ConversionError(ValueError):
     """The checkpoint is not one that can be written; one line that says why."""
 
 
@@ -66,7 +66,7 @@ class GgufTensor:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class SourceTensor:
     """Where a checkpoint holds a tensor; offset: in bytes, from the file's start."""
 
     file: Path
@@ -88,9 +88,9 @@ def gguf_tensors(layers: int, experts: int) -> list[GgufTensor]:
     return tensors
 
 
-def read_headers(checkpoint: Path) -> dict[str, StoredTensor]:
+def read_headers(checkpoint: Path) -> dict[str, SourceTensor]:
     """Every tensor of the checkpoint's safetensors files."""
-    stored: dict[str, StoredTensor] = {}
+    stored: dict[str, SourceTensor] = {}
     for path in sorted(checkpoint.glob("*.safetensors")):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -98,11 +98,11 @@ def read_headers(checkpoint: Path) -> dict[str, StoredTensor]:
         for name, entry in header.items():
             if name != "__metadata__":
                 start = 8 + length + entry["data_offsets"][0]
-                stored[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), start)
+                stored[name] = SourceTensor(path, entry["dtype"], tuple(entry["shape"]), start)
     return stored
 
 
-def read_rows(stored: StoredTensor) -> Iterator[np.ndarray]:
+def read_rows(stored: SourceTensor) -> Iterator[np.ndarray]:
     """Blocks of at most BLOCK_ROWS rows, float32 `[rows, columns]`; a vector is one block.
 
     Raises:
@@ -110,7 +110,7 @@ def read_rows(stored: StoredTensor) -> Iterator[np.ndarray]:
     """
     dtypes = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
     if stored.dtype not in dtypes:
-        raise CheckpointError(f"{stored.file}: dtype {stored.dtype} is none of {', '.join(dtypes)}")
+        raise ConversionError(f"{stored.file}: dtype {stored.dtype} is none of {', '.join(dtypes)}")
     columns = stored.shape[-1]
     rows = int(np.prod(stored.shape[:-1]))
     with stored.file.open("rb") as file:
@@ -119,7 +119,7 @@ def read_rows(stored: StoredTensor) -> Iterator[np.ndarray]:
             count = min(BLOCK_ROWS, rows - start)
             values = np.fromfile(file, dtypes[stored.dtype], count * columns)
             if len(values) < count * columns:
-                raise CheckpointError(f"{stored.file} is shorter than its header says")
+                raise ConversionError(f"{stored.file} is shorter than its header says")
             if stored.dtype == "BF16":
                 values = (values.astype(np.uint32) << 16).view(np.float32)
             block = values.astype(np.float32, copy=False)
@@ -135,7 +135,7 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     }  # fmt: skip
     for key, value in needed.items():
         if config.get(key, value) != value:
-            raise CheckpointError(
+            raise ConversionError(
                 f"{checkpoint}: {key} is {config[key]!r}, and only {value!r} is written here; "
                 "make the checkpoint with bench/make_checkpoint.py --shape olmoe-1b-7b"
             )
@@ -170,7 +170,7 @@ def add_vocabulary(writer: Any, tokenizer: Path, size: int) -> None:
     model, split = data["model"], data["pre_tokenizer"] or {}
     alike = model["type"] == "BPE" and split.get("type") == "ByteLevel" and not data["normalizer"]
     if not alike or split["add_prefix_space"] or not split.get("use_regex", True):
-        raise CheckpointError(f"{tokenizer} is no byte-level BPE as GPT-2's, which is written here")
+        raise ConversionError(f"{tokenizer} is no byte-level BPE as GPT-2's, which is written here")
     special = {item["content"]: item["id"] for item in data["added_tokens"]}
     ids = {number: token for token, number in (model["vocab"] | special).items()}
     tokens = [ids.get(number, f"[unused{number}]") for number in range(size)]
@@ -211,14 +211,14 @@ def write_gguf(checkpoint: Path, out: Path, *, f32: bool = False) -> int:
     for tensor in tensors:
         missing = [name for name in tensor.sources if name not in stored]
         if missing:
-            raise CheckpointError(f"{checkpoint} has no tensor {missing[0]}")
+            raise ConversionError(f"{checkpoint} has no tensor {missing[0]}")
         shape = stored[tensor.sources[0]].shape
         if len(tensor.sources) > 1:
             shape = (len(tensor.sources), *shape)
         values = int(np.prod(shape))
         quantized = tensor.quantized and not f32
         if quantized and shape[-1] % Q4_0_VALUES:
-            raise CheckpointError(f"{checkpoint}: {Q4_0_VALUES} does not divide {tensor.name}")
+            raise ConversionError(f"{checkpoint}: {Q4_0_VALUES} does not divide {tensor.name}")
         kind = GGMLQuantizationType.Q4_0 if quantized else GGMLQuantizationType.F32
         nbytes = values // Q4_0_VALUES * Q4_0_BYTES if quantized else 4 * values
         writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), nbytes, raw_dtype=kind)
@@ -243,7 +243,7 @@ def main() -> None:
         sys.exit("usage: python gguf_file.py [--f32] CHECKPOINT OUT.gguf")
     try:
         size = write_gguf(Path(paths[0]), Path(paths[1]), f32="--f32" in sys.argv)
-    except (CheckpointError, OSError) as error:
+    except (ConversionError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{paths[1]}: {size} bytes")
 

@@ -1,4 +1,4 @@
-"""What llama.cpp makes of a checkpoint at its best: GGUF files, an importance matrix, logits."""
+"""llama.cpp's best of a checkpoint: GGUF files, an importance matrix, logits."""
 
 from __future__ import annotations
 

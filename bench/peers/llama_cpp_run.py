@@ -3,7 +3,7 @@
     python bench/peers/llama_cpp_run.py '{"model": "x.gguf", "threads": 2, "context": 1024, …}'
 
 Prints one line of JSON. Needs numpy and llama-cpp-python alone, so that it can run in another
-environment than pocketmoe. The request is a `Request` of side_runs.py, or a `TextRequest` of
+environment than pocketmoe. The request is a `SideRequest` of side_runs.py, or a `TextRequest` of
 llama_cpp_files.py, which has "windows".
 """
 
@@ -35,7 +35,7 @@ def show_errors(level: int, text: bytes, _: Any) -> None:
         sys.stderr.write(text.decode(errors="replace"))
 
 
-class Model:
+class LlamaModel:
     """A model and its context; the file stays mapped unless its weights are repacked."""
 
     def __init__(
@@ -104,7 +104,7 @@ class Model:
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Times in seconds; keys that the request did not ask for are missing."""
     began = time.perf_counter()
-    model = Model(
+    model = LlamaModel(
         request["model"],
         threads=request["threads"],
         context=request["context"],
@@ -125,7 +125,7 @@ def run_windows(request: dict[str, Any]) -> dict[str, Any]:
     and the ids of a text, if one is asked for."""
     stored = np.load(request["windows"])
     ids, lengths = stored["ids"], stored["lengths"]
-    model = Model(
+    model = LlamaModel(
         request["model"], threads=request["threads"], context=ids.shape[1], repack=False,
         exact_cache=True,
     )  # fmt: skip
@@ -144,7 +144,7 @@ def run_windows(request: dict[str, Any]) -> dict[str, Any]:
     return {"bytes": model.nbytes, "parameters": model.parameters}
 
 
-def run(model: Model, request: dict[str, Any]) -> dict[str, Any]:
+def run(model: LlamaModel, request: dict[str, Any]) -> dict[str, Any]:
     """The long prompt, then the short one and the tokens that follow it."""
     result: dict[str, Any] = {}
     seed = request["seed"]

@@ -2,9 +2,10 @@
 
 bench/quality/quality.py --peer llama.cpp runs this. Both sides see the same calibration tokens in
 the same windows, which is checked. llama.cpp makes Q4_0 and Q4_K_M with its own tools and an
-importance matrix; pocketmoe compiles with GPTQ and with `--bits` such that the whole file is no larger than
-Q4_K_M. Then both run the same held-out windows, and their logits are held against those of the
-checkpoint in float32. llama.cpp keeps keys and values in float32 here too, as pocketmoe does.
+importance matrix; pocketmoe compiles with GPTQ and with `--bits` such that the whole file is no
+larger than Q4_K_M. Then both run the same held-out windows, and their logits are held against
+those of the checkpoint in float32. llama.cpp keeps keys and values in float32 here too, as
+pocketmoe does.
 
 Bits per weight are those of the file: all bytes of weights and scales, embedding and head included,
 over the number of parameters; of pages with what fills them up, and of both sides without tokenizer
@@ -50,7 +51,7 @@ _SPARE = SEQUENCE // 2  # tokens more than are used, so that a few less do no ha
 
 
 @dataclass(frozen=True)
-class Settings:
+class QualitySettings:
     """precisions: of backbone and head, a row for each. block: of what is int8 or int4 there."""
 
     llama: LlamaCpp
@@ -63,7 +64,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class QualityRow:
     """bits: per weight of the file."""
 
     name: str
@@ -85,7 +86,7 @@ def calibration_text(texts: Sequence[str], tokenizer: Tokenizer, tokens: int) ->
     return text[: encoding.offsets[last][0]] if last < len(encoding.ids) else text
 
 
-def make_record(settings: Settings, checkpoint: Path, text: Path) -> Path:
+def make_record(settings: QualitySettings, checkpoint: Path, text: Path) -> Path:
     """Calibrates, once."""
     record = settings.cache / f"calibration-{settings.calibration_tokens}"
     if not is_record(record):
@@ -133,7 +134,9 @@ def bits_that_fit(record: CalibrationRecord, path: Path, manifest: Manifest, mos
     return min(possible)
 
 
-def llama_rows(settings: Settings, checkpoint: Path, yardstick: Yardstick) -> list[Row]:
+def llama_rows(
+    settings: QualitySettings, checkpoint: Path, yardstick: Yardstick
+) -> list[QualityRow]:
     """The checkpoint as F32, which shows that the file is the same model; Q4_0 and Q4_K_M; and
     what Q4_K_M would be with the attention in as many bits as pocketmoe gives it."""
     llama, cache = settings.llama, settings.cache
@@ -162,11 +165,13 @@ def llama_rows(settings: Settings, checkpoint: Path, yardstick: Yardstick) -> li
                 llama.quantize(plain, kind, file, matrix, overrides)
             found = llama.logits(file, yardstick.windows, folder)
             result = yardstick.score(lambda window, found=found: found.logits[window])
-            rows.append(Row(label, found.bits, result))
+            rows.append(QualityRow(label, found.bits, result))
     return rows
 
 
-def own_rows(settings: Settings, checkpoint: Path, yardstick: Yardstick, most: float) -> list[Row]:
+def own_rows(
+    settings: QualitySettings, checkpoint: Path, yardstick: Yardstick, most: float
+) -> list[QualityRow]:
     """For each precision of the backbone: experts rounded in blocks of 64, and with GPTQ and the
     `--bits` that fit."""
     path = settings.cache / f"calibration-{settings.calibration_tokens}"
@@ -186,13 +191,13 @@ def own_rows(settings: Settings, checkpoint: Path, yardstick: Yardstick, most: f
                 if made is not None:
                     label = f"pocketmoe, gptq, --bits {bits:g}, {text}"
                 result = yardstick.measure(bundle)
-                rows.append(Row(label, weight_bits(manifest), result))
+                rows.append(QualityRow(label, weight_bits(manifest), result))
                 if made is None:
                     bits = bits_that_fit(calibration.record, path, manifest, most)
     return rows
 
 
-def print_peer_table(settings: Settings) -> None:
+def print_peer_table(settings: QualitySettings) -> None:
     """Raises InputError where llama.cpp is missing, or is another model than it should be."""
     settings.llama.check()
     checkpoint = peer_checkpoint(settings.cache)
@@ -205,7 +210,7 @@ def print_peer_table(settings: Settings) -> None:
     click.echo(table(rows, peer))
 
 
-def table(rows: Sequence[Row], peer: Row) -> str:
+def table(rows: Sequence[QualityRow], peer: QualityRow) -> str:
     """Markdown; KLs beside the peer's."""
     first = rows[0].result
     lines = [

@@ -3,7 +3,7 @@
     python bench/peers/pocketmoe_run.py '{"model": "build/olmoe", "threads": 2, "context": 1024, …}'
 
 Prints one line of JSON: what bench/peers/llama_cpp_run.py prints for the same request, and the page
-cache's counters. The request is a `Request` of bench/peers/side_runs.py.
+cache's counters. The request is a `SideRequest` of bench/peers/side_runs.py.
 """
 
 from __future__ import annotations

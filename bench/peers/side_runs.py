@@ -17,7 +17,7 @@ BENCH = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
-class Request:
+class SideRequest:
     """What bench/peers/llama_cpp_run.py and bench/peers/pocketmoe_run.py are asked for, as JSON.
 
     prompt, new, long_prompt: numbers of tokens, the same ids on both sides for one seed; 0 leaves a
@@ -45,7 +45,7 @@ class SideRun:
     """How a run ended. result: what it printed, empty if it did not get that far. peak: bytes
     charged under a limit, page cache included."""
 
-    request: Request
+    request: SideRequest
     result: dict[str, Any]
     limit: int | None
     killed: bool
@@ -99,7 +99,7 @@ def parse_result(text: str) -> dict[str, Any]:
     return {}
 
 
-def run_side(python: str, script: str, request: Request, limit: int | None) -> SideRun:
+def run_side(python: str, script: str, request: SideRequest, limit: int | None) -> SideRun:
     """Runs a script of bench/; under a limit, with nothing of the model in the page cache."""
     command = [python, str(BENCH / script), json.dumps(asdict(request))]
     if limit is None:

@@ -1,4 +1,4 @@
-"""What calibration is worth, on held-out text: methods, few tokens, bits per expert, and others'.
+"""Worth of calibration on held-out text: methods, few tokens, bits per expert, and others'.
 
     python bench/quality/calibrated_quality.py model/demo
 

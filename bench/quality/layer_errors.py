@@ -1,4 +1,4 @@
-"""What each layer's quantized experts add of error by themselves, on held-out text.
+"""Error that each layer's quantized experts add by themselves, on held-out text.
 
 Every layer gets the inputs and the routes that it has in the float32 checkpoint, so that no error
 of an earlier layer is in its figure: |sum of a token's weighted experts as stored − as they are| /

@@ -1,4 +1,4 @@
-"""What the options that trade quality for speed cost, and what they save.
+"""Cost and gain of the options that trade quality for speed.
 
     python bench/quality/lossy.py model/demo [--data held_out.txt]
 

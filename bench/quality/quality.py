@@ -1,4 +1,4 @@
-"""What each precision costs on held-out text: perplexity, KL divergence, routes, layers' errors.
+"""Cost of each precision on held-out text: perplexity, KL divergence, routes, layers' errors.
 
     python bench/quality/quality.py model/demo [--data held_out.txt]
     python bench/quality/quality.py --peer llama.cpp --llama-python ENV/bin/python \
@@ -121,7 +121,7 @@ def main(
         if peer is not None:
             logging.basicConfig(format="%(message)s")
             logging.getLogger("pocketmoe").setLevel(logging.INFO)  # torch says too much
-            settings = peer_quality.Settings(
+            settings = peer_quality.QualitySettings(
                 LlamaCpp(llama_python, llama_tools, threads), cache, tokens, window,
                 calibration_tokens, precision or peer_quality.PRECISIONS, int(block),
             )  # fmt: skip

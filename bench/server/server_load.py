@@ -38,7 +38,7 @@ WAYS = ("whole", "stream", "gone", "gone", "slow", "stream")  # what clients do,
 
 
 @dataclass
-class Load:
+class ClientLoad:
     """What the clients have seen. latencies: seconds to the first piece of a stream."""
 
     expected: dict[str, str]
@@ -110,7 +110,7 @@ class Client:
                 yield event["choices"][0]["text"]
 
 
-async def run_client(port: int, load: Load, tokens: int, until: float, seed: int) -> None:
+async def run_client(port: int, load: ClientLoad, tokens: int, until: float, seed: int) -> None:
     chance = random.Random(seed)
     ways = list(WAYS)
     while time.monotonic() < until:
@@ -163,7 +163,7 @@ async def run_load(port: int, pid: int, clients: int, seconds: float, tokens: in
     bodies = [body_of(prompt, tokens, stream=True) for prompt in expected]
     await asyncio.gather(*(drain(port, body) for body in bodies))  # starts all threads
     await asyncio.sleep(7)
-    before, load, most = look_at(pid), Load(expected), 0
+    before, load, most = look_at(pid), ClientLoad(expected), 0
     until = time.monotonic() + seconds
     tasks = [
         asyncio.create_task(run_client(port, load, tokens, until, seed)) for seed in range(clients)

@@ -1,4 +1,4 @@
-"""What `pocketmoe serve` takes per token beside `Session.generate`: a stream that one client reads,
+"""Time per token of `pocketmoe serve` beside `Session.generate`: a stream that one client reads,
 against the same tokens in this process.
 
     python bench/server/server_overhead.py build/demo [--tokens 200] [--rounds 9]

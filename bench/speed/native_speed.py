@@ -1,4 +1,4 @@
-"""How fast the native kernels go through experts for one token, beside a plain read of the same
+"""Speed of the native kernels over experts for one token, beside a plain read of the same
 memory: python bench/speed/native_speed.py [--shape 2048x1024] [--experts 512] [--group 8]
 
 Pages lie in more memory than any cache holds. Both are measured taking turns, since what a shared

@@ -1,4 +1,4 @@
-"""What `Session.generate` takes per token beside the bare session, `forward` and the largest logit:
+"""Time per token of `Session.generate` beside the bare session, `forward` and the largest logit:
 python bench/speed/overhead.py build/demo [--tokens 64] [--rounds 9]
 
 The two take turns, with the same prompt and tokens, all experts in memory. Also, without a model:

@@ -1,4 +1,4 @@
-"""What running several sequences together is worth: tokens per second of 1, 2, 4 and 8 threads.
+"""Worth of running several sequences together: tokens per second of 1, 2, 4 and 8 threads.
 
     python bench/speed/parallel.py build/demo --text cli.py
     python bench/speed/parallel.py build/olmoe --cache 0.5 --forced
@@ -30,7 +30,7 @@ from pocketmoe.errors import InputError, PocketMoEError
 
 
 @dataclass(frozen=True)
-class Run:
+class ParallelRun:
     """Of `threads` that decoded together."""
 
     threads: int
@@ -74,7 +74,7 @@ def decode(
     ready.wait()
 
 
-def run(model: list[pocketmoe.Session], ids: np.ndarray, task: Task) -> Run:
+def run(model: list[pocketmoe.Session], ids: np.ndarray, task: Task) -> ParallelRun:
     count = len(model)
     ready = threading.Barrier(count + 1)
     threads = [
@@ -92,7 +92,7 @@ def run(model: list[pocketmoe.Session], ids: np.ndarray, task: Task) -> Run:
     hits = after.page_hits - before.page_hits
     requests = hits + after.page_misses - before.page_misses
     total = count * task.tokens
-    return Run(
+    return ParallelRun(
         count, total / seconds, hits / max(1, requests),
         (after.bytes_read - before.bytes_read) / total,
         (after.read_seconds - before.read_seconds) / seconds,
@@ -103,9 +103,9 @@ def run(model: list[pocketmoe.Session], ids: np.ndarray, task: Task) -> Run:
 def measure(
     bundle: Path, budget: str | None, cache: float, counts: list[int], task: Task, repeats: int,
     text: str | None, threads: int | None,
-) -> list[Run]:  # fmt: skip
+) -> list[ParallelRun]:  # fmt: skip
     length = task.prompt + task.tokens
-    runs: list[Run] = []
+    runs: list[ParallelRun] = []
     with pocketmoe.open(bundle, context=length, memory_budget=budget, threads=threads) as first:
         ids = passages(first, text, max(counts), length)
         for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""What reading ahead is worth: how often the guesses are right, and speed with and without.
+"""Worth of prefetching: the share of right guesses, and speed with and without.
 
     python bench/speed/prefetch.py build/demo --text cli.py
     python bench/speed/prefetch.py build/olmoe --cache 0.45
@@ -26,7 +26,7 @@ from pocketmoe.runtime.cpu import runner as host_runner
 
 
 @dataclass(frozen=True)
-class Run:
+class PrefetchRun:
     """Of `tokens` decoded; depth 0: nothing was read early. accuracy: of the guesses, or None."""
 
     depth: int
@@ -47,7 +47,9 @@ def open_at(bundle: Path, cache: float, context: int, prefetch: str) -> pocketmo
     return session
 
 
-def decode(session: pocketmoe.Session, prompt: list[int], tokens: list[int], depth: int) -> Run:
+def decode(
+    session: pocketmoe.Session, prompt: list[int], tokens: list[int], depth: int
+) -> PrefetchRun:
     """Decodes `tokens` after a prompt, over a cache that the same tokens have filled."""
     for _ in range(2):
         session.reset()
@@ -61,7 +63,7 @@ def decode(session: pocketmoe.Session, prompt: list[int], tokens: list[int], dep
     early = after.early_pages - before.early_pages
     used = after.early_pages_used - before.early_pages_used
     count = len(tokens)
-    return Run(
+    return PrefetchRun(
         depth, count / seconds, hits / (hits + misses),
         (after.bytes_read - before.bytes_read) / count, early / count, used / early if early else 0,
         (after.read_seconds - before.read_seconds) / seconds, after.guess_accuracy,
@@ -70,10 +72,10 @@ def decode(session: pocketmoe.Session, prompt: list[int], tokens: list[int], dep
 
 def compare(
     bundle: Path, cache: float, count: int, depths: list[int], repeats: int, text: str | None
-) -> list[Run]:
+) -> list[PrefetchRun]:
     """Raises InputError where nothing can be guessed, or the text is too short."""
     context = count + 32
-    runs: list[Run] = []
+    runs: list[PrefetchRun] = []
     for _ in range(repeats):
         for depth in (0, *depths):
             host_runner.EARLY_PAGES = depth

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,11 +15,15 @@ from ..arguments import (
     POSITIVE,
     PREFETCH,
     SKIP_COLD,
-    device_options,
+    decode_argument,
+    gpu_options,
     sampling_options,
+    with_opening,
 )
-from ..console import state_folder
-from ..prompts import decode_argument
+from ..folders import state_folder
+
+if TYPE_CHECKING:
+    from ...runtime.options import OpenOptions
 
 
 @click.command()
@@ -32,25 +36,21 @@ from ..prompts import decode_argument
 )  # fmt: skip
 @click.option("--no-history", is_flag=True, help="Keep nothing of what is typed.")
 @BUDGET
-@device_options
+@gpu_options
 @CONTEXT
 @sampling_options
 @PREFETCH
 @ACTIVE_EXPERTS
 @SKIP_COLD
+@with_opening
 def chat(
     bundle: Path,
     system: str | None,
     max_tokens: int,
     load: Path | None,
     no_history: bool,
-    memory_budget: int | str | None,
-    context: int | None,
-    prefetch: str,
-    active_experts: int | None,
-    skip_cold: float,
     sampling: dict[str, Any],
-    device: dict[str, Any],
+    opening: OpenOptions,
 ) -> None:
     """Talk with a model: /help there shows what else it does.
 
@@ -60,7 +60,7 @@ def chat(
     from ...bundle.manifest import read_manifest
     from ...runtime.conversation import Conversation
     from ...runtime.generation.template import load_chat_template
-    from ...runtime.opening import open_bundle
+    from ...runtime.opening import open_with
     from .line_editor import LineEditor
     from .saved import load_messages
     from .terminal import COMMANDS, TerminalChat
@@ -74,10 +74,7 @@ def chat(
         raise click.UsageError(f"--system needs a chat template, which {bundle} lacks")
     messages = load_messages(load) if load is not None else None
     editor = LineEditor(None if no_history else state_folder() / "chat_history", COMMANDS)
-    with open_bundle(
-        bundle, memory_budget=memory_budget, context=context, prefetch=prefetch,
-        active_experts=active_experts, skip_cold=skip_cold, **device,
-    ) as session:  # fmt: skip
+    with open_with(bundle, opening) as session:
         conversation = Conversation(session, system=system, max_new_tokens=max_tokens, **sampling)
         if messages is not None:
             conversation.messages = messages

@@ -1,4 +1,4 @@
-"""What `run --chat` does before a bundle is opened, and line by line afterwards."""
+"""The steps of `run --chat`: before a bundle is opened, and line by line afterwards."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ...bundle.manifest import read_manifest
 from ...errors import InputError
 from ...runtime.conversation import Conversation
 from ...runtime.generation.template import load_chat_template
+from ..arguments import read_turns
 from ..console import end_cue, print_cue, print_interrupted, print_pieces
-from ..prompts import read_turns
 
 
 def prepare_chat(bundle: Path) -> None:

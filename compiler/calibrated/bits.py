@@ -21,7 +21,7 @@ from ...calibration.candidates import Candidate, candidates_named
 from ...calibration.record import CalibrationRecord
 from ...errors import InputError
 from ...model.spec import ModelSpec
-from ...targets.devices import Target
+from ...targets import Target
 
 _TOLERANCE = 1e-9  # relative, of sums in float64
 

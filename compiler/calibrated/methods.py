@@ -1,4 +1,4 @@
-"""How one expert is quantized, on the inputs that it has seen.
+"""Methods that quantize one expert on the inputs that it has seen.
 
 An expert of a few tokens knows too little of its inputs: its second moments are drawn toward those
 of its layer, as many tokens' worth of them as it has input features. For gate and up the layer's

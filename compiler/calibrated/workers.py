@@ -1,4 +1,4 @@
-"""Who quantizes experts: this process, processes beside it, or a Ray cluster.
+"""Workers that quantize experts: this process, processes beside it, or a Ray cluster.
 
 An expert is a task of its own, computed on one thread whoever does it, so that the bytes do not
 depend on how many work. A worker that dies is replaced, and its tasks are done again.

@@ -1,4 +1,4 @@
-"""What an expert computes, as ONNX graphs over the tensors of its page."""
+"""An expert's computation, as ONNX graphs over the tensors of its page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What GPUs compute experts with: graphs without weights, whose inputs are the tensors of pages.
+"""Graphs of experts for GPUs: they hold no weights, their inputs are the tensors of pages.
 
     expert   one expert for any tokens of a batch, weighted: what a prompt runs, expert by expert
     combine  sums those terms for each token

@@ -1,4 +1,4 @@
-"""Writes a bundle's device graphs: the same model for GPUs, beside what CPUs run.
+"""Writes a bundle's GPU graphs: the same model for GPUs, beside what CPUs run.
 
 A segment's graph holds its weights; those of experts take pages as inputs, so that one graph, and
 one engine built of it, serves all experts of a format.
@@ -12,9 +12,9 @@ from pathlib import Path
 import onnx
 
 from ...bundle.gpu_graphs import (
-    DEVICE_FOLDER,
+    GPU_FOLDER,
     PLAIN_PRECISIONS,
-    DeviceGraphs,
+    GpuGraphs,
     GraphLayer,
     plain_file,
 )
@@ -30,11 +30,11 @@ from ..quantize import ReadTiles
 from ..segments import SegmentPlan, plan_segments, segment_parameters
 from .attention import expand_attention
 from .experts import combine_graph, expert_graph, token_graph
-from .lower import device_lowering
+from .lower import gpu_lowering
 from .plain import split_blocks
 
 
-def write_device_graphs(
+def write_gpu_graphs(
     root: Path,
     spec: ModelSpec,
     precision: Precision,
@@ -43,23 +43,23 @@ def write_device_graphs(
     context: int,
     fp32_products: bool = True,
     formats: Mapping[int, PageFormat] | None = None,
-) -> DeviceGraphs:
+) -> GpuGraphs:
     """Writes `device/` below root.
 
-    context: positions that attention is to be made for. fp32_products: see device_lower.py.
+    context: positions that attention is to be made for. fp32_products: see gpu/lower.py.
     formats: of the pages of each layer, by default those of the precision.
     """
-    folder = root / DEVICE_FOLDER
+    folder = root / GPU_FOLDER
     folder.mkdir()
-    lowering = device_lowering(fp32_products=fp32_products)
+    lowering = gpu_lowering(fp32_products=fp32_products)
     traced: dict[object, SegmentPlan] = {}
     segments = []
     for plan in plan_segments(spec):
         first = traced.setdefault(plan.kind(spec), plan)
         path = folder / f"segment_{plan.index:03d}.onnx"
         write_segment(path, spec, first, plan, precision, read, lowering)
-        segments.append(f"{DEVICE_FOLDER}/{path.name}")
-    return DeviceGraphs(
+        segments.append(f"{GPU_FOLDER}/{path.name}")
+    return GpuGraphs(
         segments=tuple(segments),
         layers=write_expert_graphs(folder, spec, formats or page_formats(spec, precision)),
         chunk=min(CHUNK, context),
@@ -117,7 +117,7 @@ def write_expert_graphs(
             for name, graph in graphs.items():
                 file = f"{name}_{number:03d}.onnx"
                 onnx.save(graph, folder / file)
-                names.append(f"{DEVICE_FOLDER}/{file}")
+                names.append(f"{GPU_FOLDER}/{file}")
             if page_format.precision in PLAIN_PRECISIONS:
                 expert = expert_graph(page_format, plain=True)
                 onnx.save(expert, folder / plain_file(f"expert_{number:03d}.onnx"))

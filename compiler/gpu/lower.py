@@ -95,7 +95,7 @@ def lower_head_linear(
     return lowered
 
 
-def device_lowering(*, fp32_products: bool) -> Lowering:
+def gpu_lowering(*, fp32_products: bool) -> Lowering:
     """See lower_linear."""
     return Lowering(partial(lower_linear, fp32_products=fp32_products), lower_head_linear)
 

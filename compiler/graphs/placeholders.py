@@ -1,4 +1,4 @@
-"""What stands in a trace for projections and attention.
+"""Placeholders for projections and attention in a trace.
 
 Each linear projection becomes a placeholder node, `pocketmoe::Linear` or `pocketmoe::HeadLinear`,
 that carries its parameters' names; stamping replaces it with the operators and weights of the

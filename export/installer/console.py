@@ -1,4 +1,4 @@
-"""What the installer says: results to stdout, what it does and errors to stderr."""
+"""Output of the installer: results to stdout, progress and errors to stderr."""
 
 from __future__ import annotations
 

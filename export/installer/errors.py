@@ -1,4 +1,4 @@
-"""What can go wrong on the device."""
+"""The errors of the installer."""
 
 
 class InstallError(Exception):

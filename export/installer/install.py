@@ -27,7 +27,7 @@ from .manifest import (
 )
 from .receive import receive
 from .scripts import MANAGE, RUN, unit_text
-from .source import Source
+from .source import AppSource
 from .store import Store, Version
 
 _RESERVE = 64 << 20  # bytes that stay free on the disk
@@ -65,7 +65,7 @@ class Choices:
         return own + "-system" * bool(self.system_packages)
 
 
-def install(source: Source, store: Store, choices: Choices) -> tuple[Version, bool]:
+def install(source: AppSource, store: Store, choices: Choices) -> tuple[Version, bool]:
     """Returns the version that runs now, and whether it is another than before.
 
     Raises:
@@ -87,7 +87,7 @@ def install(source: Source, store: Store, choices: Choices) -> tuple[Version, bo
 class _Installation:
     """One, under the lock."""
 
-    def __init__(self, source: Source, app: App, store: Store, choices: Choices, python: str):
+    def __init__(self, source: AppSource, app: App, store: Store, choices: Choices, python: str):
         self._source, self._app, self._store, self._python = source, app, store, python
         self._choices = choices
         self._current = store.current()

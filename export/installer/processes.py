@@ -1,4 +1,4 @@
-"""Which processes run an installed app."""
+"""The processes that run an installed app."""
 
 from __future__ import annotations
 

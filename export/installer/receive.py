@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 from .errors import InstallError
 from .manifest import INSTALLER, SUMS, App, sums_text
-from .source import Source
+from .source import AppSource
 
 _BLOCK = 1 << 20
 
 
 def receive(
-    source: Source, app: App, to: Path, wanted: set[str], advance: Callable[[int], None]
+    source: AppSource, app: App, to: Path, wanted: set[str], advance: Callable[[int], None]
 ) -> None:
     """Writes the files `wanted` below `to`; the others are checked alone.
 

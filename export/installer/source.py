@@ -1,4 +1,4 @@
-"""Where an app comes from: an archive, read as a stream, or a folder that it was unpacked to."""
+"""Sources of an app: an archive, read as a stream, or a folder that it was unpacked to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ZSTD_MODULES = ("compression.zstd", "backports.zstd", "zstandard")
 _BROKEN = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError)
 
 
-class Source(Protocol):
+class AppSource(Protocol):
     """The manifest's bytes, then each further file once: its name and its content. Names are not
     checked but for what the manifest has to say on them."""
 
@@ -123,7 +123,7 @@ class _Told:
             return self._file.read(nbytes)
 
 
-def open_source(path: Path, ends: contextlib.ExitStack) -> Source:
+def open_source(path: Path, ends: contextlib.ExitStack) -> AppSource:
     """path: an archive, or the folder that one was unpacked to."""
     if path.is_dir():
         return Folder(path)

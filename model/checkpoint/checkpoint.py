@@ -21,7 +21,7 @@ from ..spec import ModelSpec
 from .encodings import find_encoding
 from .encodings.encoding import Encoding
 from .headers import StoredTensor, is_copy, is_zero, read_header
-from .tensors import Source, TensorReader
+from .tensors import StoredParameter, TensorReader
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -149,7 +149,7 @@ class Checkpoint:
                     headers[name] = tensor
         return headers
 
-    def _find_sources(self, listed: Mapping[str, str]) -> dict[str, Source]:
+    def _find_sources(self, listed: Mapping[str, str]) -> dict[str, StoredParameter]:
         """Holds every parameter against its tensors."""
         sources = {}
         for parameter, shape in parameter_shapes(self.spec).items():
@@ -165,11 +165,11 @@ class Checkpoint:
                         key: self._tensor(part.tensor, (*experts, *part.shape), part.dtypes, listed)
                         for key, part in matrix.parts.items()
                     }
-                    sources[parameter] = Source(shape, location, tensors, matrix)
+                    sources[parameter] = StoredParameter(shape, location, tensors, matrix)
                     continue
             expected = place.stored_shape(shape, self._num_experts(parameter))
             tensor = self._tensor(name, expected, DTYPES, listed)
-            sources[parameter] = Source(shape, location, {"": tensor})
+            sources[parameter] = StoredParameter(shape, location, {"": tensor})
         return sources
 
     def _num_experts(self, parameter: str) -> int:

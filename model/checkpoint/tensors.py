@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ...errors import CheckpointError
 from ..families.names import Location
 from ..parameters import Shape
-from .encodings.encoding import Matrix
+from .encodings.encoding import EncodedMatrix
 from .headers import StoredTensor
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _TORCH_DTYPES = {
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredParameter:
     """Where a parameter of `shape` is stored.
 
     tensors: the one that it is part of, or those of an encoded matrix, by what they are to it.
@@ -38,7 +38,7 @@ class Source:
     shape: Shape
     location: Location
     tensors: Mapping[str, StoredTensor]
-    matrix: Matrix | None = None
+    matrix: EncodedMatrix | None = None
 
     @property
     def names(self) -> list[str]:
@@ -49,7 +49,7 @@ class TensorReader:
     """Reads parameters one by one, from several threads if need be. Files are open until the `with`
     block ends; nothing is mapped, so that memory holds what was asked for and no more."""
 
-    def __init__(self, sources: Mapping[str, Source]):
+    def __init__(self, sources: Mapping[str, StoredParameter]):
         self._sources = sources
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
@@ -113,7 +113,7 @@ class TensorReader:
                 )
             yield block
 
-    def _read_rows(self, source: Source, start: int, count: int) -> torch.Tensor:
+    def _read_rows(self, source: StoredParameter, start: int, count: int) -> torch.Tensor:
         """`count` rows of a parameter that is stored plainly and not transposed."""
         rows, row = source.location.place.rows, source.shape[1:]
         if rows in ("even", "odd"):
@@ -122,7 +122,7 @@ class TensorReader:
         first = start + (source.shape[0] if rows == "second" else 0)
         return self._read_plain(source, first * prod(row), (count, *row))
 
-    def _read_plain(self, source: Source, begin: int, shape: Shape) -> torch.Tensor:
+    def _read_plain(self, source: StoredParameter, begin: int, shape: Shape) -> torch.Tensor:
         """Elements of the one tensor of `source`, from `begin` within the expert's part on."""
         (tensor,) = source.tensors.values()
         if source.location.expert is not None:
@@ -130,7 +130,7 @@ class TensorReader:
             begin += source.location.expert * rows * prod(source.shape)
         return self._read_elements(tensor, begin, shape)
 
-    def _decode(self, source: Source, matrix: Matrix) -> torch.Tensor:
+    def _decode(self, source: StoredParameter, matrix: EncodedMatrix) -> torch.Tensor:
         expert = source.location.expert or 0
         tensors = {
             part: self._read_elements(tensor, expert * prod(shape), shape)
@@ -169,11 +169,11 @@ class TensorReader:
             return self._files[file]
 
 
-def _is_transposed(source: Source) -> bool:
+def _is_transposed(source: StoredParameter) -> bool:
     return source.location.place.transposed and len(source.shape) == 2
 
 
-def _select_rows(matrix: torch.Tensor, source: Source) -> torch.Tensor:
+def _select_rows(matrix: torch.Tensor, source: StoredParameter) -> torch.Tensor:
     """The rows that belong to the parameter, of `[out, ...]` that may hold those of two."""
     rows, half = source.location.place.rows, source.shape[0]
     if rows == "all":

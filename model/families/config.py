@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from ...errors import ConfigError
-from ..rope import RopeKind, RopeSpec
 from .common_keys import ABSENT_PARTS, IRRELEVANT
-from .rope_reader import read_rope
 
-ALL_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
 # No count of a model comes near these, and all that is made of them stays finite and quick.
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_COUNTS = {
@@ -171,27 +168,6 @@ class ConfigReader:
         if len(types) != num_layers:
             raise self.refusal("layer_types", f"{num_layers} of them, one for each layer")
         return tuple(kind == "sliding_attention" for kind in types)
-
-    def rope(
-        self,
-        *,
-        head_dim: int,
-        theta: float = 10_000.0,
-        interleaved: bool = False,
-        kinds: tuple[RopeKind, ...] = ALL_KINDS,
-        partial: float | None = None,
-        extra: tuple[str, ...] = (),
-    ) -> RopeSpec:
-        """Rotary embeddings, from either generation of config keys.
-
-        theta: where the config names no base. kinds: those that the family has. partial: default of
-        partial_rotary_factor; None for families that rotate whole heads. extra: further keys of
-        rope_scaling, which the family takes from `rope_section`.
-
-        Raises:
-            ConfigError: a key is unknown, missing, of another type or out of range.
-        """
-        return read_rope(self, head_dim, theta, interleaved, kinds, partial, extra)
 
     def rope_section(self) -> ConfigReader:
         """What rope_parameters or rope_scaling holds."""

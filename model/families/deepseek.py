@@ -1,4 +1,4 @@
-"""What DeepSeek's families share, in part with others: MLA, layers, routers, prediction layers."""
+"""Shared parts of DeepSeek's families, some of others: MLA, layers, routers, prediction layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..rope import RopeSpec
 from ..spec import LayerSpec, MlaSpec, RouterSpec
 from .config import ConfigReader
 from .names import LLAMA_LIKE, Place, ffn_names
-from .rope_reader import yarn_scale
+from .rope_reader import read_rope, yarn_scale
 
 _ATTENTION = "model.layers.{layer}.self_attn"
 _MLP = "model.layers.{layer}.mlp"
@@ -66,7 +66,7 @@ def read_latent(reader: ConfigReader, interleaved: bool) -> tuple[MlaSpec, RopeS
     reader.require("head_dim", mla.qk_rope_head_dim, None)
     reader.require("qk_head_dim", head_dim, None)
     reader.require("num_key_value_heads", reader.integer("num_attention_heads"), None)
-    rope = reader.rope(head_dim=mla.qk_rope_head_dim, interleaved=interleaved)
+    rope = read_rope(reader, head_dim=mla.qk_rope_head_dim, interleaved=interleaved)
     mscale = reader.rope_section().number("mscale_all_dim", 0.0)
     if not mscale:
         return mla, rope, None

@@ -9,6 +9,7 @@ from ..spec import LayerSpec, ModelSpec, RouterSpec
 from .config import ConfigReader
 from .deepseek import MOE_NAMES
 from .names import LLAMA_LIKE, Place
+from .rope_reader import read_rope
 
 MODEL_TYPE = "ernie4_5_moe"
 
@@ -93,7 +94,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         num_key_value_heads=reader.integer("num_key_value_heads", 4),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
-        rope=reader.rope(head_dim=head_dim, theta=500_000.0, interleaved=True),
+        rope=read_rope(reader, head_dim=head_dim, theta=500_000.0, interleaved=True),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-5),
         tie_word_embeddings=reader.flag("tie_word_embeddings", True),
         layers=_read_layers(reader),

@@ -15,6 +15,7 @@ from .deepseek import (
     read_layers,
 )
 from .names import LLAMA_LIKE
+from .rope_reader import read_rope
 
 __all__ = ["MODEL_TYPE", "TENSORS", "TINY", "VARIANTS", "predictors", "read_config"]
 
@@ -94,7 +95,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         num_key_value_heads=reader.integer("num_key_value_heads", 8),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
-        rope=reader.rope(head_dim=head_dim, partial=0.5),
+        rope=read_rope(reader, head_dim=head_dim, partial=0.5),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-5),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         layers=read_layers(reader, router, dense_layers=1, shared_experts=1),

@@ -8,6 +8,7 @@ from typing import Any
 from ..spec import Activation, LayerSpec, ModelSpec, RouterSpec
 from .config import ConfigReader
 from .names import LLAMA_LIKE, Place, Rows
+from .rope_reader import read_rope
 
 MODEL_TYPE = "gpt_oss"
 
@@ -98,7 +99,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     reader.require("hidden_act", "silu")
     heads = reader.integer("num_attention_heads")
     head_dim = reader.head_dim(64)
-    rope = reader.rope(head_dim=head_dim, theta=150_000.0)
+    rope = read_rope(reader, head_dim=head_dim, theta=150_000.0)
     # A second name of the length before YaRN.
     reader.require("initial_context_length", rope.original_length)
     bias = reader.flag("attention_bias", True)

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..spec import ModelSpec
-from . import llama
 from .config import ConfigReader
+from .llama import TENSORS as LLAMA_TENSORS
+from .llama import paged_dense
+from .rope_reader import read_rope
 
 MODEL_TYPE = "mistral"
 
-TENSORS = llama.TENSORS
+TENSORS = LLAMA_TENSORS
 
 TINY: dict[str, Any] = {
     "model_type": MODEL_TYPE,
@@ -43,7 +45,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
     heads = reader.integer("num_attention_heads")
     head_dim = reader.head_dim()
     window = reader.optional_integer("sliding_window", 4096)
-    layer = llama.paged_dense(window, reader.integer("intermediate_size"))
+    layer = paged_dense(window, reader.integer("intermediate_size"))
     spec = ModelSpec(
         family=MODEL_TYPE,
         vocab_size=reader.integer("vocab_size"),
@@ -52,7 +54,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         num_key_value_heads=reader.key_value_heads(8),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
-        rope=reader.rope(head_dim=head_dim),
+        rope=read_rope(reader, head_dim=head_dim),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         layers=(layer,) * reader.integer("num_hidden_layers"),

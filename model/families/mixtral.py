@@ -8,6 +8,7 @@ from typing import Any
 from ..spec import LayerSpec, ModelSpec, RouterSpec
 from .config import ConfigReader
 from .names import LLAMA_LIKE, ffn_names
+from .rope_reader import read_rope
 
 MODEL_TYPE = "mixtral"
 
@@ -70,7 +71,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         num_key_value_heads=reader.key_value_heads(8),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
-        rope=reader.rope(head_dim=head_dim, theta=1_000_000.0),
+        rope=read_rope(reader, head_dim=head_dim, theta=1_000_000.0),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-5),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         layers=(layer,) * reader.integer("num_hidden_layers"),

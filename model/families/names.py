@@ -1,4 +1,4 @@
-"""Where checkpoints keep a parameter: tensor names, and experts stacked in one tensor."""
+"""Places of parameters in checkpoints: tensor names, and experts stacked in one tensor."""
 
 from __future__ import annotations
 

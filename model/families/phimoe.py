@@ -8,13 +8,14 @@ from typing import Any
 
 from ..rope import RopeSpec
 from ..spec import LayerSpec, ModelSpec, RouterSpec
-from . import mixtral
 from .config import ConfigReader
+from .mixtral import TENSORS as MIXTRAL_TENSORS
+from .rope_reader import read_rope
 
 MODEL_TYPE = "phimoe"
 
 TENSORS = {
-    **mixtral.TENSORS,
+    **MIXTRAL_TENSORS,
     "norm.bias": "model.norm.bias",
     "head.bias": "lm_head.bias",
     "layers.{layer}.attention_norm.bias": "model.layers.{layer}.input_layernorm.bias",
@@ -102,7 +103,8 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
 def _rope(reader: ConfigReader, head_dim: int) -> RopeSpec:
     """LongRoPE with attention factors of its own. As in the model's published code, the long
     factors count beyond the original length; transformers keeps to the short ones."""
-    rope = reader.rope(
+    rope = read_rope(
+        reader,
         head_dim=head_dim,
         theta=1_000_000.0,
         kinds=("default", "longrope"),

@@ -8,6 +8,7 @@ from typing import Any
 from ..spec import LayerSpec, ModelSpec, RouterSpec
 from .config import ConfigReader
 from .names import ffn_names
+from .rope_reader import read_rope
 
 MODEL_TYPE = "reference"
 
@@ -115,7 +116,7 @@ def read_config(config: Mapping[str, Any]) -> ModelSpec:
         num_key_value_heads=reader.integer("num_key_value_heads"),
         head_dim=head_dim,
         max_position_embeddings=reader.integer("max_position_embeddings"),
-        rope=reader.rope(head_dim=head_dim),
+        rope=read_rope(reader, head_dim=head_dim),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         layers=tuple(layer(index) for index in range(num_layers)),

@@ -5,25 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import get_args
 
 from ...errors import ConfigError
 from ..rope import RopeKind, RopeSpec
+from .config import ConfigReader
 
-if TYPE_CHECKING:
-    from .config import ConfigReader
+ALL_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
 
 
 def read_rope(
     reader: ConfigReader,
+    *,
     head_dim: int,
-    theta: float,
-    interleaved: bool,
-    kinds: tuple[RopeKind, ...],
-    partial: float | None,
-    extra: tuple[str, ...],
+    theta: float = 10_000.0,
+    interleaved: bool = False,
+    kinds: tuple[RopeKind, ...] = ALL_KINDS,
+    partial: float | None = None,
+    extra: tuple[str, ...] = (),
 ) -> RopeSpec:
-    """See `ConfigReader.rope`; defaults are those of transformers' modeling_rope_utils."""
+    """Rotary embeddings, from either generation of config keys; defaults are those of
+    transformers' modeling_rope_utils.
+
+    theta: where the config names no base. kinds: those that the family has. partial: default of
+    partial_rotary_factor; None for families that rotate whole heads. extra: further keys of
+    rope_scaling, which the family takes from `ConfigReader.rope_section`.
+
+    Raises:
+        ConfigError: a key is unknown, missing, of another type or out of range.
+    """
     section = reader.rope_section()
     kind_key = "type" if section.take("rope_type", None) is None else "rope_type"
     kind = section.take(kind_key, "default")

@@ -1,4 +1,4 @@
-"""What is written beside a trained checkpoint."""
+"""The model card, which is written beside a trained checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model is trained: steps, learning rates, and which tokens each step reads."""
+"""The schedule of training: steps, learning rates, and the tokens that each step reads."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ def train(
     logger.info("wrote %s; held-out loss %.4f nats per token", out, final)
 
 
-class Refusal(click.ClickException):
+class WrongInput(click.ClickException):
     """A wrong input, with the exit code that the other commands have."""
 
     exit_code = 2
@@ -257,4 +257,4 @@ def main(
             name, config = out.name, read_training_config(config_path)
         train(name, config, schedule, root or corpus.standard_library(), work, out, save_every)
     except PocketMoEError as error:
-        raise Refusal(str(error)) from error
+        raise WrongInput(str(error)) from error

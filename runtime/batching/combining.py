@@ -19,8 +19,8 @@ import numpy as np
 
 from ...errors import InputError, PocketMoEError
 from ..recording.files import Recording
-from ..runner import Cancelled, Observer, Part, Runner
-from .requests import Request, Seat, share_batch
+from ..runner import BatchPart, Cancelled, Observer, Runner
+from .requests import Seat, Work, share_batch
 
 # Seconds that a batch waits for a sequence after its last token: a share of what the batch before
 # took, within bounds.
@@ -78,7 +78,7 @@ class Combiner:
         observe: Observer | None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
-        """Runs tokens of a sequence, which one thread at a time does. See Request.
+        """Runs tokens of a sequence, which one thread at a time does. See Work.
 
         observe: they run by themselves, in this thread. cancelled: asked before each batch.
 
@@ -90,7 +90,7 @@ class Combiner:
         self._refuse_within()
         now = time.perf_counter()
         seat.late = now - seat.ended > self._wait
-        request = Request(seat, ids, logits, seat.cache.position, now)
+        request = Work(seat, ids, logits, seat.cache.position, now)
         if observe is not None:
             while not request.done:
                 _heed(cancelled)
@@ -101,7 +101,7 @@ class Combiner:
         if request.error is not None:
             raise request.error
 
-    def _run_with_others(self, request: Request, cancelled: Callable[[], bool] | None) -> None:
+    def _run_with_others(self, request: Work, cancelled: Callable[[], bool] | None) -> None:
         seat = request.seat
         seat.wake.clear()
         seat.request = request
@@ -172,7 +172,7 @@ class Combiner:
         if waiting := self._pending():
             waiting[0].seat.wake.set()
 
-    def _pending(self) -> list[Request]:
+    def _pending(self) -> list[Work]:
         """Oldest first."""
         found = [seat.request for seat in list(self._seats)]
         wanted = [request for request in found if request is not None and not request.done]
@@ -209,7 +209,7 @@ class Combiner:
                 return
             self._arrived.wait(left)
 
-    def _run(self, shares: list[tuple[Request, int]], observe: Observer | None) -> None:
+    def _run(self, shares: list[tuple[Work, int]], observe: Observer | None) -> None:
         """Runs a batch; the lock is held."""
         routes, trace = self._recording.routes, self._recording.trace
         started = time.perf_counter()
@@ -247,7 +247,7 @@ class Combiner:
             self._expected.add(seat)
 
     def _find_guilty(
-        self, shares: list[tuple[Request, int]], parts: list[Part], error: PocketMoEError
+        self, shares: list[tuple[Work, int]], parts: list[BatchPart], error: PocketMoEError
     ) -> None:
         """After an error of a batch, which has left nothing behind: each runs by itself."""
         if len(parts) == 1:

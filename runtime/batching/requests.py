@@ -1,4 +1,4 @@
-"""What threads want run, and how a batch is shared out among them."""
+"""The work that threads want run, and how a batch is shared out among them: continuous batching."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import PocketMoEError
 from ..recording.files import is_prompt
-from ..runner import Cache, Part
+from ..runner import BatchPart, Cache
 
 
 class Seat:
@@ -21,14 +21,14 @@ class Seat:
 
     def __init__(self, cache: Cache):
         self.cache = cache
-        self.request: Request | None = None
+        self.request: Work | None = None
         self.wake = threading.Event()
         self.ended = 0.0
         self.late = False
 
 
 @dataclass(eq=False)
-class Request:
+class Work:
     """Tokens to be run after what the sequence has seen. logits: float32 `[T, V]`, or `[1, V]` for
     the last token alone. start: the position of the first.
 
@@ -55,17 +55,17 @@ class Request:
     def is_prompt(self) -> bool:
         return is_prompt(self.start, len(self.ids))
 
-    def part(self, tokens: int) -> Part:
+    def part(self, tokens: int) -> BatchPart:
         """The next ones."""
         first = self.seat.cache.position - self.start
         stop = first + tokens
         logits = self.logits if len(self.logits) < len(self.ids) else self.logits[first:stop]
-        return Part(self.seat.cache, self.ids[first:stop], logits, self.start + len(self.ids))
+        return BatchPart(self.seat.cache, self.ids[first:stop], logits, self.start + len(self.ids))
 
 
 def share_batch(
-    pending: Sequence[Request], chunk: int, batch: int, *, others: bool
-) -> list[tuple[Request, int]]:
+    pending: Sequence[Work], chunk: int, batch: int, *, others: bool
+) -> list[tuple[Work, int]]:
     """Who gets how many tokens of the next batch. pending: oldest first. others: sequences are at
     work that are not among them.
 

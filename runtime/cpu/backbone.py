@@ -13,7 +13,7 @@ from ...bundle.manifest import Manifest
 from ...errors import BundleError
 from ..native.steps import Caches, Parts
 from ..rope_table import RopeTable
-from ..runner import Part
+from ..runner import BatchPart
 from .kv_cache import KvCache
 from .native_backbone import NativeBackbone
 from .native_segment import NativeSegment
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Rows:
     """Rows [start, start + tokens) of a batch, at most a chunk, which native segments run at once.
 
     logits: the first of the rows that are wanted, counted over the batch; parts.kept of them.
@@ -79,10 +79,10 @@ class Backbone:
 
                 self._sessions[index] = load_session(root / segment.file, root / segment.file)
         self._bound = [(0, 0)] * len(manifest.segments)  # of native segments
-        self._parts: list[tuple[int, KvCache, Part]] = []  # with the rows where they start
-        self._pieces: list[Piece] = []
+        self._parts: list[tuple[int, KvCache, BatchPart]] = []  # with the rows where they start
+        self._ranges: list[Rows] = []
 
-    def begin(self, parts: Sequence[Part]) -> np.ndarray:
+    def begin(self, parts: Sequence[BatchPart]) -> np.ndarray:
         """Starts a batch; returns where its embedding rows go, float32 `[tokens, H]`, those of a
         part behind those of the part before."""
         self._parts = []
@@ -93,7 +93,7 @@ class Backbone:
             self._rope.fill(cache.position, tokens, part.length, start)
             self._parts.append((start, cache, part))
             start += tokens
-        self._pieces = self._cut(self._parts) if self._native else []
+        self._ranges = self._cut(self._parts) if self._native else []
         return self._hidden[0][:start]
 
     def run(self, index: int, tokens: int) -> dict[str, np.ndarray]:
@@ -107,8 +107,8 @@ class Backbone:
         if index in self._native:
             if "moe_base" not in self._native[index].outputs:
                 outputs["moe_base"][:] = 0
-            for piece in self._pieces:
-                self._run_piece(index, piece)
+            for rows in self._ranges:
+                self._run_rows(index, rows)
             return outputs
         for start, cache, part in self._parts:
             binding = self._binding(index, cache)
@@ -125,38 +125,38 @@ class Backbone:
             for start, cache, part in self._parts:
                 self._run_last_of(index, start, cache, part)
         elif len(self._parts) == 1:
-            self._run_last_pieces(index, self._pieces, self._parts[0][2].logits)
+            self._run_last_rows(index, self._ranges, self._parts[0][2].logits)
         elif all(len(part.logits) == 1 for _, _, part in self._parts):
             count = len(self._parts)
             if len(self._logits) < count:
                 self._logits = np.empty((count, self._logits.shape[1]), np.float32)
-            self._run_last_pieces(index, self._pieces, self._logits)
+            self._run_last_rows(index, self._ranges, self._logits)
             for row, (_, _, part) in zip(self._logits, self._parts, strict=False):
                 part.logits[0] = row
         else:
             for one in self._parts:
-                self._run_last_pieces(index, self._cut([one]), one[2].logits)
+                self._run_last_rows(index, self._cut([one]), one[2].logits)
 
-    def _run_last_pieces(self, index: int, pieces: Sequence[Piece], logits: np.ndarray) -> None:
+    def _run_last_rows(self, index: int, ranges: Sequence[Rows], logits: np.ndarray) -> None:
         attends = bool(self._described[index].layers)
-        for piece in pieces:
-            kept = piece.parts.kept
+        for rows in ranges:
+            kept = rows.parts.kept
             if kept or attends:
-                self._native[index].output("logits", logits[piece.logits : piece.logits + kept])
-                self._run_piece(index, piece)
+                self._native[index].output("logits", logits[rows.logits : rows.logits + kept])
+                self._run_rows(index, rows)
 
-    def _run_piece(self, index: int, piece: Piece) -> None:
-        segment, state = self._native[index], (piece.start, piece.tokens)
+    def _run_rows(self, index: int, rows: Rows) -> None:
+        segment, state = self._native[index], (rows.start, rows.tokens)
         if self._bound[index] != state:
             self._bind(segment, index, *state)
             self._bound[index] = state
-        segment.run(piece.parts)
+        segment.run(rows.parts)
 
-    def _cut(self, parts: Sequence[tuple[int, KvCache, Part]]) -> list[Piece]:
-        """Pieces of the rows of parts that lie next to one another."""
+    def _cut(self, parts: Sequence[tuple[int, KvCache, BatchPart]]) -> list[Rows]:
+        """The rows of parts that lie next to one another."""
         last_start, _, last = parts[-1]
         end, rows = last_start + len(last.ids), 0
-        pieces = []
+        ranges = []
         for low in range(parts[0][0], end, self._chunk):
             high = min(low + self._chunk, end)
             inside = []
@@ -167,11 +167,11 @@ class Backbone:
                     kept = max(0, stop - wanted)
                     inside.append((stop - first, kept, first - start, caches_of(cache)))
             made = Parts(inside)
-            pieces.append(Piece(low, high - low, rows, made))
+            ranges.append(Rows(low, high - low, rows, made))
             rows += made.kept
-        return pieces
+        return ranges
 
-    def _run_last_of(self, index: int, start: int, cache: KvCache, part: Part) -> None:
+    def _run_last_of(self, index: int, start: int, cache: KvCache, part: BatchPart) -> None:
         """The last segment in ONNX Runtime, for one part."""
         tokens, binding = len(part.ids), self._binding(index, cache)
         first = tokens - len(part.logits)  # the first whose logits are wanted

@@ -1,14 +1,12 @@
-"""Routed experts: what an engine is, the native one, which one serves a bundle, and the sum."""
+"""Routed experts on a CPU: the native engine, and the choice of one for each layer of a bundle."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +18,8 @@ from ..native.kernels import ExpertFormat, NativeKernels
 from ..native.library import PRECISIONS, available
 from ..paging.pager import Loaded
 from ..paging.readers import Slot
+from ..routing import Routing
+from .engine import ExpertEngine, PageSource
 
 KERNELS = ("auto", "native", "onnxruntime")
 # Up to so many rows of work, experts are computed as their pages come; beyond, as in a prompt, in
@@ -27,64 +27,6 @@ KERNELS = ("auto", "native", "onnxruntime")
 FEW_ROWS = 64
 _log = logging.getLogger(__name__)
 _said: set[str] = set()  # reasons for ONNX Runtime that were logged
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Which expert works on which tokens, experts in ascending order.
-
-    experts: E of them; those of expert e are at `starts[e]` up to `starts[e + 1]` of tokens (int64
-    rows of x, ascending) and weights (float32).
-    """
-
-    experts: list[int]
-    starts: np.ndarray
-    tokens: np.ndarray
-    weights: np.ndarray
-
-    def part(self, first: int, last: int) -> Routing:
-        """Experts first up to last."""
-        low, high = self.starts[first], self.starts[last]
-        return Routing(
-            self.experts[first:last],
-            self.starts[first : last + 1] - low,
-            self.tokens[low:high],
-            self.weights[low:high],
-        )
-
-    def pick(self, experts: Sequence[int]) -> tuple[Routing, np.ndarray]:
-        """Some of the experts, ascending, and the places of their rows in this routing."""
-        wanted = set(experts)
-        indices = [index for index, expert in enumerate(self.experts) if expert in wanted]
-        starts = self.starts
-        rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
-        sizes = [starts[i + 1] - starts[i] for i in indices]
-        picked = Routing(
-            [self.experts[i] for i in indices],
-            np.concatenate(([0], np.cumsum(sizes))),
-            self.tokens[rows],
-            self.weights[rows],
-        )
-        return picked, rows
-
-
-# Told whether they must come in the order of the experts, it gives lists of experts and their
-# pages: all of a routing, each once. A list's pages are valid until the next is asked for.
-Pages = Callable[[bool], Iterator[list[Loaded]]]
-
-
-class ExpertEngine(Protocol):
-    """Computes experts from their pages: down(activation(gate(x), up(x))), each projection with
-    its bias where the page has one."""
-
-    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
-        """out[tokens] += weights · expert(x[tokens]) for each expert; out, x: float32
-        `[T, hidden_size]`.
-
-        A token's terms are added in ascending order of experts, whatever is in the cache: so the
-        sums have the same rounding, paged or not.
-        """
-        ...
 
 
 class NativeExpertEngine:
@@ -107,7 +49,7 @@ class NativeExpertEngine:
         self._most_rows = most_rows
         self._kinds = kinds
 
-    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
+    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: PageSource) -> None:
         if not routing.experts:
             return
         if len(routing.tokens) <= FEW_ROWS:
@@ -253,19 +195,3 @@ def load_engines(
             graphs.append(loaded[key])
         by_layer[layer.layer] = OnnxExpertEngine(graphs, layer.kinds)
     return by_layer
-
-
-def route(weights: np.ndarray, experts: np.ndarray) -> Routing:
-    """From `[T, k]`: float32 weights and int64 experts; those below 0 stand for no expert."""
-    tokens, top_k = experts.shape
-    chosen = experts.ravel()
-    order = np.argsort(chosen, kind="stable")
-    if chosen[order[0]] < 0:
-        order = order[np.count_nonzero(chosen < 0) :]
-    ordered, shares = chosen[order], weights.ravel()[order]
-    if tokens == 1:
-        count = len(order)
-        return Routing(ordered.tolist(), np.arange(count + 1), np.zeros(count, np.int64), shares)
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    names = ordered[starts].tolist()
-    return Routing(names, np.append(starts, len(order)), order // top_k, shares)

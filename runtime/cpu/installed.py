@@ -1,4 +1,4 @@
-"""Which ONNX Runtime is installed: at most one of the packages that share its module."""
+"""The ONNX Runtime that is installed: at most one of the packages that share its module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which segments of a bundle the native kernels run, and what they need for it."""
+"""The segments of a bundle that the native kernels run, and what they need for it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...bundle.weight_index import WeightIndex
 from ...errors import BundleError
 from ..native.kernels import PAGE_ALIGNMENT
-from ..native.steps import Matrix
+from ..native.steps import WeightMatrix
 
 _FLOATS = {"float16": "fp16", "float32": "fp32"}
 _SIGNS = {4: 0x88, 8: 0x80}  # of unsigned values whose zero is 8 or 128, made two's complement
@@ -46,7 +46,7 @@ class Weights:
             raise self._wrong(name, (size,))
         return self._bytes(name).view(np.float32)
 
-    def matrix(self, name: str, rows: int, columns: int, *, bias: bool) -> Matrix:
+    def matrix(self, name: str, rows: int, columns: int, *, bias: bool) -> WeightMatrix:
         """The projection of that name, `.weight` and `.bias` left out.
 
         Raises:
@@ -61,13 +61,13 @@ class Weights:
             if place.shape != (rows, columns):
                 raise self._wrong(weight, (rows, columns))
             values = self._bytes(weight)
-            return Matrix(_FLOATS[place.dtype], 0, rows, columns, values, None, added)
+            return WeightMatrix(_FLOATS[place.dtype], 0, rows, columns, values, None, added)
         bits, block = self._bits(weight), self._block
         blocks = columns // block
         if blocks * block != columns or place.shape[:-1] != (rows, blocks):
             raise self._wrong(weight, (rows, blocks))
         scales = self.vector(f"{weight}.scales", rows * blocks)
-        return Matrix(f"int{bits}", block, rows, columns, self._bytes(weight), scales, added)
+        return WeightMatrix(f"int{bits}", block, rows, columns, self._bytes(weight), scales, added)
 
     def load(self, path: Path) -> None:
         """Reads all of it.

@@ -10,7 +10,8 @@ import numpy as np
 
 from ...bundle.pages import PageFormat
 from ...errors import BundleError
-from .experts import Pages, Routing
+from ..routing import Routing
+from .engine import PageSource
 
 _FP8 = 17  # ONNX's number of e4m3, for which numpy has no type
 # How the graph reads the bytes of a page: it may declare another shape than the page's own.
@@ -61,7 +62,7 @@ class OnnxExpertEngine:
     def __init__(self, graphs: Sequence[OnnxExpert], kinds: Sequence[int] = ()):
         self._graphs, self._kinds = graphs, kinds
 
-    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: Pages) -> None:
+    def add(self, out: np.ndarray, x: np.ndarray, routing: Routing, pages: PageSource) -> None:
         index = 0
         for batch in pages(True):
             for expert, slot in batch:

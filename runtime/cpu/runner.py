@@ -17,14 +17,16 @@ from ...bundle.pages import ExpertKey
 from ...bundle.weight_index import index_file, weights_file
 from ..embedding import Embedding
 from ..expert_choice import ExpertChoice
-from ..memory.budget import MemoryPlan, host_caches
+from ..memory.budget import MemoryPlan
 from ..native.kernels import NativeKernels
 from ..paging.pager import Loaded, Pager
 from ..paging.predict import EARLY_PAGES, EARLY_PROMPT_PAGES, WORTHWHILE, Predictor
 from ..recording.files import Recording
-from ..runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
+from ..routing import route
+from ..runner import BatchPart, Cache, DeviceFigures, Engines, Observer, count_usage
 from .backbone import Backbone
-from .experts import load_engines, route
+from .budget import host_caches
+from .experts import load_engines
 from .kv_cache import KvCache
 from .native_backbone import NativeBackbone
 
@@ -112,7 +114,7 @@ class HostRunner:
         if plan.predicts and self.predictor is None:
             self.predictor = Predictor(self._root, self._manifest.spec)
 
-    def run_batch(self, parts: Sequence[Part], observe: Observer | None = None) -> None:
+    def run_batch(self, parts: Sequence[BatchPart], observe: Observer | None = None) -> None:
         backbone, pager = self._backbone, self.pager
         routes, trace = self._recording.routes, self._recording.trace
         ids = parts[0].ids if len(parts) == 1 else np.concatenate([part.ids for part in parts])

@@ -1,1 +1,1 @@
-"""From a prompt to text: templates, sampling, grammars, stops, pieces."""
+"""Generation: prompts and templates, sampling, grammars, stops, pieces of text."""

@@ -1,30 +1,30 @@
-"""From a prompt to text, token by token, over a session's `forward`."""
+"""Prefill of a prompt, then decoding token by token, over a session's `forward`."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
+from ...bundle.manifest import Manifest
 from ...errors import InputError
 from ..context import check_tokens
 from ..memory.host_memory import give_back_freed
 from ..recording.clock import Clock
+from ..recording.stats import Counters
 from ..runner import Cancelled
 from .grammar import Grammar, Matcher
 from .pieces import Piece, PieceMaker
 from .prompts import encode_prompt, need_tokenizer
 from .sampling import Sampler, Sampling, check_whole
 from .stops import check_stops
-from .template import Message
-
-if TYPE_CHECKING:
-    from ..session import Session
+from .template import ChatTemplate, Message
+from .vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +49,59 @@ class Request(Sampling):
             raise InputError("cancel must be a threading.Event")
 
 
+class TokenRunner(Protocol):
+    """What a generation needs of a session: to run tokens after those that it has seen, and to
+    know them. See Session, which is one, for what each does and raises."""
+
+    turn: int
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def chat_template(self) -> ChatTemplate | None: ...
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def counters(self) -> Counters: ...
+
+    def keep(self, token_ids: Sequence[int]) -> int: ...
+
+    def forward(
+        self,
+        token_ids: Sequence[int],
+        *,
+        last_only: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> np.ndarray: ...
+
+    def rest(self) -> None: ...
+
+
 def start_generation(
-    session: Session,
+    session: TokenRunner,
     prompt: str | Sequence[int] | Sequence[Message],
     request: Request,
     clock: Clock,
+    vocabulary: Callable[[], Vocabulary],
 ) -> Generation:
-    """Checks the arguments now, and generates as the iterator is asked; see Session.generate."""
-    tokenizer, spec = need_tokenizer(session), session.manifest.spec
-    ids = encode_prompt(session, prompt)
+    """Checks the arguments now, and generates as the iterator is asked; see Session.generate.
+    vocabulary: asked for the tokenizer's where the request has a grammar."""
+    tokenizer, spec = need_tokenizer(session.tokenizer), session.manifest.spec
+    ids = encode_prompt(tokenizer, session.chat_template, prompt)
     ids = check_tokens(ids, spec, position=0, context=session.context).tolist()
     sampler = Sampler(request, spec.vocab_size, ids)
     matcher = None
     if request.grammar is not None:
-        matcher = Matcher(request.grammar, session.model.vocabulary())
+        matcher = Matcher(request.grammar, vocabulary())
     maker = PieceMaker(tokenizer, check_stops(request.stop), request.logprobs)
     return Generation(session, ids, request, sampler, matcher, maker, clock)
 
@@ -83,7 +122,7 @@ class Generation:
 
     def __init__(
         self,
-        session: Session,
+        session: TokenRunner,
         prompt: list[int],
         request: Request,
         sampler: Sampler,

@@ -1,4 +1,4 @@
-"""What grammars take of memory, and what bounds it."""
+"""The memory of grammars, and what bounds it."""
 
 from __future__ import annotations
 

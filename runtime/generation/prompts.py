@@ -1,29 +1,27 @@
-"""From what a caller gives as a prompt to token ids."""
+"""Prompts as token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
 from ...errors import InputError
+from ...model.spec import ModelSpec
 from ..context import check_tokens
-from .template import Message
+from .template import ChatTemplate, Message
 from .text import encode
 
-if TYPE_CHECKING:
-    from ..session import Session
 
-
-def encode_text(session: Session, text: str, *, add_special_tokens: bool = True) -> list[int]:
+def encode_text(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
     """Token ids of `text`; InputError where the bundle has no tokenizer, or `text` is not valid."""
-    return encode(need_tokenizer(session), text, add_special_tokens=add_special_tokens)
+    return encode(need_tokenizer(tokenizer), text, add_special_tokens=add_special_tokens)
 
 
-def decode_ids(session: Session, token_ids: Sequence[int]) -> str:
+def decode_ids(tokenizer: Any, spec: ModelSpec, token_ids: Sequence[int]) -> str:
     """See Session.decode."""
-    tokenizer, spec = need_tokenizer(session), session.manifest.spec
+    need_tokenizer(tokenizer)
     if len(token_ids) == 0:
         return ""
     ids = check_tokens(token_ids, spec, position=0, context=len(token_ids)).tolist()
@@ -31,7 +29,10 @@ def decode_ids(session: Session, token_ids: Sequence[int]) -> str:
 
 
 def encode_chat(
-    session: Session, messages: Sequence[Message], variables: Mapping[str, Any]
+    tokenizer: Any,
+    template: ChatTemplate | None,
+    messages: Sequence[Message],
+    variables: Mapping[str, Any],
 ) -> list[int]:
     """Token ids of a conversation and of the start of an answer, by the chat template.
 
@@ -40,10 +41,10 @@ def encode_chat(
             none.
     """
     check_messages(messages)
-    if session.chat_template is None:
+    if template is None:
         raise InputError("the bundle has no chat template; give text instead of messages")
-    text = session.chat_template.render(messages, **variables)
-    return encode_text(session, text, add_special_tokens=False)
+    text = template.render(messages, **variables)
+    return encode_text(tokenizer, text, add_special_tokens=False)
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -60,22 +61,24 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def encode_prompt(
-    session: Session, prompt: str | Sequence[int] | Sequence[Message]
+    tokenizer: Any,
+    template: ChatTemplate | None,
+    prompt: str | Sequence[int] | Sequence[Message],
 ) -> Sequence[int]:
     """Raises InputError where it is none of these."""
     if isinstance(prompt, str):
-        return encode_text(session, prompt)
+        return encode_text(tokenizer, prompt)
     if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
         raise InputError(
             f"a prompt is text, token ids, or a list of messages, not {type(prompt).__name__}"
         )
     if len(prompt) and isinstance(prompt[0], Mapping):
-        return encode_chat(session, cast("Sequence[Message]", prompt), {})
+        return encode_chat(tokenizer, template, cast("Sequence[Message]", prompt), {})
     return cast("Sequence[int]", prompt)
 
 
-def need_tokenizer(session: Session) -> Any:
+def need_tokenizer(tokenizer: Any) -> Any:
     """Raises InputError where the bundle has none."""
-    if session.tokenizer is None:
+    if tokenizer is None:
         raise InputError("the bundle has no tokenizer; give token ids to forward() instead")
-    return session.tokenizer
+    return tokenizer

@@ -115,9 +115,9 @@ class Sampler:
                 )
         self._biased = np.array(list(bias), np.int64)
         self._bias = np.array(list(bias.values()), np.float64)
-        self._repeated = Tally(prompt) if sampling.repetition_penalty != 1 else None
+        self._repeated = TokenCounts(prompt) if sampling.repetition_penalty != 1 else None
         counts = sampling.frequency_penalty or sampling.presence_penalty
-        self._made = Tally() if counts else None
+        self._made = TokenCounts() if counts else None
 
     def add(self, token: int) -> None:
         """`token` is now part of the answer."""
@@ -189,7 +189,7 @@ def _put(scores: np.ndarray, places: np.ndarray, values: np.ndarray) -> None:
     scores[places] = np.clip(values, -most, most)
 
 
-class Tally:
+class TokenCounts:
     """How often tokens have come: tokens int64 `[n]`, each once, and counts int64 `[n]`."""
 
     def __init__(self, tokens: Iterable[int] = ()):

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 
-class Refusal(jinja2.TemplateError):
+class TemplateRefusal(jinja2.TemplateError):
     """What a template says through `raise_exception`."""
 
 
@@ -85,7 +85,7 @@ def _check_name(name: object) -> None:
 
 
 def _raise_exception(message: object) -> None:
-    raise Refusal(str(message))
+    raise TemplateRefusal(str(message))
 
 
 def _strftime_now(form: str) -> str:

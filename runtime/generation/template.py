@@ -53,7 +53,7 @@ class ChatTemplate:
                 f"messages and variables must be what JSON can hold: {error}"
             ) from error
         self.prepare()
-        from .sandbox import Refusal, compile_template
+        from .sandbox import TemplateRefusal, compile_template
 
         try:
             return compile_template(self.source).render(
@@ -63,7 +63,7 @@ class ChatTemplate:
                     "add_generation_prompt": add_generation_prompt,
                 }
             )
-        except Refusal as error:
+        except TemplateRefusal as error:
             raise InputError(
                 f"the chat template refuses the conversation: {_one_line(error)}"
             ) from error

@@ -1,5 +1,8 @@
-"""What grammars know of a tokenizer: made by llguidance (the extra `structured`), which is imported
-here alone, and only where there is a grammar."""
+"""The vocabulary of a tokenizer as grammars know it.
+
+It is made by llguidance (the extra `structured`), which is imported here alone, and only where
+there is a grammar.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...bundle.gpu_graphs import DeviceGraphs, EngineSet, architecture, plain_file
+from ...bundle.gpu_graphs import EngineSet, GpuGraphs, capability_name, plain_file
 from ...bundle.manifest import Manifest
 from ...engines.hardware import CudaPythonError, start_cuda
 from ...engines.libraries import load_tensorrt
@@ -116,7 +116,7 @@ def _make(name: str, root: Path, manifest: Manifest, runtime: Any, device: CudaD
     )  # fmt: skip
 
 
-def onnx_backend(root: Path, graphs: DeviceGraphs, manifest: Manifest, device: Device) -> Backend:
+def onnx_backend(root: Path, graphs: GpuGraphs, manifest: Manifest, device: Device) -> Backend:
     """ONNX Runtime: its CUDA provider, or the CPU's where the device is without hardware.
 
     Raises:
@@ -141,7 +141,7 @@ def onnx_backend(root: Path, graphs: DeviceGraphs, manifest: Manifest, device: D
     )  # fmt: skip
 
 
-def plain_for_cuda(graphs: DeviceGraphs, manifest: Manifest) -> frozenset[str]:
+def plain_for_cuda(graphs: GpuGraphs, manifest: Manifest) -> frozenset[str]:
     """The graphs whose plain files the CUDA provider takes: blocks of int8 it does not dequantize,
     those of int4 it does.
 
@@ -170,7 +170,7 @@ def choose_engines(
         EngineError: it has none; the message names both sides.
     """
     info = device.info
-    name = architecture(info.compute_capability)
+    name = capability_name(info.compute_capability)
     how = remedy(toolchain, root, name)
     of_toolchain = [item for item in manifest.engines if item.toolchain == toolchain]
     for item in of_toolchain:
@@ -186,7 +186,7 @@ def choose_engines(
         whole = "" if not manifest.incomplete else " that are whole"
         raise EngineError(f"{root} has no engines{whole} for {here}; make them with {how}")
     there = ", ".join(
-        f"{_LABELS[toolchain]} {item.version} on {item.device or item.architecture}"
+        f"{_LABELS[toolchain]} {item.version} on {item.device or item.capability_name}"
         for item in of_toolchain
     )
     raise EngineError(f"{root} has engines for {there}, and this is {here}; make others with {how}")

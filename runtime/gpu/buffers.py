@@ -1,13 +1,10 @@
-"""What a batch leaves on the device between graphs, in memory that is made once."""
+"""The buffers that a batch leaves on the GPU between graphs, in memory that is made once."""
 
 from __future__ import annotations
 
-from math import gcd
-
+from ...bundle.gpu_graphs import FLOAT, INT64
 from ...model.spec import ModelSpec
-from .device import ALIGNMENT, Device, Stream
-
-FLOAT, INT64 = 4, 8  # bytes
+from .device import Device, Stream
 
 
 class BatchBuffers:
@@ -49,11 +46,6 @@ def most_experts(spec: ModelSpec) -> int:
     """Of a token in any layer, at least 1."""
     routers = [layer.router for layer in spec.layers if layer.router is not None]
     return max((router.top_k for router in routers), default=1)
-
-
-def row_step(nbytes: int) -> int:
-    """How many rows of so many bytes end where a tensor may begin."""
-    return ALIGNMENT // gcd(ALIGNMENT, nbytes)
 
 
 def buffer_bytes(spec: ModelSpec, chunk: int, batch: int) -> int:

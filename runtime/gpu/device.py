@@ -1,4 +1,4 @@
-"""What the runtime asks of a GPU: memory, streams, events and copies.
+"""The interface of a GPU: memory, streams, events and copies.
 
 `CudaDevice` is one; `HostDevice` is one without hardware, for tests. Addresses are plain numbers.
 """
@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-
-# What TensorRT wants of a tensor's address, and what CUDA gives.
-ALIGNMENT = 256
 
 
 @dataclass(frozen=True)

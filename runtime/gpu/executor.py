@@ -1,4 +1,4 @@
-"""What runs a device graph: the interface of all engines."""
+"""The interface of what runs a GPU graph, whatever the engine."""
 
 from __future__ import annotations
 

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from ...bundle.gpu_graphs import DeviceGraphs, page_inputs
+from ...bundle.gpu_graphs import ALIGNMENT, FLOAT, INT64, GpuGraphs, page_inputs, row_step
 from ...bundle.manifest import Manifest
 from ...bundle.pages import ExpertKey, PageFormat, align
 from ...model.spec import ModelSpec
-from ..cpu.experts import Routing
-from .buffers import FLOAT, INT64, BatchBuffers, most_experts, row_step
-from .device import ALIGNMENT, Device, Stream
+from ..routing import Routing
+from .buffers import BatchBuffers, most_experts
+from .device import Device, Stream
 from .executor import Executor, Loader, check_names
-from .slots import Page, Pages
+from .slots import Page, ResidentPages
 from .uploads import Uploads
 
 _ROWS = ALIGNMENT // FLOAT  # rows and weights of an expert begin at multiples of so many
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _LayerGraphs:
     """tensors: of a page: name, offset in its slot, shape. suffixed: the same for each of a
     token's experts."""
 
@@ -45,7 +45,7 @@ class DeviceExperts:
         self,
         root: Path,
         manifest: Manifest,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         loader: Loader,
         device: Device,
         stream: Stream,
@@ -55,7 +55,7 @@ class DeviceExperts:
         spec = manifest.spec
         self._stream, self._buffers = stream, buffers
         self._loaded: dict[str, Executor] = {}
-        self._layers: dict[int, _Layer] = {}
+        self._layers: dict[int, _LayerGraphs] = {}
         formats = {layer.layer: layer.format for layer in manifest.experts}
         for item in graphs.layers:
             names = item.expert, item.token, item.combine
@@ -80,7 +80,9 @@ class DeviceExperts:
             self._loaded[name] = loader.load(name)
         return self._loaded[name]
 
-    def run_token(self, layer: int, routing: Routing, tier: Pages, *, has_base: bool) -> None:
+    def run_token(
+        self, layer: int, routing: Routing, tier: ResidentPages, *, has_base: bool
+    ) -> None:
         """One token. Experts that it goes without are bound to a page of another, at weight 0."""
         item, buffers, executor = self._layers[layer], self._buffers, self._layers[layer].token
         experts = routing.experts
@@ -102,7 +104,7 @@ class DeviceExperts:
         tier.done(layer, experts)
 
     def run_batch(
-        self, layer: int, routing: Routing, tokens: int, tier: Pages, *, has_base: bool
+        self, layer: int, routing: Routing, tokens: int, tier: ResidentPages, *, has_base: bool
     ) -> None:
         """Several tokens."""
         item, buffers, stream = self._layers[layer], self._buffers, self._stream
@@ -245,7 +247,7 @@ def _describe(
     token: Executor,
     combine: Executor,
     files: tuple[str, str, str],
-) -> _Layer:
+) -> _LayerGraphs:
     router = spec.layers[layer].router
     top_k = router.top_k if router is not None else 1
     names = {item.name for item in page_inputs(page_format)}
@@ -255,7 +257,7 @@ def _describe(
     check_names(combine, root / files[2], {"terms", "places", "base"}, {"out"}, set())
     tensors = _tensors(page_format, "", expert)
     suffixed = tuple(_tensors(page_format, f".{index}", token) for index in range(top_k))
-    return _Layer(expert, token, combine, top_k, tensors, suffixed)
+    return _LayerGraphs(expert, token, combine, top_k, tensors, suffixed)
 
 
 def _tensors(

@@ -15,7 +15,7 @@ import numpy as np
 from ...bundle.gpu_graphs import MASKED, POSITION_BLOCK
 from ...bundle.pages import align
 from ...model.spec import ModelSpec
-from ..cpu.kv_cache import SLACK, kind_of
+from ..cache_shape import SLACK, kind_of
 from .device import Buffer, Device, Stream
 from .uploads import Uploads
 
@@ -57,7 +57,7 @@ class Past:
     mask: int
 
 
-class Span:
+class GpuSpan:
     """How far the buffers of one kind are filled."""
 
     def __init__(self, window: int | None, capacity: int):
@@ -76,7 +76,7 @@ class DeviceKv:
     ):
         self.position = 0
         self.number = next(_numbers)
-        self.spans: dict[str, Span] = {}
+        self.spans: dict[str, GpuSpan] = {}
         self._stream = stream
         self._chunk = chunk
         self._kinds = [kind_of(layer.window) for layer in spec.layers]
@@ -85,7 +85,7 @@ class DeviceKv:
         self._buffers: list[list[Buffer]] = []
         for layer in spec.layers:
             length = device_capacity(layer.window, context, batch)
-            self.spans.setdefault(kind_of(layer.window), Span(layer.window, length))
+            self.spans.setdefault(kind_of(layer.window), GpuSpan(layer.window, length))
             self._buffers.append([device.allocate(length * row) for row in self._rows])
         windows = [layer.window for layer in spec.layers if layer.window is not None]
         self._moving = device.allocate(max(1, max(windows, default=0) * max(self._rows)))
@@ -184,7 +184,7 @@ class DeviceKv:
         for span in self.spans.values():
             span.past = max(0, min(position, span.capacity - self._chunk))
 
-    def _slide(self, kind: str, span: Span) -> None:
+    def _slide(self, kind: str, span: GpuSpan) -> None:
         """Moves the window to the front, over memory of its own: source and target may overlap."""
         if span.window is None:
             raise ValueError(f"{span.capacity} positions are full")

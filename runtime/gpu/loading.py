@@ -1,4 +1,4 @@
-"""Opening a bundle on a device: everything is loaded first, and pages get what memory is left."""
+"""Loading a bundle on a GPU: everything is loaded first, and pages get what memory is left."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.gpu_graphs import ALIGNMENT, GpuGraphs
 from ...bundle.manifest import Manifest, check_file
 from ...errors import BundleError, ContextError, InputError
 from ..context import choose_context
-from ..expert_choice import ExpertChoice
-from ..memory.budget import MemoryPlan, read_budget
-from ..memory.host_memory import read_host_memory
+from ..loading import LoadedRunner, LoadRequest
+from ..memory.budget import AUTO, MemoryPlan, read_budget
+from ..memory.host_memory import process_memory, read_host_memory
+from ..options import OpenOptions
 from ..paging.pager import Pager
 from ..paging.policy import CachePolicy
-from ..recording.files import Recording
-from ..recording.stats import process_memory
 from ..runner import Engines
 from .backends import Backend
-from .device import ALIGNMENT, Device, Stream
+from .device import Device, Stream
 from .errors import DeviceMemoryError
 from .host_slots import PinnedMemory, SharedSlots
 from .memory import (
@@ -53,36 +51,11 @@ class TierSizes:
     slots: int | None = None
     host_slots: int | None = None
 
-
-@dataclass(frozen=True)
-class DeviceRequest:
-    """Of a session on a device. context: None for the default. reason: why this backend was chosen.
-    policy: makes the one of the GPU tier, by default NextUse."""
-
-    root: Path
-    manifest: Manifest
-    context: int | None
-    threads: int
-    verify_pages: bool
-    choice: ExpertChoice
-    recording: Recording
-    sizes: TierSizes
-    prefetch: str = "auto"
-    reason: str = ""
-    policy: Callable[[], CachePolicy] | None = None
-
-
-@dataclass(frozen=True)
-class Opened:
-    """plan: of the host. context: tokens. longest: that its sessions can see at most."""
-
-    runner: DeviceRunner
-    plan: MemoryPlan
-    context: int
-
-    @property
-    def longest(self) -> int:
-        return self.context
+    @classmethod
+    def of(cls, options: OpenOptions) -> TierSizes:
+        """Raises InputError where "auto" is asked for, and the system does not say what is free."""
+        gpu = None if options.gpu_memory == AUTO else read_budget(options.gpu_memory, "GPU memory")
+        return cls(gpu, options.host_memory, options.memory_budget)
 
 
 def device_context(wanted: int | None, manifest: Manifest, name: str) -> int:
@@ -115,8 +88,14 @@ def check_sizes(sizes: TierSizes, device: Device) -> None:
         )
 
 
-def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
-    """Loads a bundle onto a device.
+def load_on_gpu(
+    backend: Backend,
+    request: LoadRequest,
+    sizes: TierSizes | None = None,
+    policy: Callable[[], CachePolicy] | None = None,
+) -> LoadedRunner:
+    """Loads a bundle onto a device. sizes: by default those of the options. policy: makes the one
+    of the GPU tier, by default NextUse.
 
     Raises:
         BudgetError: a memory is too small.
@@ -125,14 +104,16 @@ def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
         InputError: see check_sizes.
     """
     device, manifest, root = backend.device, request.manifest, request.root
-    check_sizes(request.sizes, device)
+    options, threads = request.options, request.options.cpu_threads
+    sizes = TierSizes.of(options) if sizes is None else sizes
+    check_sizes(sizes, device)
     graphs = graphs_of(manifest, str(root))
-    context = device_context(request.context, manifest, str(root))
+    context = device_context(options.context, manifest, str(root))
     chunk, batch = min(graphs.chunk, context), min(graphs.batch, context)
-    if request.verify_pages:
+    if options.verify_pages:
         for file in backend.files:
             check_file(root, manifest, file)
-    if request.prefetch == "on":
+    if options.prefetch == "on":
         _log.warning("prefetch on has no effect: pages go to the GPU when a router asks for them")
     before = process_memory("VmRSS")
     free, total = device.memory()
@@ -140,24 +121,24 @@ def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
         try:
             stream = device.stream()
             undo.callback(stream.free)
-            loader = backend.loader(stream, request.threads)
+            loader = backend.loader(stream, threads)
             runner = DeviceRunner(
                 root, manifest, graphs, loader, device, stream, context, chunk, batch,
                 request.choice, request.recording,
             )  # fmt: skip
             undo.callback(runner.close)
             runner.warm_up(manifest.page_bytes)
-            plan, slots = _plan(request, device, context, chunk, batch, free, before)
+            plan, slots = _plan(request, sizes, device, context, chunk, batch, free, before)
         except DeviceMemoryError as error:
             weights = _segment_bytes(manifest, graphs)
             needed = needed_bytes(manifest, weights, context, chunk, batch)
             raise out_of_memory(str(root), needed, free, total, context) from error
         pager = Pager(
-            root, manifest, plan.slots, verify=request.verify_pages,
+            root, manifest, plan.slots, verify=options.verify_pages,
             trace=request.recording.trace, memory=PinnedMemory(device),
         )  # fmt: skip
         undo.callback(pager.close)
-        tier = _make_tier(request, device, stream, pager, slots)
+        tier = _make_tier(manifest, device, stream, pager, slots, policy)
         if not pager.direct:
             _log.info("%s: pages are read through the page cache (no O_DIRECT here)", root)
         engines = Engines(
@@ -169,7 +150,7 @@ def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
             device=device.info.name,
         )
         taken = max(0, free - device.memory()[0])
-        tier.spare = spare_bytes(device.memory()[0], taken, request.sizes.gpu)
+        tier.spare = spare_bytes(device.memory()[0], taken, sizes.gpu)
         runner.use(tier, pager, engines, taken)
         undo.pop_all()
         runner.on_close(stream.free)
@@ -177,11 +158,12 @@ def open_runner(backend: Backend, request: DeviceRequest) -> Opened:
         "backend %s on %s: %d of %d pages on the GPU, %d on the host",
         backend.name, device.info.name, slots, manifest.num_pages, plan.slots,
     )  # fmt: skip
-    return Opened(runner, plan, context)
+    return LoadedRunner(runner, plan, context, context, threads)
 
 
 def _plan(
-    request: DeviceRequest,
+    request: LoadRequest,
+    sizes: TierSizes,
     device: Device,
     context: int,
     chunk: int,
@@ -190,7 +172,7 @@ def _plan(
     process_before: int,
 ) -> tuple[MemoryPlan, int]:
     """Of the host, and how many pages the GPU has slots for: 0 where it reads the host's."""
-    manifest, sizes, name = request.manifest, request.sizes, str(request.root)
+    manifest, name = request.manifest, str(request.root)
     free, total = device.memory()
     taken = max(0, free_before - free)  # others may have given memory back meanwhile
     slots = 0
@@ -217,7 +199,7 @@ def _plan(
 
 def _host_budget(given: int | str | None) -> tuple[int | None, bool]:
     """Bytes, or None where the system does not say what is free; and whether that is it."""
-    if given is not None and given != "auto":
+    if given is not None and given != AUTO:
         return read_budget(given), False
     try:
         return read_host_memory().budget, True
@@ -226,23 +208,27 @@ def _host_budget(given: int | str | None) -> tuple[int | None, bool]:
 
 
 def _make_tier(
-    request: DeviceRequest, device: Device, stream: Stream, pager: Pager, slots: int
+    manifest: Manifest,
+    device: Device,
+    stream: Stream,
+    pager: Pager,
+    slots: int,
+    policy: Callable[[], CachePolicy] | None,
 ) -> Tier:
     if device.info.unified:
         return SharedSlots(device, pager, stream)
-    policy = request.policy() if request.policy is not None else None
-    page_bytes = {layer.layer: layer.format.nbytes for layer in request.manifest.experts}
-    fewest = fewest_slots(request.manifest)
-    return DeviceSlots(device, pager, page_bytes, slots, stream, policy, fewest)
+    page_bytes = {layer.layer: layer.format.nbytes for layer in manifest.experts}
+    made = policy() if policy is not None else None
+    return DeviceSlots(device, pager, page_bytes, slots, stream, made, fewest_slots(manifest))
 
 
-def _segment_bytes(manifest: Manifest, graphs: DeviceGraphs) -> int:
+def _segment_bytes(manifest: Manifest, graphs: GpuGraphs) -> int:
     names = [name.rpartition(".")[0] for name in graphs.segments]
     files = manifest.files
     return sum(files[f"{name}.bin"].size for name in names if f"{name}.bin" in files)
 
 
-def graphs_of(manifest: Manifest, name: str) -> DeviceGraphs:
+def graphs_of(manifest: Manifest, name: str) -> GpuGraphs:
     """Raises BundleError where there are none."""
     if manifest.graphs is None:
         raise BundleError(f"{name} has nothing for GPUs; compile it with a GPU as --target")

@@ -1,4 +1,4 @@
-"""What of the GPU's memory, and of the host's behind it, goes to pages."""
+"""The plan of memory with a GPU: what of it, and of the host's behind it, goes to pages."""
 
 from __future__ import annotations
 

@@ -13,19 +13,19 @@ from typing import cast
 
 import numpy as np
 
-from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.gpu_graphs import FLOAT, INT64, GpuGraphs
 from ...bundle.manifest import Manifest
 from ...bundle.pages import ExpertKey
 from ...errors import EngineError
-from ..cpu.experts import route
 from ..embedding import Embedding
 from ..expert_choice import ExpertChoice
 from ..memory.budget import MemoryPlan
 from ..paging.pager import Pager
 from ..recording.files import Recording
 from ..rope_table import RopeTable
-from ..runner import Cache, DeviceFigures, Engines, Observer, Part, count_usage
-from .buffers import FLOAT, INT64, BatchBuffers, most_experts
+from ..routing import route
+from ..runner import BatchPart, Cache, DeviceFigures, Engines, Observer, count_usage
+from .buffers import BatchBuffers, most_experts
 from .caches import DeviceCaches
 from .device import Device, Stream
 from .executor import Loader
@@ -50,7 +50,7 @@ class DeviceRunner:
         self,
         root: Path,
         manifest: Manifest,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         loader: Loader,
         device: Device,
         stream: Stream,
@@ -138,11 +138,11 @@ class DeviceRunner:
         self._tier.settle()
         self.pager.resize(plan.slots)
 
-    def run_batch(self, parts: Sequence[Part], observe: Observer | None = None) -> None:
+    def run_batch(self, parts: Sequence[BatchPart], observe: Observer | None = None) -> None:
         for part in parts:
             self._run_part(part, observe)
 
-    def _run_part(self, part: Part, observe: Observer | None) -> None:
+    def _run_part(self, part: BatchPart, observe: Observer | None) -> None:
         kv, tokens, trace = cast(DeviceKv, part.cache), len(part.ids), self._recording.trace
         logits = part.logits
         self._begin(kv, part.ids, part.length)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...bundle.gpu_graphs import DeviceGraphs
+from ...bundle.gpu_graphs import FLOAT, INT64, GpuGraphs
 from ...bundle.manifest import Manifest, Segment
-from ..cpu.kv_cache import kind_of
-from .buffers import FLOAT, INT64, BatchBuffers
+from ..cache_shape import kind_of
+from .buffers import BatchBuffers
 from .device import Buffer, Device, Stream
 from .executor import DECODE, PROMPT, Executor, Loader, check_names
 from .kv import DeviceKv, Past
@@ -22,7 +22,7 @@ class DeviceSegments:
         self,
         root: Path,
         manifest: Manifest,
-        graphs: DeviceGraphs,
+        graphs: GpuGraphs,
         loader: Loader,
         device: Device,
         stream: Stream,

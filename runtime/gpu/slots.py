@@ -29,7 +29,7 @@ _EVENTS = 64
 Page = tuple[int, int]  # an expert, and the device address of its page
 
 
-class Pages(Protocol):
+class ResidentPages(Protocol):
     """Pages where the device computes with them. See DeviceSlots, which has them."""
 
     def visit(self, layer: int, experts: Sequence[int]) -> Iterator[list[Page]]: ...
@@ -39,7 +39,7 @@ class Pages(Protocol):
     def done(self, layer: int, experts: Sequence[int]) -> None: ...
 
 
-class Tier(Pages, Protocol):
+class Tier(ResidentPages, Protocol):
     """The pages of all layers. spare: bytes of the device that may still be taken."""
 
     hits: int

@@ -1,4 +1,4 @@
-"""What the device reaches: copies within its memory, and over the link to the host."""
+"""The speed of a GPU: copies within its memory, and over the link to the host."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class TensorRtLoader:
         if declared is None:
             raise BundleError(
                 f"{self._root / self._set.folder} has no engine for {graph}; build the engines "
-                f"again: {remedy(self._set.toolchain, self._root, self._set.architecture)}"
+                f"again: {remedy(self._set.toolchain, self._root, self._set.capability_name)}"
             )
         path = self._root / declared.file
         try:
@@ -119,7 +119,7 @@ class TensorRtLoader:
             raise DeviceMemoryError(0, self._device.memory()[0])
         raise EngineError(
             f"{what} ({reason or 'TensorRT says no more'}); build the engines again: "
-            f"{remedy(self._set.toolchain, self._root, self._set.architecture)}"
+            f"{remedy(self._set.toolchain, self._root, self._set.capability_name)}"
         )
 
     def ready(self) -> None:

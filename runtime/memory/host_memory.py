@@ -1,4 +1,4 @@
-"""How much memory this machine has free for the process: what `--memory-budget auto` takes.
+"""The memory that this machine has free for the process: what `--memory-budget auto` takes.
 
 Two things bound it: MemAvailable of the whole machine, and the limits of the memory cgroups that
 the process is in, version 1 or 2, each less what others in that cgroup use. Cached files do not
@@ -160,3 +160,16 @@ def _memory_mounts(root: Path) -> Iterator[tuple[_Files, Path, Path]]:
 def _unescaped(path: str) -> str:
     """A path of mountinfo, which writes blanks as \\040."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
+
+
+def process_memory(field: str) -> int:
+    """A field of /proc/self/status in bytes: VmRSS, VmHWM (its peak), RssAnon; 0 if unknown."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name == field:
+                    return int(value.split()[0]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -1,4 +1,4 @@
-"""What closed models leave in the process: code that was loaded, slack of allocators.
+"""The memory that closed models leave in the process: code that was loaded, slack of allocators.
 
 The next model uses it again, so its plan need not reserve it anew.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 
-from ..recording.stats import process_memory
+from .host_memory import process_memory
 
 _lock = threading.Lock()
 _open = 0  # models

@@ -96,7 +96,7 @@ class RouteStruct(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Matrix:
+class WeightMatrix:
     """A matrix as the kernels read it; see `NativeKernels.product`. Scales are float32."""
 
     precision: str
@@ -158,7 +158,7 @@ class Steps:
         self._kernels = kernels
         self._numbers: dict[str, int] = {}
         self._steps: list[tuple[int, ctypes.Structure]] = []
-        self._matrices: list[Matrix] = []
+        self._matrices: list[WeightMatrix] = []
         self._alive: list[Any] = []
         self._ready: tuple[Any, Any] | None = None
 
@@ -197,9 +197,9 @@ class Steps:
             ),
         )  # fmt: skip
 
-    def products(self, source: str, matrices: Sequence[tuple[str, Matrix]]) -> None:
+    def products(self, source: str, matrices: Sequence[tuple[str, WeightMatrix]]) -> None:
         """For each name: source · Wᵀ + bias. Those of one form go through the threads together."""
-        forms: dict[tuple[str, int], list[tuple[str, Matrix]]] = {}
+        forms: dict[tuple[str, int], list[tuple[str, WeightMatrix]]] = {}
         for name, matrix in matrices:
             forms.setdefault((matrix.precision, matrix.block), []).append((name, matrix))
         for group in forms.values():

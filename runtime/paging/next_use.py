@@ -1,4 +1,4 @@
-"""Policies that ask when a page is needed next: an estimate, and the truth for comparison.
+"""The default cache policy: an estimate of when each page is needed next.
 
 Layers run in a fixed cycle, so the time of a layer's next visit is known; unknown is only whether
 it will ask for an expert again. `NextUse`, the default, estimates how likely that is and gives up
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 
 from ...bundle.pages import ExpertKey
 from .policy import Ranking
@@ -151,41 +151,3 @@ class NextUse:
         state.cached.rescale(factor)
         state.total *= factor
         state.unit = 1.0
-
-
-class Belady:
-    """The offline optimum: the page whose next use lies furthest ahead goes first.
-
-    L. A. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems
-    Journal 5 (2), 1966. `visits` is what `visit` is going to be told, in order. It is the optimum
-    for pages of one size; with several sizes it comes close.
-    """
-
-    def __init__(self, visits: Iterable[tuple[int, Sequence[int]]]) -> None:
-        self._uses: dict[ExpertKey, list[int]] = defaultdict(list)
-        for time, (layer, experts) in enumerate(visits):
-            for expert in experts:
-                self._uses[ExpertKey(layer, expert)].append(time)
-        for times in self._uses.values():
-            times.reverse()
-        self._cached: Ranking[ExpertKey] = Ranking()
-
-    def visit(self, layer: int, experts: Sequence[int]) -> None:
-        for expert in experts:
-            key = ExpertKey(layer, expert)
-            self._uses[key].pop()
-            if key in self._cached.entries:
-                self._cached.set(key, self._rank(key))
-
-    def add(self, key: ExpertKey) -> None:
-        self._cached.set(key, self._rank(key))
-
-    def discard(self, key: ExpertKey) -> None:
-        self._cached.discard(key)
-
-    def evict(self, pinned: Container[ExpertKey], count: int = 1) -> list[ExpertKey]:
-        return self._cached.take(pinned, count)
-
-    def _rank(self, key: ExpertKey) -> float:
-        times = self._uses[key]
-        return -float(times[-1]) if times else -float("inf")

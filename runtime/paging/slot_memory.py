@@ -1,4 +1,4 @@
-"""Where the pager has the memory of its slots from."""
+"""The memory of the pager's slots."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a session writes down: routes, a timeline, statistics."""
+"""Recordings of a session: routes, a timeline, statistics."""

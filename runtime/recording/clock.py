@@ -1,4 +1,4 @@
-"""What generating has taken."""
+"""The clock of generations: tokens and seconds of prefill and decode."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a session writes down while it runs, where it was asked to: routes and a trace."""
+"""The files that a session writes while it runs, where it was asked to: routes and a timeline."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 from ...bundle.manifest import Manifest
 from ...errors import InputError
-from ..paging.pager import Pager
 from .route_log import RouteLog
 from .timeline import Recorder
 
@@ -27,19 +26,22 @@ class Recording:
     trace: Recorder | None
 
     @contextmanager
-    def call(self, position: int, tokens: int, pager: Pager) -> Iterator[None]:
-        """Around a call of the session, for so many tokens from `position` on."""
+    def call(
+        self, position: int, tokens: int, requests: Callable[[], tuple[int, int]]
+    ) -> Iterator[None]:
+        """Around a call of the session, for so many tokens from `position` on. requests: hits and
+        misses of pages so far."""
         if self.trace is None:
             yield
             return
-        started, hits, misses = time.perf_counter(), pager.hits, pager.misses
+        started, before = time.perf_counter(), requests()
         name = "prompt" if is_prompt(position, tokens) else "token"
         self.trace.mark(name, started)
         try:
             yield
         finally:
             self.trace.span(name, "call", started, position=position, tokens=tokens)
-            hits, misses = pager.hits - hits, pager.misses - misses
+            hits, misses = (now - then for now, then in zip(requests(), before, strict=True))
             self.trace.count("page requests", started, hits=hits, misses=misses)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Which experts a session's tokens went to, on the way into a route file."""
+"""The log of experts that a session's tokens went to, on the way into a route file."""
 
 from __future__ import annotations
 

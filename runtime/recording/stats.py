@@ -1,4 +1,4 @@
-"""What a session has done, in figures."""
+"""Statistics of a session."""
 
 from __future__ import annotations
 
@@ -123,16 +123,3 @@ class Stats:
     @property
     def read_bytes_per_second(self) -> float:
         return self.bytes_read / self.read_seconds if self.read_seconds else 0.0
-
-
-def process_memory(field: str) -> int:
-    """A field of /proc/self/status in bytes: VmRSS, VmHWM (its peak), RssAnon; 0 if unknown."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                if name == field:
-                    return int(value.split()[0]) * 1024
-    except OSError:
-        pass
-    return 0

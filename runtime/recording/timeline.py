@@ -1,4 +1,4 @@
-"""What happened when in a session, as a Chrome trace: for chrome://tracing and ui.perfetto.dev.
+"""The timeline of a session as a Chrome trace: for chrome://tracing and ui.perfetto.dev.
 
 The format is the Trace Event Format: a JSON object whose `traceEvents` are spans, marks and
 counters of threads, times in microseconds.

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...runtime.memory.budget import MemoryPlan
-from ...runtime.recording.stats import Counters, process_memory
+from ...runtime.memory.host_memory import process_memory
+from ...runtime.recording.stats import Counters
 from ..service import Service
 
 FRESH = 0.1  # seconds for which a sample serves everybody who watches

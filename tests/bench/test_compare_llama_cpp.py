@@ -16,9 +16,9 @@ from pocketmoe.bench.lib.stored_tensors import stored_tensors
 from pocketmoe.bench.make_checkpoint import make_checkpoint
 from pocketmoe.bench.peers import compared_files, gguf_file
 from pocketmoe.bench.peers.compare_llama_cpp import agree, read_names
-from pocketmoe.bench.peers.comparison import Comparison, Row, as_json, figures, tables
+from pocketmoe.bench.peers.comparison import ComparedRun, Comparison, as_json, figures, tables
 from pocketmoe.bench.peers.limit_model import Bandwidths, measure_storage
-from pocketmoe.bench.peers.side_runs import Request, SideRun, median, parse_result, run_side
+from pocketmoe.bench.peers.side_runs import SideRequest, SideRun, median, parse_result, run_side
 from pocketmoe.bundle.manifest import read_manifest
 from pocketmoe.errors import InputError
 from pocketmoe.model.train.corpus import train_tokenizer
@@ -38,11 +38,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def side_run(limit: int | None = None, **result: Any) -> SideRun:
-    request = Request("model", threads=2, context=1024, long_prompt=128)
+    request = SideRequest("model", threads=2, context=1024, long_prompt=128)
     return SideRun(request, result, limit, killed=False, peak=None, exit_code=0, error="")
 
 
-def compared(*rows: Row) -> Comparison:
+def compared(*rows: ComparedRun) -> Comparison:
     """Memory gives 100 bytes per second and storage 10, before and after together."""
     return Comparison(
         bundle="b", manifest_sha256="0", bundle_bytes=1, gguf_bytes=1, pages=4, threads=2,
@@ -78,7 +78,7 @@ def test_rows_are_read_as_stored(checkpoint: Path, monkeypatch: pytest.MonkeyPat
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**SMALL, "norm_topk_prob": True}))
-    with pytest.raises(gguf_file.CheckpointError, match="norm_topk_prob is True"):
+    with pytest.raises(gguf_file.ConversionError, match="norm_topk_prob is True"):
         gguf_file.read_config(tmp_path)
 
 
@@ -126,7 +126,7 @@ def test_an_f32_gguf_holds_the_checkpoint_and_its_vocabulary(
 def test_another_kind_of_tokenizer_is_refused(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, "a"))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(gguf_file.CheckpointError, match="no byte-level BPE"):
+    with pytest.raises(gguf_file.ConversionError, match="no byte-level BPE"):
         gguf_file.add_vocabulary(None, tmp_path / "tokenizer.json", 1)
 
 
@@ -155,7 +155,7 @@ def test_the_last_object_that_a_run_prints_counts(text: str, result: dict[str, i
 
 
 def test_a_run_of_pocketmoe(tiny_bundle: Path) -> None:
-    request = Request(str(tiny_bundle), 1, 64, prompt=8, new=4, long_prompt=16, warm=True)
+    request = SideRequest(str(tiny_bundle), 1, 64, prompt=8, new=4, long_prompt=16, warm=True)
     run = run_side(sys.executable, "pocketmoe_run.py", request, None)
     assert run.exit_code == 0, run.error
     assert run.result["steps"] == 4
@@ -166,7 +166,7 @@ def test_a_run_of_pocketmoe(tiny_bundle: Path) -> None:
 
 
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
-    run = run_side(sys.executable, "pocketmoe_run.py", Request(str(tmp_path), 1, 64), None)
+    run = run_side(sys.executable, "pocketmoe_run.py", SideRequest(str(tmp_path), 1, 64), None)
     assert run.exit_code != 0
     assert run.result == {}
     assert str(tmp_path) in run.error
@@ -188,7 +188,7 @@ def test_figures_of_a_row() -> None:
         steps=10, decode_seconds=40.0, decode_bytes=200, decode_hits=3, decode_misses=1,
         long_prompt_seconds=64.0, long_prompt_bytes=480, prompt_seconds=12.0, prompt_bytes=100,
     )  # fmt: skip
-    row = Row("2000 MiB", 2000, (ours,), (side_run(steps=2, decode_seconds=80.0),))
+    row = ComparedRun("2000 MiB", 2000, (ours,), (side_run(steps=2, decode_seconds=80.0),))
     found = figures(compared(row), row)
     assert found["decode_ratio"] == 10
     assert found["limit"] == 0.5  # 20 bytes missed at 10 per second
@@ -201,8 +201,8 @@ def test_figures_of_a_row() -> None:
 
 
 def test_a_killed_side_has_no_figures() -> None:
-    killed = SideRun(Request("model", 2, 1024), {}, 1, True, 1, -9, "")
-    row = Row("2000 MiB", 2000, (side_run(steps=1, decode_seconds=1.0),), (killed,))
+    killed = SideRun(SideRequest("model", 2, 1024), {}, 1, True, 1, -9, "")
+    row = ComparedRun("2000 MiB", 2000, (side_run(steps=1, decode_seconds=1.0),), (killed,))
     found = figures(compared(row), row)
     assert found["llama_cpp_ended"] == "killed"
     assert found["llama_cpp_decode"] is None
@@ -210,7 +210,7 @@ def test_a_killed_side_has_no_figures() -> None:
 
 
 def test_published_figures_are_labelled_as_not_of_this_run() -> None:
-    row = Row("2000 MiB", 2000, (side_run(steps=42, decode_seconds=10.0),), ())
+    row = ComparedRun("2000 MiB", 2000, (side_run(steps=42, decode_seconds=10.0),), ())
     *_, last = tables(compared(row))
     assert "another run of another day" in last.title
     assert last.rows == [["2000 MiB", "4.20", "4.20", "1.00 ×"]]
@@ -218,11 +218,11 @@ def test_published_figures_are_labelled_as_not_of_this_run() -> None:
 
 
 def test_a_prompt_s_row_has_no_published_figure() -> None:
-    decoded = Row("2000 MiB", 2000, (side_run(steps=42, decode_seconds=10.0),), ())
+    decoded = ComparedRun("2000 MiB", 2000, (side_run(steps=42, decode_seconds=10.0),), ())
     read = side_run(long_prompt_seconds=1.0, long_prompt_bytes=1)
-    prompt = Row("prompt", 2000, (read,), (), decodes=False)
+    prompt = ComparedRun("prompt", 2000, (read,), (), decodes=False)
     one = side_run(steps=1, decode_seconds=1.0, prompt_bytes=1)
-    first = Row("first", 2000, (one,), (), decodes=False)
+    first = ComparedRun("first", 2000, (one,), (), decodes=False)
     for rows in ((decoded, prompt, first), (first, prompt, decoded)):
         *_, last = tables(compared(*rows))
         assert last.rows == [["2000 MiB", "4.20", "4.20", "1.00 ×"]]

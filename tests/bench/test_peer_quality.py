@@ -20,7 +20,7 @@ from pocketmoe.bench.peers import llama_cpp_files, peer_model
 from pocketmoe.bench.peers.llama_cpp_files import LlamaCpp
 from pocketmoe.bench.peers.peer_quality import (
     SEQUENCE,
-    Row,
+    QualityRow,
     bits_that_fit,
     calibration_text,
     check_tokens,
@@ -161,9 +161,9 @@ def test_a_tool_that_fails_is_named(tmp_path: Path) -> None:
 
 
 def test_the_table_holds_kls_against_the_peer() -> None:
-    def row(name: str, kl: float) -> Row:
+    def row(name: str, kl: float) -> QualityRow:
         result = Evaluation(16, 2, 30, 9.0, 9.0, 1.01, kl, intervals={"kl_mean": (kl, 2 * kl)})
-        return Row(name, 4.8, result)
+        return QualityRow(name, 4.8, result)
 
     peer = row("Q4_K_M", 2e-3)
     *_, first, second = table([peer, row("ours", 1e-3)], peer).splitlines()

@@ -1,4 +1,4 @@
-"""Where tensors lie in a page, in this version of the format and in the one before."""
+"""Places of tensors in a page, in this version of the format and in the one before."""
 
 from __future__ import annotations
 

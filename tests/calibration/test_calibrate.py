@@ -23,7 +23,7 @@ from pocketmoe.calibration.stream import LayerStream
 from pocketmoe.cli import main
 from pocketmoe.errors import CheckpointError, InputError
 from pocketmoe.model.routing import Route
-from pocketmoe.tests.compiler.test_segments import SPECS, Weights, make_decoder
+from pocketmoe.tests.compiler.test_segments import SPECS, SegmentWeights, make_decoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(400))
@@ -40,7 +40,7 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-class Source(Weights):
+class ModuleParameters(SegmentWeights):
     """A module's parameters where a checkpoint is expected."""
 
 
@@ -54,7 +54,7 @@ def test_layers_one_after_the_other_are_the_model(
         monkeypatch.setattr("pocketmoe.calibration.hidden.IN_MEMORY", 0)
     spec, model = SPECS[name], make_decoder(SPECS[name])
     ids = np.random.default_rng(0).integers(spec.vocab_size, size=(3, 40))
-    stream = LayerStream(Source(model), spec, ids, tmp_path)  # type: ignore[arg-type]
+    stream = LayerStream(ModuleParameters(model), spec, ids, tmp_path)  # type: ignore[arg-type]
     stream.embed()
     seen: list[np.ndarray] = []
     while stream.layer < spec.num_hidden_layers:
@@ -144,7 +144,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
-class TestRefusals:
+class TestCalibrateRefusals:
     @pytest.mark.parametrize(
         ("content", "words"),
         [

@@ -18,7 +18,7 @@ import pocketmoe
 from pocketmoe.analysis.measuring.benchmark import generation_limit
 from pocketmoe.analysis.measuring.budget_sweep import read_benchmark, usual_budgets
 from pocketmoe.cli import main
-from pocketmoe.runtime import opening
+from pocketmoe.runtime.cpu import loading
 from pocketmoe.runtime.memory.budget import MemoryPlan
 from pocketmoe.runtime.recording.routes import read_routes
 
@@ -80,13 +80,13 @@ class TestFigures:
     def test_what_reading_early_was_worth(
         self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        plan = opening.plan_memory
+        plan = loading.plan_memory
 
         def few_slots(*args: Any, **kwargs: Any) -> MemoryPlan:
             made = plan(*args, **kwargs)
             return dataclasses.replace(made, slots=8, predicts=made.predictor > 0)
 
-        monkeypatch.setattr(opening, "plan_memory", few_slots)
+        monkeypatch.setattr(loading, "plan_memory", few_slots)
         row = re.compile(
             r"^read early +[\d.]+ pages per token, [\d.]+% of them used; [\d.]+% of the guesses",
             re.MULTILINE,

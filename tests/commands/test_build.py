@@ -100,7 +100,7 @@ class TestBuild:
         assert f"{bundle} has no engines for sm80" in refused("build", bundle, "--remove", "sm80")
         assert "leave out the other" in refused("build", bundle, "--remove", "all", "--portable")
         assert "removed engines for sm86" in call("build", bundle, "--remove", "sm86").stdout
-        assert [item.architecture for item in read_manifest(bundle).engines] == ["sm89"]
+        assert [item.capability_name for item in read_manifest(bundle).engines] == ["sm89"]
         assert len(os.listdir(bundle / "engines")) == 1
         assert "removed engines for sm89" in call("build", bundle, "--remove", "all").stdout
         assert os.listdir(bundle / "engines") == []
@@ -201,7 +201,7 @@ class TestOnADevice:
 
 
 @needs_rtx
-class TestInspect:
+class TestInspectEngines:
     def facts(self, bundle: Path) -> dict[str, object]:
         result = call("inspect", bundle, "--json")
         assert result.exit_code == 0, result.stderr

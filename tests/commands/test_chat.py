@@ -271,7 +271,7 @@ class TestPipe:
         assert done.stderr.decode().splitlines()[-1].startswith("error: the chat template refuses")
 
 
-class TestFiles:
+class TestChatFiles:
     @pytest.mark.parametrize(
         "data",
         [

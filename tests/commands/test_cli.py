@@ -165,7 +165,7 @@ class TestInspect:
         assert "one expert page" in call("inspect", tiny_checkpoint).stdout
 
 
-class TestErrors:
+class TestCommandErrors:
     def test_debug_shows_the_traceback(self, tmp_path: Path) -> None:
         result = call("--debug", "inspect", tmp_path / "none")
         assert result.exit_code == 2

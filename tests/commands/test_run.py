@@ -83,7 +83,7 @@ class TestVerify:
         refused(call("verify", tmp_path / "none"), "does not exist")
 
 
-class TestRun:
+class TestRunPrompt:
     def test_text_is_what_the_session_generates(self, tiny_bundle: Path) -> None:
         from pocketmoe.runtime.opening import open_bundle
 

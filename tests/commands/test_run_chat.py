@@ -114,7 +114,7 @@ def encode(chat_checkpoint: Path) -> Callable[[list[dict[str, str]]], list[int]]
     return encode_messages
 
 
-class TestSession:
+class TestPromptOfMessages:
     @pytest.mark.parametrize(
         "messages",
         [
@@ -207,7 +207,7 @@ class TestConversation:
                 list(conversation.answer("def main(" * 9))
 
 
-class TestRun:
+class TestRunChat:
     def test_one_prompt(self, chat_bundle: Path, session: Session) -> None:
         arguments = ["run", chat_bundle, "--chat", "--max-tokens", "12", "--temperature", "0.9"]
         arguments += ["--seed", "3", "--system", SYSTEM["content"], "--prompt"]

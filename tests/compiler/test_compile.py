@@ -190,18 +190,18 @@ def test_embeddings_that_overflow_fp16_are_written_again_in_fp32(tmp_path: Path)
     table = np.ones((6, 4), np.float32)
     table[4, 2] = 1e5
 
-    class Source:
-        def tensors(self) -> nullcontext[Source]:
+    class WideEmbedding:
+        def tensors(self) -> nullcontext[WideEmbedding]:
             return nullcontext(self)
 
         def tiles(self, parameter: str) -> tuple[torch.Tensor, ...]:
             return torch.from_numpy(table).split(3)
 
     path = tmp_path / EMBEDDING
-    assert write_embedding(tmp_path, Source(), DEFAULT) == "float32"  # type: ignore[arg-type]
+    assert write_embedding(tmp_path, WideEmbedding(), DEFAULT) == "float32"  # type: ignore[arg-type]
     assert np.array_equal(np.fromfile(path, np.float32).reshape(6, 4), table)
     table[4, 2] = 3
-    assert write_embedding(tmp_path, Source(), DEFAULT) == "float16"  # type: ignore[arg-type]
+    assert write_embedding(tmp_path, WideEmbedding(), DEFAULT) == "float16"  # type: ignore[arg-type]
     assert np.array_equal(np.fromfile(path, np.float16).reshape(6, 4), table)
 
 

@@ -26,7 +26,7 @@ from pocketmoe.compiler.calibrated.layers import Calibration
 from pocketmoe.compiler.compile import compile_bundle
 from pocketmoe.compiler.precision import parse_precision
 from pocketmoe.errors import BundleError
-from pocketmoe.runtime import opening
+from pocketmoe.runtime.cpu import loading
 from pocketmoe.runtime.memory import budget
 from pocketmoe.runtime.native import library
 from pocketmoe.targets import find_target
@@ -140,13 +140,13 @@ def test_paged_is_resident_to_the_byte(
     mixed: Path, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resident = run(mixed, kernels)
-    plan = opening.plan_memory
+    plan = loading.plan_memory
     for slots in (1, 3, 7):
 
         def few(*args: object, slots: int = slots, **kwargs: object) -> budget.MemoryPlan:
             return dataclasses.replace(plan(*args, **kwargs), slots=slots)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(opening, "plan_memory", few)
+        monkeypatch.setattr(loading, "plan_memory", few)
         assert run(mixed, kernels).tobytes() == resident.tobytes()
 
 

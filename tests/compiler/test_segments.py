@@ -118,7 +118,7 @@ SPECS = {
 }  # fmt: skip
 
 
-class Weights:
+class SegmentWeights:
     """A module's parameters, read as a checkpoint's are: in blocks of rows."""
 
     encoding = None
@@ -126,7 +126,7 @@ class Weights:
     def __init__(self, model: Decoder):
         self.state = model.state_dict()
 
-    def tensors(self) -> nullcontext[Weights]:
+    def tensors(self) -> nullcontext[SegmentWeights]:
         return nullcontext(self)
 
     def tiles(self, parameter: str) -> Iterator[torch.Tensor]:
@@ -167,7 +167,7 @@ def decoder_logits(model: Decoder) -> np.ndarray:
 def test_a_prompt_and_its_continuation_are_the_modules(name: str, tmp_path: Path) -> None:
     spec = SPECS[name]
     model = make_decoder(spec)
-    write_bundle(tmp_path, spec, Weights(model), FP32)
+    write_bundle(tmp_path, spec, SegmentWeights(model), FP32)
     expected = decoder_logits(model)
     with open_bundle(tmp_path) as session:
         found = np.concatenate([session.forward(call) for call in CALLS])

@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 from pocketmoe.bundle.damage import find_damage
-from pocketmoe.bundle.gpu_graphs import DeviceGraphs, page_inputs, plain_file
+from pocketmoe.bundle.gpu_graphs import GpuGraphs, page_inputs, plain_file
 from pocketmoe.bundle.manifest import (
     FileRecord,
     Manifest,
@@ -32,8 +32,8 @@ from pocketmoe.compiler.gpu.experts import expert_graph, token_graph
 from pocketmoe.engines import build as engines
 from pocketmoe.engines.architectures import (
     RTX_CAPABILITIES,
-    check_architecture,
-    parse_architecture,
+    check_capability,
+    parse_capability,
     plan_engines,
     portable_capabilities,
 )
@@ -85,29 +85,29 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DeviceGraphs]:
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GpuGraphs]:
     root = tmp_path_factory.mktemp("graphs")
     return root, write_sample_graphs(root)
 
 
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle with device graphs, which are not its own model's."""
+    """A bundle with GPU graphs, which are not its own model's."""
     path = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, path)
     add_sample_graphs(path)
     return path
 
 
-def one_graph(root: Path, *parts: object) -> DeviceGraphs:
+def one_graph(root: Path, *parts: object) -> GpuGraphs:
     """A single graph as the only segment."""
     (root / "device").mkdir()
     save(root, "odd", *parts)  # type: ignore[arg-type]
-    return DeviceGraphs(("device/odd.onnx",), (), chunk=32, batch=64, context=256)
+    return GpuGraphs(("device/odd.onnx",), (), chunk=32, batch=64, context=256)
 
 
 def test_profiles_have_room_for_the_rows_between_terms() -> None:
-    graphs = DeviceGraphs((SEGMENT,), (), chunk=32, batch=64, context=256)
+    graphs = GpuGraphs((SEGMENT,), (), chunk=32, batch=64, context=256)
     for hidden, step in ((64, 1), (96, 2), (33, 64)):
         places = OpenInput("places", (-1, 2), ("batch", None))
         terms = OpenInput("terms", (-1, hidden), ("terms", None))
@@ -119,7 +119,7 @@ def test_profiles_have_room_for_the_rows_between_terms() -> None:
 
 class TestBuilding:
     def test_every_graph_for_one_architecture(
-        self, graphs: tuple[Path, DeviceGraphs], tmp_path: Path
+        self, graphs: tuple[Path, GpuGraphs], tmp_path: Path
     ) -> None:
         watched = Watched()
         (built,) = build_engines(
@@ -133,7 +133,7 @@ class TestBuilding:
         assert (built.compute_capability, built.device) == ("8.9", None)
         assert watched.stages == [("engines for sm89", watched.done[0])]
 
-    def test_what_goes_in_and_out(self, graphs: tuple[Path, DeviceGraphs], tmp_path: Path) -> None:
+    def test_what_goes_in_and_out(self, graphs: tuple[Path, GpuGraphs], tmp_path: Path) -> None:
         (built,) = build_engines(*graphs, tmp_path, toolchain=RTX, compute_capabilities=["8.6"])
         segment, head, expert, token, combine = built.engines
         shown = {i.name: (i.dtype, i.shape) for i in segment.inputs}
@@ -151,7 +151,7 @@ class TestBuilding:
         assert combine.outputs[0].shape == (-1, 64)
 
     def test_engines_for_several_architectures_share_their_files(
-        self, graphs: tuple[Path, DeviceGraphs], tmp_path: Path
+        self, graphs: tuple[Path, GpuGraphs], tmp_path: Path
     ) -> None:
         """One engine holds its weights once, whatever it is for."""
         capabilities = ("8.0", "8.6", "8.9", "12.0", "12.1")
@@ -169,7 +169,7 @@ class TestBuilding:
         )
 
     def test_library_messages_go_to_the_log(
-        self, graphs: tuple[Path, DeviceGraphs], tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, graphs: tuple[Path, GpuGraphs], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.DEBUG, "pocketmoe.runtime.gpu"):
             build_engines(*graphs, tmp_path, toolchain=RTX, compute_capabilities=["8.9"])
@@ -178,7 +178,7 @@ class TestBuilding:
 
 
 class TestFailing:
-    def refused(self, root: Path, graphs: DeviceGraphs, capability: str = "8.9") -> str:
+    def refused(self, root: Path, graphs: GpuGraphs, capability: str = "8.9") -> str:
         with pytest.raises(EngineError) as caught:
             build_engines(root, graphs, root, toolchain=RTX, compute_capabilities=[capability])
         assert not any((root / "engines").glob("*"))
@@ -215,7 +215,7 @@ class TestFailing:
         assert "/_src/" not in message
 
     def test_an_architecture_without_the_type(
-        self, graphs: tuple[Path, DeviceGraphs], tmp_path: Path
+        self, graphs: tuple[Path, GpuGraphs], tmp_path: Path
     ) -> None:
         shutil.copytree(graphs[0] / "device", tmp_path / "device")
         message = self.refused(tmp_path, replace(graphs[1], segments=()), "7.5")
@@ -228,13 +228,13 @@ class TestFailing:
     def test_what_is_no_graph(self, tmp_path: Path, junk: bytes) -> None:
         (tmp_path / "device").mkdir()
         (tmp_path / "device/odd.onnx").write_bytes(junk)
-        graphs = DeviceGraphs(("device/odd.onnx",), (), chunk=32, batch=64, context=256)
+        graphs = GpuGraphs(("device/odd.onnx",), (), chunk=32, batch=64, context=256)
         assert "device/odd.onnx cannot be built for sm89: " in self.refused(tmp_path, graphs)
 
-    def test_a_missing_graph(self, graphs: tuple[Path, DeviceGraphs], tmp_path: Path) -> None:
+    def test_a_missing_graph(self, graphs: tuple[Path, GpuGraphs], tmp_path: Path) -> None:
         assert "is missing" in self.refused(tmp_path, graphs[1])
 
-    def test_missing_weights(self, graphs: tuple[Path, DeviceGraphs], tmp_path: Path) -> None:
+    def test_missing_weights(self, graphs: tuple[Path, GpuGraphs], tmp_path: Path) -> None:
         shutil.copytree(graphs[0] / "device", tmp_path / "device")
         (tmp_path / "device/segment_001.bin").unlink()
         assert "device/segment_001.onnx cannot be built" in self.refused(tmp_path, graphs[1])
@@ -254,7 +254,7 @@ class TestFailing:
 
 class TestStopping:
     def test_an_interrupt_ends_the_build(
-        self, graphs: tuple[Path, DeviceGraphs], tmp_path: Path
+        self, graphs: tuple[Path, GpuGraphs], tmp_path: Path
     ) -> None:
         class Interrupting(Watched):
             def advance(self, nbytes: int) -> None:
@@ -442,22 +442,22 @@ def snapshot(bundle: Path) -> dict[str, str]:
 
 class TestArchitectures:
     def test_names(self) -> None:
-        assert [parse_architecture(t) for t in ("sm89", "SM120", "8.7", "75", "sm_110")] == [
+        assert [parse_capability(t) for t in ("sm89", "SM120", "8.7", "75", "sm_110")] == [
             "8.9", "12.0", "8.7", "7.5", "11.0"
         ]  # fmt: skip
         for text in ("ada", "sm", "8", "sm1234"):
             with pytest.raises(InputError, match="write it as sm89"):
-                parse_architecture(text)
+                parse_capability(text)
 
     def test_what_is_refused(self) -> None:
         with pytest.raises(EngineError, match="no engines for sm87; it does for sm75, sm80"):
-            check_architecture("8.7", INT4)
+            check_capability("8.7", INT4)
         with pytest.raises(EngineError, match=r"sm75 has no int4.*it needs sm80 or newer"):
-            check_architecture("7.5", INT4)
+            check_capability("7.5", INT4)
         with pytest.raises(EngineError, match=r"sm86 has no fp8.*it needs sm89"):
-            check_architecture("8.6", replace(INT4, experts="fp8"))
+            check_capability("8.6", replace(INT4, experts="fp8"))
         for capability in RTX_CAPABILITIES:
-            check_architecture(capability, replace(INT4, experts="int8"))
+            check_capability(capability, replace(INT4, experts="int8"))
 
     def test_portable_says_what_it_leaves_out(self, caplog: pytest.LogCaptureFixture) -> None:
         assert portable_capabilities(INT4) == ("8.0", "8.6", "8.9", "12.0", "12.1")

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 from pocketmoe.cli import main
 from pocketmoe.errors import BundleError, ExportError, InputError
-from pocketmoe.export.app import Request, export_app
+from pocketmoe.export.app import ExportRequest, export_app
 from pocketmoe.export.installer.manifest import read_manifest
 from pocketmoe.export.kernels import find_kernels
 from pocketmoe.export.licences import collect_licences, licence_of, model_licences
@@ -235,7 +235,9 @@ class TestArchive:
             copy = tmp_path / folder / "tiny"
             shutil.copytree(tiny_bundle, copy)  # with other times
             out = tmp_path / folder / name
-            request = Request(copy, wheels=house, licences=(licence,), platform="linux-arm64-py310")
+            request = ExportRequest(
+                copy, wheels=house, licences=(licence,), platform="linux-arm64-py310"
+            )
             made.append((export_app(request, out, Silent()), out.read_bytes()))
             assert [path.name for path in out.parent.iterdir() if path.name[0] == "."] == []
         (first, data), (second, other) = made
@@ -246,7 +248,7 @@ class TestArchive:
 
     def test_what_is_in_it(self, tiny_bundle: Path, house: Path, tmp_path: Path) -> None:
         out = tmp_path / "app.tar"
-        done = export_app(Request(tiny_bundle, wheels=house), out, Silent())
+        done = export_app(ExportRequest(tiny_bundle, wheels=house), out, Silent())
         with tarfile.open(out) as tar:
             members = tar.getmembers()
             content = {item.name: tar.extractfile(item).read() for item in members}  # type: ignore[union-attr]
@@ -283,9 +285,9 @@ class TestArchive:
 
     def test_halves(self, tiny_bundle: Path, house: Path, tmp_path: Path) -> None:
         paths = [tmp_path / f"{name}.tar" for name in ("both", "runtime", "bundle")]
-        export_app(Request(tiny_bundle, wheels=house), paths[0], Silent())
-        export_app(Request(None, runtime_only=True, wheels=house), paths[1], Silent())
-        export_app(Request(tiny_bundle, bundle_only=True), paths[2], Silent())
+        export_app(ExportRequest(tiny_bundle, wheels=house), paths[0], Silent())
+        export_app(ExportRequest(None, runtime_only=True, wheels=house), paths[1], Silent())
+        export_app(ExportRequest(tiny_bundle, bundle_only=True), paths[2], Silent())
         apps = []
         for path in paths:
             with tarfile.open(path) as tar:
@@ -307,7 +309,7 @@ class TestArchive:
         data[100] ^= 1
         path.write_bytes(data)
         with pytest.raises(BundleError, match=r"pages\.bin is not what its manifest says"):
-            export_app(Request(copy, bundle_only=True), out, Silent())
+            export_app(ExportRequest(copy, bundle_only=True), out, Silent())
         assert sorted(os.listdir(tmp_path)) == ["tiny"]
 
     @pytest.mark.parametrize(
@@ -356,7 +358,7 @@ def real_house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(real_house: Path, served_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An app, exported, unpacked and installed as on a device."""
     folder = tmp_path_factory.mktemp("device")
-    export_app(Request(served_bundle, wheels=real_house), folder / "app.tar.zst", Silent())
+    export_app(ExportRequest(served_bundle, wheels=real_house), folder / "app.tar.zst", Silent())
     with tarfile_of(folder / "app.tar.zst") as tar:
         tar.extractall(folder)
     device(folder / "tiny/install.pyz", "install", "--to", folder / "root")
@@ -364,7 +366,7 @@ def root(real_house: Path, served_bundle: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.slow
-class TestInstalled:
+class TestTheWholeWay:
     """The whole way, with the real packages."""
 
     def test_a_prompt_has_the_same_answer(self, root: Path, served_bundle: Path) -> None:
@@ -407,7 +409,7 @@ class TestInstalled:
         self, root: Path, real_house: Path, tmp_path: Path
     ) -> None:
         path = tmp_path / "runtime.tar.gz"
-        export_app(Request(None, runtime_only=True, extras=("cpu",), wheels=real_house), path,
+        export_app(ExportRequest(None, runtime_only=True, extras=("cpu",), wheels=real_house), path,
                    Silent())  # fmt: skip
         before = device(root / "run", "--prompt", "import", "--max-tokens", "4")
         device(root / "manage", "install", path)

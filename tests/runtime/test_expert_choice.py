@@ -19,8 +19,8 @@ from pocketmoe.bundle.manifest import read_manifest
 from pocketmoe.cli import main
 from pocketmoe.errors import InputError
 from pocketmoe.model.spec import ModelSpec
-from pocketmoe.runtime.cpu.experts import route
 from pocketmoe.runtime.expert_choice import DROPPED, ExpertChoice, drop_cold, keep_strongest
+from pocketmoe.runtime.routing import route
 
 TOKENS = np.random.default_rng(0).integers(1, 384, 60).tolist()
 

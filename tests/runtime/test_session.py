@@ -17,7 +17,7 @@ import pytest
 import pocketmoe
 from pocketmoe.bundle.manifest import PREDICTORS, read_manifest, write_manifest
 from pocketmoe.errors import ContextError, InputError
-from pocketmoe.runtime.memory import budget
+from pocketmoe.runtime.cpu import budget
 from pocketmoe.tests.support.session_runs import TOKENS, run
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import pocketmoe
 from pocketmoe.errors import BudgetError, InputError
-from pocketmoe.runtime import opening
+from pocketmoe.runtime.cpu import loading
 from pocketmoe.runtime.memory import budget
 from pocketmoe.runtime.paging import page_file
 from pocketmoe.tests.support.session_runs import TOKENS, run
@@ -35,12 +35,12 @@ def test_paged_logits_are_those_of_the_resident_model(
         resident = run(session)
         text = session.generate("def main(", max_new_tokens=40).text()
         assert session.stats.page_misses <= session.stats.num_pages
-    plan = opening.plan_memory
+    plan = loading.plan_memory
 
     def few_slots(*args: object, **kwargs: object) -> budget.MemoryPlan:
         return dataclasses.replace(plan(*args, **kwargs), slots=3)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(opening, "plan_memory", few_slots)
+    monkeypatch.setattr(loading, "plan_memory", few_slots)
     with pocketmoe.open(tiny_bundle) as session:
         paged = run(session)
         assert session.generate("def main(", max_new_tokens=40).text() == text

@@ -1,4 +1,4 @@
-"""What the tests look at in the folder of an installed app."""
+"""The folder of an installed app, as tests look at it."""
 
 from __future__ import annotations
 

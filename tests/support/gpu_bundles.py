@@ -1,4 +1,4 @@
-"""Bundles with device graphs, and what sessions over them are to give."""
+"""Bundles with GPU graphs, and what sessions over them are to give."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from pocketmoe.compiler.compile import (
     write_embedding,
     write_experts,
 )
-from pocketmoe.compiler.gpu.graphs import write_device_graphs
+from pocketmoe.compiler.gpu.graphs import write_gpu_graphs
 from pocketmoe.model.module import Decoder
 from pocketmoe.model.rope import RopeSpec
 from pocketmoe.model.spec import ModelSpec, RouterSpec
 from pocketmoe.progress import Silent
-from pocketmoe.runtime.gpu.direct import open_device_session
 from pocketmoe.runtime.gpu.loading import TierSizes
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.compiler.test_segments import (
@@ -34,8 +33,9 @@ from pocketmoe.tests.compiler.test_segments import (
     PLAIN,
     SHARED,
     WINDOW,
-    Weights,
+    SegmentWeights,
 )
+from pocketmoe.tests.support.device_session import open_on_device
 from pocketmoe.tests.support.host_device import Delay, HostDevice
 
 HALF = Precision("fp16", "fp16", "fp16", 32)
@@ -80,7 +80,7 @@ def write_bundle(
 ) -> Path:
     """A bundle without a tokenizer, with graphs for the host and, if wanted, for devices."""
     root.mkdir(parents=True, exist_ok=True)
-    source: Any = Weights(model)
+    source: Any = SegmentWeights(model)
     experts = write_experts(root, source, spec, precision, Silent())
     segments, backbone_bytes = write_backbone(root, source, spec, precision, Silent())
     dtype = write_embedding(root, source, precision)
@@ -88,7 +88,7 @@ def write_bundle(
     if devices:
         with source.tensors() as reader:
             read = tile_reader(reader, spec, lambda _: None)
-            graphs = write_device_graphs(root, spec, precision, read, context=context)
+            graphs = write_gpu_graphs(root, spec, precision, read, context=context)
     manifest = Manifest(
         spec=spec, target="cpu", precision=precision, embedding_dtype=dtype, segments=segments,
         experts=experts, backbone_bytes=backbone_bytes, toolchain=toolchain(), graphs=graphs,
@@ -108,7 +108,7 @@ def open_here(
 ) -> Session:
     device = HostDevice(delay=delay, unified=unified)
     sizes = TierSizes(slots=slots, host_slots=host_slots)
-    return open_device_session(root, device, sizes=sizes, **options)
+    return open_on_device(root, device, sizes=sizes, **options)
 
 
 def run(session: Session, calls: Sequence[Sequence[int]] = CALLS) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Runs device graphs in ONNX Runtime on the CPU, as plainly as can be: no slots, no cache that
+"""Runs GPU graphs in ONNX Runtime on the CPU, as plainly as can be: no slots, no cache that
 slides, all positions in one array. What the runtime does with them is held against the same."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from pocketmoe.bundle.expert_layers import ExpertLayer
-from pocketmoe.bundle.gpu_graphs import MASKED, POSITION_BLOCK, DeviceGraphs, page_inputs
+from pocketmoe.bundle.gpu_graphs import MASKED, POSITION_BLOCK, GpuGraphs, page_inputs
 from pocketmoe.compiler.segments import plan_segments, window_kind
 from pocketmoe.model.attention import rope_table
 from pocketmoe.model.spec import ModelSpec
@@ -55,10 +55,10 @@ class Graph:
 
 
 class GraphModel:
-    """The model of a bundle's device graphs, over the pages that lie beside them."""
+    """The model of a bundle's GPU graphs, over the pages that lie beside them."""
 
     def __init__(
-        self, root: Path, spec: ModelSpec, graphs: DeviceGraphs, experts: tuple[ExpertLayer, ...]
+        self, root: Path, spec: ModelSpec, graphs: GpuGraphs, experts: tuple[ExpertLayer, ...]
     ):
         self.spec, self.plans = spec, plan_segments(spec)
         self.segments = [Graph(root / name) for name in graphs.segments]

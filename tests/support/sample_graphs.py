@@ -1,4 +1,4 @@
-"""Small device graphs, written by hand: what the tests of engines build."""
+"""Small GPU graphs, written by hand: what the tests of engines build."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from pocketmoe.bundle.gpu_graphs import DeviceGraphs, GraphLayer, TensorInfo
+from pocketmoe.bundle.gpu_graphs import GpuGraphs, GraphLayer, TensorInfo
 from pocketmoe.bundle.manifest import FileRecord, hash_file, read_manifest, write_manifest
 
 HIDDEN, INNER, HEADS, WIDTH, EXPERTS, TOP_K, VOCABULARY, BLOCK = 64, 32, 2, 32, 4, 2, 96, 32
@@ -21,7 +21,7 @@ DTYPES = {"float32": FLOAT, "float16": HALF, "int4": INT4, "int64": INT64}
 FILES = ("segment_000", "segment_001", "expert_000", "token_000", "combine_000")
 
 
-def write_sample_graphs(root: Path) -> DeviceGraphs:
+def write_sample_graphs(root: Path) -> GpuGraphs:
     """A layer with attention and a router, its experts, and a head."""
     (root / "device").mkdir()
     save(root, "segment_000", *segment())
@@ -31,7 +31,7 @@ def write_sample_graphs(root: Path) -> DeviceGraphs:
     save(root, "combine_000", *combine())
     names = [f"device/{name}.onnx" for name in FILES]
     layer = GraphLayer(0, *names[2:])
-    return DeviceGraphs(tuple(names[:2]), (layer,), chunk=32, batch=64, context=256)
+    return GpuGraphs(tuple(names[:2]), (layer,), chunk=32, batch=64, context=256)
 
 
 def save(

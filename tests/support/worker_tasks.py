@@ -1,4 +1,4 @@
-"""What workers are given to do in tests, where another process can import it."""
+"""Tasks of workers in tests, where another process can import them."""
 
 from __future__ import annotations
 

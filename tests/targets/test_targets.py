@@ -21,7 +21,7 @@ FIGURES = (
     "link_bandwidth", "storage", "storage_bandwidth",
 )  # fmt: skip
 GPUS = [target for target in TARGETS if target.kind == "gpu"]
-BUILT_WITHOUT_A_GPU = {"sm75", "sm80", "sm86", "sm89", "sm120", "sm121"}
+BUILT_WITHOUT_A_GPU = {"7.5", "8.0", "8.6", "8.9", "12.0", "12.1"}
 each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 each_gpu = pytest.mark.parametrize("target", GPUS, ids=lambda target: target.name)
 
@@ -45,7 +45,6 @@ def test_every_figure_has_its_source(target: Target) -> None:
 def test_what_follows_from_the_compute_capability(target: Target) -> None:
     assert target.compute_capability is not None
     capability = version(target.compute_capability)
-    assert target.sm == "sm" + target.compute_capability.replace(".", "")
     assert ("int4" in target.precisions) == (capability >= (8, 0))
     assert ("fp8" in target.precisions) == (capability >= (8, 9))
     assert {"int8", "fp16"} <= set(target.precisions)
@@ -60,7 +59,9 @@ def test_what_follows_from_the_compute_capability(target: Target) -> None:
 
 @each_gpu
 def test_what_the_toolchain_and_the_memory_are(target: Target) -> None:
-    assert (target.sm in BUILT_WITHOUT_A_GPU) == (target.toolchain == "tensorrt-rtx")
+    assert (target.compute_capability in BUILT_WITHOUT_A_GPU) == (
+        target.toolchain == "tensorrt-rtx"
+    )
     on_device = any("built on the device" in limit for limit in target.limits)
     assert on_device == (target.toolchain == "tensorrt")
     assert target.unified_memory == (target.link is None)
@@ -77,7 +78,7 @@ def test_what_the_toolchain_and_the_memory_are(target: Target) -> None:
 def test_cpus_have_no_capability() -> None:
     for target in TARGETS:
         if target.kind == "cpu":
-            assert (target.sm, target.compute_capability, target.link) == (None, None, None)
+            assert (target.compute_capability, target.link) == (None, None)
             assert target.precisions == find_target("cpu").precisions
             assert target.toolchain == "onnxruntime"
 
@@ -209,7 +210,7 @@ class TestPrecision:
             assert parse_precision(["experts=fp8"], 64, find_target(name)).experts == "fp8"
 
 
-class TestCommand:
+class TestTargetsCommand:
     def test_the_list(self) -> None:
         lines = CliRunner().invoke(main, ["targets"]).stdout.splitlines()
         rows = {line.split()[0]: line.split() for line in lines if line.strip()}

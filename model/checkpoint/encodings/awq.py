@@ -14,9 +14,9 @@ from ...parameters import Shape
 from .encoding import (
     PACKER_KEYS,
     SCALE_DTYPES,
+    EncodedMatrix,
+    EncodedPart,
     Headers,
-    Matrix,
-    Part,
     check_dynamic,
     module_name,
     read_group_size,
@@ -43,18 +43,18 @@ class Awq:
     name = NAME
     extras = frozenset[str]()
 
-    def find(self, weight: str, shape: Shape, headers: Headers) -> Matrix | None:
+    def find(self, weight: str, shape: Shape, headers: Headers) -> EncodedMatrix | None:
         name = module_name(weight)
         if f"{name}.qweight" not in headers:
             return None
         rows, columns = shape
         size = self.group_size or columns
         groups, words = -(-columns // size), -(-rows // _PACKED)
-        return Matrix(
+        return EncodedMatrix(
             {
-                "qweight": Part(f"{name}.qweight", (columns, words), ("I32",)),
-                "qzeros": Part(f"{name}.qzeros", (groups, words), ("I32",)),
-                "scales": Part(f"{name}.scales", (groups, rows), SCALE_DTYPES),
+                "qweight": EncodedPart(f"{name}.qweight", (columns, words), ("I32",)),
+                "qzeros": EncodedPart(f"{name}.qzeros", (groups, words), ("I32",)),
+                "scales": EncodedPart(f"{name}.scales", (groups, rows), SCALE_DTYPES),
             },
             lambda parts: rescale(
                 lambda chunk: _outputs(parts["qweight"], chunk).T,

@@ -20,9 +20,9 @@ from ...parameters import Shape
 from .encoding import (
     SCALE_DTYPES,
     SECTION,
+    EncodedMatrix,
+    EncodedPart,
     Headers,
-    Matrix,
-    Part,
     module_name,
     rescale,
     section_reader,
@@ -52,7 +52,7 @@ class Scheme:
     block: tuple[int | None, int | None]
     symmetric: bool
 
-    def matrix(self, weight: str, shape: Shape, headers: Headers) -> Matrix | None:
+    def matrix(self, weight: str, shape: Shape, headers: Headers) -> EncodedMatrix | None:
         """The matrix, if it is stored packed or plainly as the scheme has it."""
         name, stored = module_name(weight), weight
         values, dtypes = shape, (self.dtype,)
@@ -67,16 +67,18 @@ class Scheme:
         if block == shape and scale in headers and prod(headers[scale].shape) == 1:
             scales = headers[scale].shape  # one number, with or without axes
         parts = {
-            "weight": Part(stored, values, dtypes),
-            "scale": Part(scale, scales, SCALE_DTYPES),
+            "weight": EncodedPart(stored, values, dtypes),
+            "scale": EncodedPart(scale, scales, SCALE_DTYPES),
         }
         if not self.symmetric:
-            parts["zero"] = Part(zero, scales, ("I8",))
+            parts["zero"] = EncodedPart(zero, scales, ("I8",))
             if self.packed and zero in headers and headers[zero].dtype == "I32":
-                parts["zero"] = Part(zero, (-(-scales[0] * self.bits // 32), scales[1]), ("I32",))
+                parts["zero"] = EncodedPart(
+                    zero, (-(-scales[0] * self.bits // 32), scales[1]), ("I32",)
+                )
         if self.packed and groups in headers:
-            parts["groups"] = Part(groups, (shape[1],), ("I32",))
-        return Matrix(parts, lambda tensors: self._decode(tensors, shape, block))
+            parts["groups"] = EncodedPart(groups, (shape[1],), ("I32",))
+        return EncodedMatrix(parts, lambda tensors: self._decode(tensors, shape, block))
 
     def _decode(
         self, parts: Mapping[str, torch.Tensor], shape: Shape, block: Shape
@@ -115,7 +117,7 @@ class CompressedTensors:
         "q_zero_point v_scale v_zero_point weight_shape".split()
     )
 
-    def find(self, weight: str, shape: Shape, headers: Headers) -> Matrix | None:
+    def find(self, weight: str, shape: Shape, headers: Headers) -> EncodedMatrix | None:
         found = [scheme.matrix(weight, shape, headers) for scheme in self.schemes]
         matrices = [matrix for matrix in found if matrix is not None]
         fitting = (

@@ -1,4 +1,4 @@
-"""What an encoding is, and the arithmetic that encodings share."""
+"""The interface of an encoding, and the arithmetic that encodings share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _CHUNK = 1 << 18  # elements that are decoded at a time
 
 
 @dataclass(frozen=True)
-class Part:
+class EncodedPart:
     """A tensor that an encoded matrix is made of, as it has to be."""
 
     tensor: str
@@ -54,14 +54,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class EncodedMatrix:
     """An encoded matrix. decode makes it of the tensors of its parts: float32 `[out, in]`.
 
     by_row: the first axis of every part is that of the outputs, so that decode makes any rows of
     the matrix of the same rows of its parts.
     """
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, EncodedPart]
     decode: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
     by_row: bool = False
 
@@ -79,7 +79,7 @@ class Encoding(Protocol):
     @property
     def extras(self) -> frozenset[str]: ...
 
-    def find(self, weight: str, shape: Shape, headers: Headers) -> Matrix | None:
+    def find(self, weight: str, shape: Shape, headers: Headers) -> EncodedMatrix | None:
         """The matrix `[out, in]` that would be named `weight` if it were plain; None if it is.
 
         Where experts are stacked, each of its tensors has a leading axis that Part.shape leaves

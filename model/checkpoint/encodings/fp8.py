@@ -11,7 +11,15 @@ from math import prod
 from typing import Any
 
 from ...parameters import Shape
-from .encoding import SCALE_DTYPES, Headers, Matrix, Part, module_name, rescale, section_reader
+from .encoding import (
+    SCALE_DTYPES,
+    EncodedMatrix,
+    EncodedPart,
+    Headers,
+    module_name,
+    rescale,
+    section_reader,
+)
 
 NAME = "fp8"
 _DTYPE = "F8_E4M3"
@@ -27,7 +35,7 @@ class Fp8:
     def __init__(self, block: Shape | None):
         self._block = block
 
-    def find(self, weight: str, shape: Shape, headers: Headers) -> Matrix | None:
+    def find(self, weight: str, shape: Shape, headers: Headers) -> EncodedMatrix | None:
         if weight not in headers or headers[weight].dtype != _DTYPE:
             return None
         scale = f"{module_name(weight)}.weight_scale"
@@ -38,10 +46,10 @@ class Fp8:
         scales: Shape = (-(-shape[0] // block[0]), -(-shape[1] // block[1]))
         if self._block is None and stored is not None and prod(stored) == 1:
             block, scales = shape, stored
-        return Matrix(
+        return EncodedMatrix(
             {
-                "weight": Part(weight, shape, (_DTYPE,)),
-                "scale": Part(scale, scales, (*SCALE_DTYPES, "F8_E8M0")),
+                "weight": EncodedPart(weight, shape, (_DTYPE,)),
+                "scale": EncodedPart(scale, scales, (*SCALE_DTYPES, "F8_E8M0")),
             },
             lambda parts: rescale(
                 lambda chunk: parts["weight"][chunk],

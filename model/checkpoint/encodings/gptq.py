@@ -15,9 +15,9 @@ from ...parameters import Shape
 from .encoding import (
     PACKER_KEYS,
     SCALE_DTYPES,
+    EncodedMatrix,
+    EncodedPart,
     Headers,
-    Matrix,
-    Part,
     check_dynamic,
     module_name,
     read_group_size,
@@ -46,20 +46,20 @@ class Gptq:
     name = NAME
     extras = frozenset[str]()
 
-    def find(self, weight: str, shape: Shape, headers: Headers) -> Matrix | None:
+    def find(self, weight: str, shape: Shape, headers: Headers) -> EncodedMatrix | None:
         name = module_name(weight)
         if f"{name}.qweight" not in headers:
             return None
         rows, columns = shape
         groups, packed = -(-columns // (self.group_size or columns)), 32 // self.bits
         parts = {
-            "qweight": Part(f"{name}.qweight", (-(-columns // packed), rows), ("I32",)),
-            "qzeros": Part(f"{name}.qzeros", (groups, -(-rows // packed)), ("I32",)),
-            "scales": Part(f"{name}.scales", (groups, rows), SCALE_DTYPES),
+            "qweight": EncodedPart(f"{name}.qweight", (-(-columns // packed), rows), ("I32",)),
+            "qzeros": EncodedPart(f"{name}.qzeros", (groups, -(-rows // packed)), ("I32",)),
+            "scales": EncodedPart(f"{name}.scales", (groups, rows), SCALE_DTYPES),
         }
         if f"{name}.g_idx" in headers or not self.ordered:
-            parts["g_idx"] = Part(f"{name}.g_idx", (columns,), ("I32",))
-        return Matrix(parts, lambda tensors: self._decode(tensors, shape))
+            parts["g_idx"] = EncodedPart(f"{name}.g_idx", (columns,), ("I32",))
+        return EncodedMatrix(parts, lambda tensors: self._decode(tensors, shape))
 
     def _decode(self, parts: Mapping[str, torch.Tensor], shape: Shape) -> torch.Tensor:
         rows, columns = shape

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...parameters import Shape
-from .encoding import Headers, Matrix, Part, chunks, module_name, section_reader
+from .encoding import EncodedMatrix, EncodedPart, Headers, chunks, module_name, section_reader
 
 if TYPE_CHECKING:
     import torch
@@ -27,15 +27,15 @@ class Mxfp4:
     name = NAME
     extras: frozenset[str] = frozenset()
 
-    def find(self, weight: str, shape: Shape, headers: Headers) -> Matrix | None:
+    def find(self, weight: str, shape: Shape, headers: Headers) -> EncodedMatrix | None:
         blocks, scales = (f"{module_name(weight)}_{part}" for part in ("blocks", "scales"))
         if blocks not in headers:
             return None
         rows, columns = shape[0], -(-shape[1] // _BLOCK)
-        return Matrix(
+        return EncodedMatrix(
             {
-                "blocks": Part(blocks, (rows, columns, _BLOCK // 2), ("U8",)),
-                "scales": Part(scales, (rows, columns), ("U8",)),
+                "blocks": EncodedPart(blocks, (rows, columns, _BLOCK // 2), ("U8",)),
+                "scales": EncodedPart(scales, (rows, columns), ("U8",)),
             },
             lambda parts: _decode(parts["blocks"], parts["scales"])[:, : shape[1]],
             by_row=True,

@@ -1,4 +1,4 @@
-"""Which expert gets how many bits: against trying everything, and what is refused."""
+"""Bits by expert: against trying everything, and what is refused."""
 
 from __future__ import annotations
 

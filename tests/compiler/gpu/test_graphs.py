@@ -16,7 +16,7 @@ from pocketmoe.bundle.manifest import Precision
 from pocketmoe.bundle.pages import PageFormat
 from pocketmoe.compiler.compile import tile_reader, write_experts
 from pocketmoe.compiler.gpu.experts import expert_graph
-from pocketmoe.compiler.gpu.graphs import write_device_graphs
+from pocketmoe.compiler.gpu.graphs import write_gpu_graphs
 from pocketmoe.compiler.quantize import quantize_fp8, quantize_matrix
 from pocketmoe.model.module import Decoder
 from pocketmoe.model.spec import ModelSpec
@@ -25,7 +25,7 @@ from pocketmoe.tests.compiler.test_segments import (
     BASE,
     CALLS,
     SPECS,
-    Weights,
+    SegmentWeights,
     decoder_logits,
     make_decoder,
 )
@@ -41,11 +41,11 @@ ROUTED = re.compile(r"\.(router|shared_gate)\.")  # stays fp32
 
 
 def write(root: Path, spec: ModelSpec, model: Decoder, precision: Precision) -> GraphModel:
-    source = Weights(model)
+    source = SegmentWeights(model)
     experts = write_experts(root, source, spec, precision, Silent())
     with source.tensors() as reader:
         read = tile_reader(reader, spec, lambda _: None)
-        graphs = write_device_graphs(root, spec, precision, read, context=256)
+        graphs = write_gpu_graphs(root, spec, precision, read, context=256)
     return GraphModel(root, spec, graphs, experts)
 
 
@@ -92,16 +92,16 @@ def store_weights(model: Decoder, precision: Precision, bits: int) -> None:
 
 def test_devices_without_fp32_products_route_alike(tmp_path: Path) -> None:
     model = make_decoder(BASE)
-    with Weights(model).tensors() as reader:
+    with SegmentWeights(model).tensors() as reader:
         read = tile_reader(reader, BASE, lambda _: None)
         logits = []
         for fp32_products in (True, False):
             root = tmp_path / str(fp32_products)
             root.mkdir()
-            graphs = write_device_graphs(
+            graphs = write_gpu_graphs(
                 root, BASE, HALF, read, context=256, fp32_products=fp32_products
             )
-            experts = write_experts(root, Weights(model), BASE, HALF, Silent())
+            experts = write_experts(root, SegmentWeights(model), BASE, HALF, Silent())
             logits.append(run(GraphModel(root, BASE, graphs, experts), model))
             operators = [n.op_type for n in onnx.load(root / graphs.segments[0]).graph.node]
             assert operators.count("ReduceSum") == (0 if fp32_products else 1)

@@ -17,7 +17,7 @@ from pocketmoe.export.installer.scripts import unit_text
 from pocketmoe.tests.support.app_folder import UNIT, Build, members, refused, says, snapshot
 
 
-class TestInstalled:
+class TestInstalledApp:
     def test_what_is_there(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert says(root, "--prompt", "a b") == "1.0 run one --prompt a b"
         assert says(root, "serve", "--port", "8000") == "1.0 serve one --port 8000"

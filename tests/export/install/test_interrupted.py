@@ -1,4 +1,4 @@
-"""What kills, Ctrl-C and two at once leave of an app, which is all of it."""
+"""Kills, Ctrl-C and two at once leave an app whole."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from pocketmoe.model.checkpoint.encodings import find_encoding
 from pocketmoe.model.checkpoint.headers import read_header
-from pocketmoe.model.checkpoint.tensors import Source, TensorReader
+from pocketmoe.model.checkpoint.tensors import StoredParameter, TensorReader
 from pocketmoe.model.families.names import Location, Place
-from pocketmoe.runtime.recording.stats import process_memory
+from pocketmoe.runtime.memory.host_memory import process_memory
 from pocketmoe.tests.support.quantized import (
     AWQ,
     FP8,
@@ -51,7 +51,7 @@ def decode_file(path: Path, section: Config, shape: tuple[int, int], place: Plac
         assert headers[part.tensor].dtype in part.dtypes
     location = Location(place, place.name, 1 if place.stacked else None)
     parts = {key: headers[part.tensor] for key, part in matrix.parts.items()}
-    with TensorReader({"w": Source(shape, location, parts, matrix)}) as reader:
+    with TensorReader({"w": StoredParameter(shape, location, parts, matrix)}) as reader:
         return reader.read("w")
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pocketmoe.errors import CheckpointError
 from pocketmoe.model.checkpoint.headers import read_header
-from pocketmoe.model.checkpoint.tensors import Source, TensorReader
+from pocketmoe.model.checkpoint.tensors import StoredParameter, TensorReader
 from pocketmoe.model.families.names import Location, Place, Rows
 
 
@@ -43,7 +43,7 @@ def test_every_place(
     assert tuple(stored.shape) == place.stored_shape(shape, 3)
     save_file({"before": torch.zeros(3), "w": stored.contiguous()}, tmp_path / "file")
     location = Location(place, "w", 1 if stacked else None)
-    source = Source(shape, location, {"": read_header(tmp_path / "file")["w"]})
+    source = StoredParameter(shape, location, {"": read_header(tmp_path / "file")["w"]})
     with TensorReader({"w": source}) as reader:
         assert torch.equal(reader.read("w"), experts[1])
         assert reader.read("w").is_contiguous()
@@ -58,7 +58,9 @@ def test_one_expert_of_a_stacked_tensor_is_read_alone(
 ) -> None:
     save_file({"w": torch.randn(64, 2 * 8, 4)}, tmp_path / "file")
     place = Place("w", stacked=True, rows="second")
-    source = Source((8, 4), Location(place, "w", 5), {"": read_header(tmp_path / "file")["w"]})
+    source = StoredParameter(
+        (8, 4), Location(place, "w", 5), {"": read_header(tmp_path / "file")["w"]}
+    )
     counts, preadv = [], os.preadv
 
     def counting(descriptor: int, buffers: Any, offset: int) -> int:
@@ -78,7 +80,7 @@ def test_numbers_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
     weights = torch.randn(6, 4)
     weights[4, 1] = value
     save_file({"w": weights}, tmp_path / "file")
-    source = Source(
+    source = StoredParameter(
         (6, 4), Location(Place("w"), "w", None), {"": read_header(tmp_path / "file")["w"]}
     )
     with TensorReader({"w": source}) as reader, pytest.raises(CheckpointError, match="tensor w "):

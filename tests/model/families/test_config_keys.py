@@ -12,7 +12,7 @@ import transformers
 from pocketmoe.errors import ConfigError
 from pocketmoe.model.families import FAMILIES
 from pocketmoe.model.families.common_keys import IRRELEVANT
-from pocketmoe.model.families.config import ALL_KINDS
+from pocketmoe.model.families.rope_reader import ALL_KINDS
 from pocketmoe.model.spec import ModelSpec
 
 Config = dict[str, Any]

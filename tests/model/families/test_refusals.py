@@ -1,4 +1,4 @@
-"""What a family cannot express is refused by name and value, in one line."""
+"""A value that a family cannot express is refused by name and value, in one line."""
 
 import copy
 from dataclasses import dataclass
@@ -128,7 +128,7 @@ def test_all_unknown_keys_are_named_in_one_line() -> None:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Refused:
     """Changes to a family's smallest config, and what the error says."""
 
     family: str
@@ -143,55 +143,55 @@ class Refusal:
         return self.named or f"{key} = {value!r}"
 
 
-def too_many_experts(family: str, key: str, experts: int) -> Refusal:
-    return Refusal(
+def too_many_experts(family: str, key: str, experts: int) -> Refused:
+    return Refused(
         family, {key: experts + 1}, f"experts per token ({experts + 1}) must be between 1"
     )
 
 
 CASES = (
     too_many_experts("reference", "num_experts_per_tok", 8),
-    Refusal("reference", {"full_attention_every": 0}),
-    Refusal("reference", {"dense_layers": [9]}),
-    Refusal("reference", {"attention_gate": "yes"}),
-    Refusal("reference", {"attention_bias": True}),
-    Refusal("reference", {"router_bias": True}),
-    Refusal("reference", {"sliding_window": -8}, "sliding window must be at least 1"),
+    Refused("reference", {"full_attention_every": 0}),
+    Refused("reference", {"dense_layers": [9]}),
+    Refused("reference", {"attention_gate": "yes"}),
+    Refused("reference", {"attention_bias": True}),
+    Refused("reference", {"router_bias": True}),
+    Refused("reference", {"sliding_window": -8}, "sliding window must be at least 1"),
     too_many_experts("mixtral", "num_experts_per_tok", 6),
-    Refusal("mixtral", {"num_experts_per_tok": 0}, "experts per token (0) must be between 1"),
-    Refusal("mixtral", {"sliding_window": 0}, "sliding window must be at least 1"),
-    Refusal("mixtral", {"sliding_window": "8"}),
-    Refusal("mixtral", {"clip_qkv": 8.0}),
-    Refusal("mixtral", {"attention_bias": True}),
-    Refusal("mixtral", {"norm_topk_prob": False}),
-    Refusal("mixtral", {"layer_types": ["sliding_attention"] * 3}),
+    Refused("mixtral", {"num_experts_per_tok": 0}, "experts per token (0) must be between 1"),
+    Refused("mixtral", {"sliding_window": 0}, "sliding window must be at least 1"),
+    Refused("mixtral", {"sliding_window": "8"}),
+    Refused("mixtral", {"clip_qkv": 8.0}),
+    Refused("mixtral", {"attention_bias": True}),
+    Refused("mixtral", {"norm_topk_prob": False}),
+    Refused("mixtral", {"layer_types": ["sliding_attention"] * 3}),
     too_many_experts("qwen2_moe", "num_experts_per_tok", 8),
-    Refusal("qwen2_moe", {"attention_bias": True}),
-    Refusal("qwen2_moe", {"decoder_sparse_step": 0}),
-    Refusal("qwen2_moe", {"mlp_only_layers": ["0"]}),
-    Refusal("qwen2_moe", {"use_sliding_window": 1}),
-    Refusal("qwen2_moe", {"sliding_window": None, "use_sliding_window": True}),
-    Refusal("qwen2_moe", {"layer_types": ["chunked_attention"] * 3}),
-    Refusal("qwen2_moe", {"layer_types": ["full_attention"]}),
-    Refusal("qwen2_moe", {"layer_types": ["sliding_attention"] * 3}),
-    Refusal("qwen2_moe", {"scoring_func": "sigmoid"}),
+    Refused("qwen2_moe", {"attention_bias": True}),
+    Refused("qwen2_moe", {"decoder_sparse_step": 0}),
+    Refused("qwen2_moe", {"mlp_only_layers": ["0"]}),
+    Refused("qwen2_moe", {"use_sliding_window": 1}),
+    Refused("qwen2_moe", {"sliding_window": None, "use_sliding_window": True}),
+    Refused("qwen2_moe", {"layer_types": ["chunked_attention"] * 3}),
+    Refused("qwen2_moe", {"layer_types": ["full_attention"]}),
+    Refused("qwen2_moe", {"layer_types": ["sliding_attention"] * 3}),
+    Refused("qwen2_moe", {"scoring_func": "sigmoid"}),
     too_many_experts("qwen3_moe", "num_experts_per_tok", 8),
-    Refusal("qwen3_moe", {"decoder_sparse_step": 0}),
-    Refusal("qwen3_moe", {"mlp_only_layers": ["0"]}),
-    Refusal("qwen3_moe", {"max_window_layers": 2, "use_sliding_window": True}),
-    Refusal("qwen3_moe", {"shared_expert_intermediate_size": 8}),
-    Refusal("qwen3_moe", {"qkv_bias": True}),
-    Refusal("qwen3_moe", {"use_qk_norm": False}),
-    Refusal("qwen3_moe", {"attention_bias": "no"}),
-    Refusal("qwen3_moe", {"head_dim": 15}, "even number of up to head_dim (15) elements, not 15"),
+    Refused("qwen3_moe", {"decoder_sparse_step": 0}),
+    Refused("qwen3_moe", {"mlp_only_layers": ["0"]}),
+    Refused("qwen3_moe", {"max_window_layers": 2, "use_sliding_window": True}),
+    Refused("qwen3_moe", {"shared_expert_intermediate_size": 8}),
+    Refused("qwen3_moe", {"qkv_bias": True}),
+    Refused("qwen3_moe", {"use_qk_norm": False}),
+    Refused("qwen3_moe", {"attention_bias": "no"}),
+    Refused("qwen3_moe", {"head_dim": 15}, "even number of up to head_dim (15) elements, not 15"),
     too_many_experts("olmoe", "num_experts_per_tok", 8),
-    Refusal("olmoe", {"clip_qkv": "8"}),
-    Refusal("olmoe", {"clip_qkv": -1.0}),
-    Refusal("olmoe", {"sliding_window": 8}),
-    Refusal("olmoe", {"attention_bias": 1}),
-    Refusal("phimoe", {"num_experts_per_tok": 3}, "must be 2 for this router, not 3"),
-    Refusal("phimoe", {"lm_head_bias": "yes"}),
-    Refusal(
+    Refused("olmoe", {"clip_qkv": "8"}),
+    Refused("olmoe", {"clip_qkv": -1.0}),
+    Refused("olmoe", {"sliding_window": 8}),
+    Refused("olmoe", {"attention_bias": 1}),
+    Refused("phimoe", {"num_experts_per_tok": 3}, "must be 2 for this router, not 3"),
+    Refused("phimoe", {"lm_head_bias": "yes"}),
+    Refused(
         "phimoe",
         {
             "rope_scaling": {
@@ -205,34 +205,34 @@ CASES = (
         },
         "rope_scaling.attention_factor = 1.5",
     ),
-    Refusal("phimoe", {"router_jitter_noise": "some"}),
-    Refusal("phimoe", {"sliding_window": 0}, "sliding window must be at least 1"),
-    Refusal("phimoe", {"norm_topk_prob": True}),
+    Refused("phimoe", {"router_jitter_noise": "some"}),
+    Refused("phimoe", {"sliding_window": 0}, "sliding window must be at least 1"),
+    Refused("phimoe", {"norm_topk_prob": True}),
     too_many_experts("granitemoe", "num_experts_per_tok", 8),
-    Refusal("granitemoe", {"logits_scaling": 0}, "logits_scaling must be greater than 0"),
-    Refusal("granitemoe", {"attention_multiplier": "big"}),
-    Refusal("granitemoe", {"shared_intermediate_size": 64}),
-    Refusal("granitemoe", {"position_embedding_type": "nope"}),
+    Refused("granitemoe", {"logits_scaling": 0}, "logits_scaling must be greater than 0"),
+    Refused("granitemoe", {"attention_multiplier": "big"}),
+    Refused("granitemoe", {"shared_intermediate_size": 64}),
+    Refused("granitemoe", {"position_embedding_type": "nope"}),
     too_many_experts("gpt_oss", "num_experts_per_tok", 8),
-    Refusal("gpt_oss", {"experts_per_token": 4}),
-    Refusal("gpt_oss", {"initial_context_length": 4096}),
-    Refusal("gpt_oss", {"layer_types": ["chunked_attention"] * 4}),
-    Refusal("gpt_oss", {"layer_types": ["full_attention"]}),
-    Refusal("gpt_oss", {"sliding_window": None}),
-    Refusal("gpt_oss", {"swiglu_limit": 0}),
-    Refusal("gpt_oss", {"swiglu_alpha": "1.702"}),
-    Refusal("gpt_oss", {"attention_bias": 1}),
-    Refusal("gpt_oss", {"norm_topk_prob": True}),
-    Refusal("llama", {"mlp_bias": 1}),
-    Refusal("llama", {"qkv_bias": True}),
-    Refusal("llama", {"sliding_window": 8}),
-    Refusal("llama", {"num_experts": 8}),
-    Refusal("mistral", {"sliding_window": 0}, "sliding window must be at least 1"),
-    Refusal("mistral", {"layer_types": ["sliding_attention"] * 3}),
-    Refusal("mistral", {"attention_bias": True}),
-    Refusal("mistral", {"head_dim": 15}, "even number of up to head_dim (15) elements, not 15"),
+    Refused("gpt_oss", {"experts_per_token": 4}),
+    Refused("gpt_oss", {"initial_context_length": 4096}),
+    Refused("gpt_oss", {"layer_types": ["chunked_attention"] * 4}),
+    Refused("gpt_oss", {"layer_types": ["full_attention"]}),
+    Refused("gpt_oss", {"sliding_window": None}),
+    Refused("gpt_oss", {"swiglu_limit": 0}),
+    Refused("gpt_oss", {"swiglu_alpha": "1.702"}),
+    Refused("gpt_oss", {"attention_bias": 1}),
+    Refused("gpt_oss", {"norm_topk_prob": True}),
+    Refused("llama", {"mlp_bias": 1}),
+    Refused("llama", {"qkv_bias": True}),
+    Refused("llama", {"sliding_window": 8}),
+    Refused("llama", {"num_experts": 8}),
+    Refused("mistral", {"sliding_window": 0}, "sliding window must be at least 1"),
+    Refused("mistral", {"layer_types": ["sliding_attention"] * 3}),
+    Refused("mistral", {"attention_bias": True}),
+    Refused("mistral", {"head_dim": 15}, "even number of up to head_dim (15) elements, not 15"),
     *(
-        Refusal(family, changes, named)
+        Refused(family, changes, named)
         for family, changes, named in (
             ("deepseek_v2", {"norm_topk_prob": True}, ""),
             ("deepseek_v2", {"scoring_func": "sigmoid"}, ""),
@@ -260,7 +260,7 @@ CASES = (
         )
     ),
     *(
-        Refusal(family, changes, named)
+        Refused(family, changes, named)
         for family in ("deepseek_v2", "deepseek_v3")
         for changes, named in (
             ({"head_dim": 48}, ""),
@@ -274,7 +274,7 @@ CASES = (
         )
     ),
     *(
-        Refusal(family, changes, named)
+        Refused(family, changes, named)
         for family, experts in (("deepseek_v2", 8), ("deepseek_v3", 16), ("glm4_moe", 8))
         for changes, named in (
             ({"num_experts_per_tok": experts + 1}, f"experts per token ({experts + 1})"),
@@ -286,23 +286,23 @@ CASES = (
         )
     ),
     too_many_experts("ernie4_5_moe", "moe_k", 8),
-    Refusal("ernie4_5_moe", {"moe_gate": "expert_choice"}),
-    Refusal("ernie4_5_moe", {"moe_gate_act": "sigmoid"}),
-    Refusal("ernie4_5_moe", {"moe_use_aux_free": False}),
-    Refusal("ernie4_5_moe", {"use_rmsnorm": False}),
-    Refusal("ernie4_5_moe", {"moe_num_experts": [8, 8]}),
-    Refusal("ernie4_5_moe", {"moe_num_shared_experts": -1}),
-    Refusal("ernie4_5_moe", {"moe_layer_interval": 0}),
-    Refusal("ernie4_5_moe", {"moe_layer_start_index": -1}),
-    Refusal("ernie4_5_moe", {"moe_layer_end_index": -2}),
-    Refusal("ernie4_5_moe", {"moe_norm_min": "small"}),
-    Refusal("ernie4_5_moe", {"use_bias": 1}),
-    Refusal("ernie4_5_moe", {"sliding_window": 8}),
+    Refused("ernie4_5_moe", {"moe_gate": "expert_choice"}),
+    Refused("ernie4_5_moe", {"moe_gate_act": "sigmoid"}),
+    Refused("ernie4_5_moe", {"moe_use_aux_free": False}),
+    Refused("ernie4_5_moe", {"use_rmsnorm": False}),
+    Refused("ernie4_5_moe", {"moe_num_experts": [8, 8]}),
+    Refused("ernie4_5_moe", {"moe_num_shared_experts": -1}),
+    Refused("ernie4_5_moe", {"moe_layer_interval": 0}),
+    Refused("ernie4_5_moe", {"moe_layer_start_index": -1}),
+    Refused("ernie4_5_moe", {"moe_layer_end_index": -2}),
+    Refused("ernie4_5_moe", {"moe_norm_min": "small"}),
+    Refused("ernie4_5_moe", {"use_bias": 1}),
+    Refused("ernie4_5_moe", {"sliding_window": 8}),
 )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_a_family_cannot_express_is_named(case: Refusal) -> None:
+def test_what_a_family_cannot_express_is_named(case: Refused) -> None:
     assert case.expected() in refusal(tiny(case.family, **case.changes))
 
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 import pocketmoe
 from pocketmoe.errors import BundleError, InputError, PocketMoEError
 from pocketmoe.model.spec import ModelSpec
-from pocketmoe.runtime.batching.requests import Request, Seat, share_batch
-from pocketmoe.runtime.memory import budget
+from pocketmoe.runtime.batching.requests import Seat, Work, share_batch
+from pocketmoe.runtime.cpu import budget
 from pocketmoe.runtime.native import library
 from pocketmoe.runtime.paging import page_file
 from pocketmoe.runtime.session import Session
@@ -380,9 +380,9 @@ class FakeCache:
         return position
 
 
-def request(tokens: int, stamp: float = 0.0) -> Request:
+def request(tokens: int, stamp: float = 0.0) -> Work:
     logits = np.empty((1, 1), np.float32)
-    return Request(Seat(FakeCache()), np.zeros(tokens, np.int64), logits, 0, stamp)
+    return Work(Seat(FakeCache()), np.zeros(tokens, np.int64), logits, 0, stamp)
 
 
 class TestShares:

@@ -10,7 +10,8 @@ import pytest
 
 from pocketmoe.model.rope import RopeSpec
 from pocketmoe.model.spec import LayerSpec, MlaSpec, ModelSpec
-from pocketmoe.runtime.cpu.kv_cache import SLACK, KvCache, capacity, kind_of, kv_bytes
+from pocketmoe.runtime.cache_shape import SLACK, capacity, kind_of, kv_bytes
+from pocketmoe.runtime.cpu.kv_cache import KvCache
 from pocketmoe.runtime.cpu.ort import Binding, load_session, set_up
 
 onnx = pytest.importorskip("onnx")
@@ -194,7 +195,7 @@ def test_layers_of_one_window_share_a_span() -> None:
 def test_a_context_of_16384_is_bounded_by_the_windows() -> None:
     from pocketmoe.model.families import find_family
     from pocketmoe.model.train.presets import find_preset
-    from pocketmoe.runtime.cpu.kv_cache import kv_bytes
+    from pocketmoe.runtime.cache_shape import kv_bytes
 
     config = find_preset("80b-a10b")
     spec = find_family(config).read_config(config)

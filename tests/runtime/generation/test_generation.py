@@ -15,7 +15,7 @@ import pytest
 import pocketmoe
 from pocketmoe import Grammar, Piece, Session
 from pocketmoe.errors import ContextError, InputError
-from pocketmoe.runtime.memory import budget
+from pocketmoe.runtime.cpu import budget
 from pocketmoe.runtime.native import library
 
 PROMPT = "def main("

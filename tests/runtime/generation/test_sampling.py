@@ -15,7 +15,7 @@ from pocketmoe.runtime.generation.generation import Request
 from pocketmoe.runtime.generation.sampling import (
     Sampler,
     Sampling,
-    Tally,
+    TokenCounts,
     likeliest,
     log_probabilities,
 )
@@ -260,7 +260,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 @given(st.lists(st.integers(0, 300), max_size=400))
 def test_a_tally_counts(tokens: list[int]) -> None:
-    tally = Tally(tokens[:100])
+    tally = TokenCounts(tokens[:100])
     for token in tokens[100:]:
         tally.add(token)
     found = dict(zip(tally.tokens.tolist(), tally.counts.tolist(), strict=True))

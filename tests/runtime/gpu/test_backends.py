@@ -21,7 +21,7 @@ from pocketmoe.cli import main
 from pocketmoe.engines import hardware
 from pocketmoe.engines.hardware import CudaPythonError
 from pocketmoe.errors import BudgetError, EngineError, InputError
-from pocketmoe.runtime.gpu import backends, choosing
+from pocketmoe.runtime.gpu import backends, loading
 from pocketmoe.runtime.gpu.backends import (
     Backend,
     choose_engines,
@@ -30,11 +30,11 @@ from pocketmoe.runtime.gpu.backends import (
     plain_for_cuda,
 )
 from pocketmoe.runtime.gpu.cuda_device import CudaDevice
-from pocketmoe.runtime.gpu.direct import open_device_session
 from pocketmoe.runtime.gpu.loading import TierSizes
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.tests.compiler.test_segments import make_decoder
 from pocketmoe.tests.support.cuda_stand_in import CudaStandIn
+from pocketmoe.tests.support.device_session import open_on_device
 from pocketmoe.tests.support.gpu_bundles import HALF, MIXED, TOKENS, TOP_K, run, write_bundle
 from pocketmoe.tests.support.host_device import HostDevice
 
@@ -134,7 +134,7 @@ class TestChoice:
         def fails(*_: object) -> None:
             raise EngineError("cuDNN is missing")
 
-        monkeypatch.setattr(choosing, "open_runner", fails)
+        monkeypatch.setattr(loading, "load_on_gpu", fails)
         with open_bundle(bundle) as session:
             assert session.stats.backend == "cpu"
             assert "cuda: cuDNN is missing" in session.stats.backend_reason
@@ -273,14 +273,14 @@ class TestMemory:
 
     def test_the_smallest_gpu_memory_is_named_and_works(self, bundle: Path) -> None:
         with pytest.raises(BudgetError, match=r"GPU memory 1.0 MiB is too small for") as caught:
-            open_device_session(bundle, HostDevice(), sizes=TierSizes(gpu=1 << 20))
+            open_on_device(bundle, HostDevice(), sizes=TierSizes(gpu=1 << 20))
         smallest = self.smallest(caught.value)
         device = HostDevice()
-        with open_device_session(bundle, device, sizes=TierSizes(gpu=smallest)) as session:
+        with open_on_device(bundle, device, sizes=TierSizes(gpu=smallest)) as session:
             few = run(session, CALLS)
             assert device.memory()[1] - device.memory()[0] <= smallest
             assert session.stats.gpu_slots > TOP_K
-        with open_device_session(bundle, HostDevice()) as session:
+        with open_on_device(bundle, HostDevice()) as session:
             assert np.array_equal(run(session, CALLS), few)
             assert session.stats.gpu_slots == session.stats.num_pages
             assert session.stats.cache_slots < session.stats.num_pages
@@ -289,37 +289,35 @@ class TestMemory:
         with pytest.raises(
             BudgetError, match=r"does not fit into the GPU .*is needed; .*--context"
         ):
-            open_device_session(bundle, HostDevice(1 << 19))
-        with open_device_session(bundle, HostDevice()) as session:
+            open_on_device(bundle, HostDevice(1 << 19))
+        with open_on_device(bundle, HostDevice()) as session:
             taken = session.stats.gpu_memory_bytes
             page = session.manifest.page_bytes
             everything = taken - session.stats.gpu_slots * page
         with pytest.raises(BudgetError, match=r"too small .*end other programs") as caught:
-            open_device_session(bundle, HostDevice(everything + page))
+            open_on_device(bundle, HostDevice(everything + page))
         assert self.smallest(caught.value) >= everything
 
     def test_all_is_given_back_where_it_does_not_fit(self, bundle: Path) -> None:
         device = HostDevice(1 << 19)
         with pytest.raises(BudgetError):
-            open_device_session(bundle, device)
+            open_on_device(bundle, device)
         device.close()
 
     def test_the_smallest_host_memory_is_named_and_works(self, bundle: Path) -> None:
         with pytest.raises(BudgetError, match=r"host memory 1\.0 MiB is too small") as caught:
-            open_device_session(
-                bundle, HostDevice(), sizes=TierSizes(slots=TOP_K + 1, host=1 << 20)
-            )
+            open_on_device(bundle, HostDevice(), sizes=TierSizes(slots=TOP_K + 1, host=1 << 20))
         sizes = TierSizes(slots=TOP_K + 1, host=self.smallest(caught.value) + (32 << 20))
-        with open_device_session(bundle, HostDevice(), sizes=sizes) as session:
+        with open_on_device(bundle, HostDevice(), sizes=sizes) as session:
             run(session, CALLS)
             assert not session.plan.auto
 
     def test_unified_memory_has_one_budget(self, bundle: Path) -> None:
         device = HostDevice(unified=True)
         with pytest.raises(BudgetError, match=r"memory budget 1\.0 MiB is too small"):
-            open_device_session(bundle, device, sizes=TierSizes(whole=1 << 20))
+            open_on_device(bundle, device, sizes=TierSizes(whole=1 << 20))
         sizes = TierSizes(whole="auto")
-        with open_device_session(bundle, HostDevice(unified=True), sizes=sizes) as session:
+        with open_on_device(bundle, HostDevice(unified=True), sizes=sizes) as session:
             assert session.plan.auto
             assert session.plan.backbone == session.stats.gpu_memory_bytes
 
@@ -332,4 +330,4 @@ def test_pages_of_older_bundles_are_refused(bundle: Path, tmp_path: Path) -> Non
     )
     write_manifest(root, replace(manifest, experts=experts))
     with pytest.raises(pocketmoe.errors.BundleError, match="pages that no GPU takes"):
-        open_device_session(root, HostDevice())
+        open_on_device(root, HostDevice())

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketmoe.bundle.gpu_graphs import MASKED
-from pocketmoe.runtime.cpu.experts import route
 from pocketmoe.runtime.gpu.experts import plan_terms
 from pocketmoe.runtime.gpu.kv import (
     DeviceKv,
@@ -21,6 +20,7 @@ from pocketmoe.runtime.gpu.kv import (
     most_bound,
 )
 from pocketmoe.runtime.gpu.scope import Scope
+from pocketmoe.runtime.routing import route
 from pocketmoe.tests.compiler.test_segments import BASE, MLA, PLAIN, WINDOW
 from pocketmoe.tests.support.host_device import HostDevice
 

@@ -18,24 +18,25 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pocketmoe.analysis.planning.policies import Lfu, Lru
 from pocketmoe.bundle.gpu_graphs import plain_file
 from pocketmoe.bundle.manifest import read_manifest
 from pocketmoe.errors import BudgetError, BundleError, ContextError, EngineError, InputError
 from pocketmoe.model.attention import KeyValueCache
 from pocketmoe.model.module import Decoder
 from pocketmoe.runtime.gpu.backends import onnx_backend
-from pocketmoe.runtime.gpu.direct import open_device_session
 from pocketmoe.runtime.gpu.host_slots import SharedSlots
 from pocketmoe.runtime.gpu.kv import device_kv_bytes
 from pocketmoe.runtime.gpu.loading import TierSizes
 from pocketmoe.runtime.gpu.onnx_executor import OnnxLoader
 from pocketmoe.runtime.gpu.slots import DeviceSlots
 from pocketmoe.runtime.paging.next_use import NextUse
-from pocketmoe.runtime.paging.policy import CachePolicy, Lfu, Lru
+from pocketmoe.runtime.paging.policy import CachePolicy
 from pocketmoe.runtime.recording.routes import read_routes
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.compiler.test_segments import CALLS as SHORT
 from pocketmoe.tests.compiler.test_segments import SPECS, decoder_logits, make_decoder
+from pocketmoe.tests.support.device_session import open_on_device
 from pocketmoe.tests.support.gpu_bundles import (
     CALLS,
     HALF,
@@ -163,7 +164,7 @@ def test_graphs_that_take_bytes_serve_the_same_pages(tmp_path: Path) -> None:
         backend, loader=lambda stream, threads: OnnxLoader(root, device, stream, threads, names)
     )
     sizes = TierSizes(slots=TOP_K, host_slots=1)
-    with open_device_session(root, device, backend=plain, sizes=sizes) as session:
+    with open_on_device(root, device, backend=plain, sizes=sizes) as session:
         found = run(session, SOON)
     error = np.abs(found - whole).max(axis=1) / np.abs(whole).max()
     assert 0 < np.median(error) < 5e-3  # rounded otherwise, so some tokens go to other experts
@@ -336,7 +337,7 @@ def test_a_context_beyond_that_of_the_graphs(mixed: Path) -> None:
 def test_all_memory_is_given_back(mixed: Path) -> None:
     for unified in (False, True):
         device = HostDevice(unified=unified)
-        with open_device_session(mixed, device) as session:
+        with open_on_device(mixed, device) as session:
             run(session, SOON)
             taken = session.stats.gpu_memory_bytes
             assert taken == device.memory()[1] - device.memory()[0]
@@ -351,7 +352,7 @@ def test_a_size_of_memory_that_the_device_does_not_have_is_refused(mixed: Path) 
         (False, TierSizes(whole=1 << 30)),
     ):
         with pytest.raises(InputError, match="memory budget"):
-            open_device_session(mixed, HostDevice(unified=unified), sizes=sizes)
+            open_on_device(mixed, HostDevice(unified=unified), sizes=sizes)
 
 
 def test_routers_that_name_no_expert_are_an_error(
@@ -384,7 +385,7 @@ def test_several_sessions_give_what_each_gives_alone(
 ) -> None:
     device = HostDevice(unified=unified, delay=ragged(3))
     sizes = TierSizes(slots=40, host_slots=12)
-    with open_device_session(mixed, device, sizes=sizes) as first:
+    with open_on_device(mixed, device, sizes=sizes) as first:
         before = device.memory()[0]
         slots = first.stats.gpu_slots
         tier: Any = first._runner._tier  # type: ignore[attr-defined]

@@ -13,8 +13,7 @@ import pytest
 import pocketmoe
 from pocketmoe.bundle.manifest import read_manifest
 from pocketmoe.errors import InputError
-from pocketmoe.runtime import opening
-from pocketmoe.runtime.cpu import experts
+from pocketmoe.runtime.cpu import experts, loading
 from pocketmoe.runtime.cpu.experts import choose_kernels
 from pocketmoe.runtime.memory import budget
 from pocketmoe.runtime.native import library
@@ -62,12 +61,12 @@ def test_paged_is_resident_to_the_byte(
 ) -> None:
     bundle = compile_tiny(precision)
     resident = run(bundle, "native")[0]
-    plan = opening.plan_memory
+    plan = loading.plan_memory
 
     def few_slots(*args: object, **kwargs: object) -> budget.MemoryPlan:
         return dataclasses.replace(plan(*args, **kwargs), slots=3)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(opening, "plan_memory", few_slots)
+    monkeypatch.setattr(loading, "plan_memory", few_slots)
     assert run(bundle, "native")[0].tobytes() == resident.tobytes()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pocketmoe.runtime.native import library
 from pocketmoe.runtime.native.kernels import NativeKernels
-from pocketmoe.runtime.native.steps import Caches, Matrix, Parts, Steps
+from pocketmoe.runtime.native.steps import Caches, Parts, Steps, WeightMatrix
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="no native library")
 SETS = library.instruction_sets()
@@ -306,8 +306,8 @@ def test_products_sums_gates_and_the_last_rows(kernels: NativeKernels, rows: int
     steps.products(
         "sum",
         [
-            ("a", Matrix("fp32", 0, 33, 50, first)),
-            ("b", Matrix("fp32", 0, 70, 50, second, None, bias)),
+            ("a", WeightMatrix("fp32", 0, 33, 50, first)),
+            ("b", WeightMatrix("fp32", 0, 70, 50, second, None, bias)),
         ],
     )
     steps.clip("a", 0.75)
@@ -333,7 +333,7 @@ def test_products_sums_gates_and_the_last_rows(kernels: NativeKernels, rows: int
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     steps = Steps(NativeKernels(1))
-    steps.products("x", [("y", Matrix("fp32", 0, 3, 5, np.zeros((3, 5), np.float32)))])
+    steps.products("x", [("y", WeightMatrix("fp32", 0, 3, 5, np.zeros((3, 5), np.float32)))])
     with pytest.raises(ValueError, match="refused"):
         execute(steps, x=np.zeros((1, 5), np.float32), y=np.zeros((1, 4), np.float32))
 

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pocketmoe.analysis.planning.policies import Lru
 from pocketmoe.bundle.manifest import Manifest
 from pocketmoe.bundle.pages import ExpertKey
 from pocketmoe.runtime.paging import page_file
 from pocketmoe.runtime.paging.pager import Pager
-from pocketmoe.runtime.paging.policy import CachePolicy, Lru
+from pocketmoe.runtime.paging.policy import CachePolicy
 from pocketmoe.tests.support.expert_pages import (
     EXPERTS,
     FORMATS,

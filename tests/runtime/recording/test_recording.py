@@ -18,7 +18,8 @@ import pytest
 import pocketmoe
 from pocketmoe.analysis.planning.replay import replay
 from pocketmoe.errors import BundleError, InputError
-from pocketmoe.runtime import opening, whole_file
+from pocketmoe.runtime import whole_file
+from pocketmoe.runtime.cpu import loading
 from pocketmoe.runtime.cpu import runner as host_runner
 from pocketmoe.runtime.memory.budget import MemoryPlan
 from pocketmoe.runtime.paging.next_use import NextUse
@@ -33,13 +34,13 @@ Event = dict[str, Any]
 @pytest.fixture
 def with_slots(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes sessions that are opened from now on cache so many pages."""
-    plan = opening.plan_memory
+    plan = loading.plan_memory
 
     def choose(slots: int) -> None:
         def planned(*args: Any, **kwargs: Any) -> MemoryPlan:
             return dataclasses.replace(plan(*args, **kwargs), slots=slots)
 
-        monkeypatch.setattr(opening, "plan_memory", planned)
+        monkeypatch.setattr(loading, "plan_memory", planned)
 
     return choose
 

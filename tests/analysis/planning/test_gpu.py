@@ -1,4 +1,4 @@
-"""What `plan` foretells of GPUs: a Jetson, whose memory is shared, and cards with their own."""
+"""Plans for GPUs: a Jetson, whose memory is shared, and cards with their own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pocketmoe.analysis.planning.plan import machine_speed, plan_model
 from pocketmoe.bundle.manifest import read_manifest
 from pocketmoe.cli import main
 from pocketmoe.errors import BudgetError, InputError, TargetError
-from pocketmoe.runtime.cpu.kv_cache import kv_bytes
+from pocketmoe.runtime.cache_shape import kv_bytes
 from pocketmoe.targets import find_target
 from pocketmoe.tests.support.paths import DEMO
 from pocketmoe.tests.support.sample_graphs import add_sample_graphs
@@ -123,7 +123,7 @@ def test_a_precision_that_the_target_lacks(tiny_bundle: Path, tiny_checkpoint: P
         plan_model(tiny_checkpoint, old)
 
 
-class TestCommand:
+class TestGpuPlanCommand:
     def test_a_card(self, tiny_bundle: Path) -> None:
         budget = f"{third_of_pages(tiny_bundle)}B"
         result = call("plan", tiny_bundle, "--target", "rtx-4090", "--gpu-memory", budget)

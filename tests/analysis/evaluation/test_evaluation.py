@@ -34,6 +34,7 @@ from pocketmoe.model.families import FAMILIES
 from pocketmoe.model.module import DecoderLayer
 from pocketmoe.model.routing import Route
 from pocketmoe.runtime.opening import open_bundle
+from pocketmoe.runtime.options import OpenOptions
 from pocketmoe.targets import find_target
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -209,7 +210,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-class TestCommand:
+class TestEvalCommand:
     def test_tables_and_json(self, tiny_bundle: Path, tiny_checkpoint: Path, text: Path) -> None:
         arguments = ["eval", tiny_bundle, "--data", text, "--against", tiny_checkpoint]
         shown = call(*arguments)
@@ -236,7 +237,7 @@ class TestCommand:
     def test_progress_adds_up(self, tiny_bundle: Path, tiny_checkpoint: Path, text: Path) -> None:
         stages: list[list[int]] = []
 
-        class Told:
+        class ToldProgress:
             def stage(self, name: str, total: int) -> None:
                 stages.append([total, 0])
 
@@ -244,21 +245,21 @@ class TestCommand:
                 assert nbytes >= 0
                 stages[-1][1] += nbytes
 
-        run_evaluation(tiny_bundle, text, tiny_checkpoint, Told(), tokens=1024)
+        run_evaluation(tiny_bundle, text, tiny_checkpoint, ToldProgress(), tokens=1024)
         assert stages == [[1024, 1024], [1024, 1024]]
 
     def test_options_of_the_session(
         self, tiny_bundle: Path, tiny_checkpoint: Path, text: Path
     ) -> None:
         result = run_evaluation(
-            tiny_bundle, text, tiny_checkpoint, tokens=64, skip_cold=1.0, memory_budget="auto",
-            device={"backend": "cpu"},
+            tiny_bundle, text, tiny_checkpoint, tokens=64,
+            opening=OpenOptions(skip_cold=1.0, memory_budget="auto", backend="cpu"),
         )  # fmt: skip
         assert result.lossy == ("skip cold 1",)
         assert result.kl_mean is not None
 
 
-class TestRefusals:
+class TestEvalRefusals:
     def refused(self, *arguments: object) -> str:
         result = call("eval", *arguments)
         assert (result.exit_code, result.stdout) == (2, "")

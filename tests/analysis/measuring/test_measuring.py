@@ -133,7 +133,7 @@ def test_a_fit_gives_back_the_figures_behind_the_times(tiny_bundle: Path, native
     assert fitted.expert_rate == pytest.approx(true.expert_rate, rel=0.05)
 
 
-class TestCommand:
+class TestTargetsMeasure:
     def test_measure_list_and_show(self, tmp_path: Path, config: Path) -> None:
         result = call("--measure", "--storage", tmp_path)
         assert result.exit_code == 0, result.output

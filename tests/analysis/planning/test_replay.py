@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pocketmoe.analysis.planning.policies import Lfu, Lru
 from pocketmoe.analysis.planning.replay import belady, replay, replay_layers, replay_rows
 from pocketmoe.errors import InputError
 from pocketmoe.runtime.paging.next_use import NextUse
-from pocketmoe.runtime.paging.policy import CachePolicy, Lfu, Lru
+from pocketmoe.runtime.paging.policy import CachePolicy
 from pocketmoe.runtime.recording.routes import RouteRow, Routes, RouteWriter, Visit, read_routes
 from pocketmoe.tests.support.paths import ROOT
 

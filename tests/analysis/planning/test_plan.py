@@ -1,4 +1,4 @@
-"""What `plan` foretells, against sessions, replays and simulations."""
+"""Plans against sessions, replays and simulations."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_speeds_are_those_of_the_limit_model(
         assert row.memory is not None
         assert row.hit_rate == pytest.approx(min(1, row.memory.slots / footprint.num_pages))
         estimate = estimate_speed(
-            footprint, speed, hit_rate=row.hit_rate, position=128, reads_early=row.memory.predicts
+            footprint, speed, hit_rate=row.hit_rate, position=128, prefetches=row.memory.predicts
         )
         assert row.memory.predicts == (row.hit_rate < 1)
         assert row.speed == estimate
@@ -253,7 +253,7 @@ def test_every_familys_config_can_be_planned(family: str, tmp_path: Path, local:
 
 
 @pytest.mark.usefixtures("config")
-class TestCommand:
+class TestPlanCommand:
     def test_a_table(self, tiny_bundle: Path) -> None:
         result = call(
             "plan", tiny_bundle, "--target", "local", "--context", "64", "--memory-budget", "1MiB",
@@ -362,16 +362,3 @@ def test_decoding_has_counters_of_its_own(tiny_bundle: Path) -> None:
     requests = stats.decode_page_hits + stats.decode_page_misses
     assert requests == per_token * stats.decode_steps > 0
     assert stats.decode_page_misses <= stats.page_misses - prompt.page_misses
-
-
-def test_the_path_of_the_users_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pocketmoe.cli import config_folder
-
-    monkeypatch.delenv("POCKETMOE_CONFIG", raising=False)
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/x")
-    assert config_folder() == Path("/x/pocketmoe")
-    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
-    monkeypatch.setenv("HOME", "/home/u")
-    assert config_folder() == Path("/home/u/.config/pocketmoe")
-    monkeypatch.setenv("POCKETMOE_CONFIG", "/y")
-    assert config_folder() == Path("/y")

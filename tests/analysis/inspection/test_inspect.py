@@ -1,4 +1,4 @@
-"""What `inspect` says of a checkpoint, and that it reads no weights."""
+"""`inspect` of a checkpoint says what it is made of, and reads no weights."""
 
 import json
 from pathlib import Path

@@ -17,7 +17,7 @@ from pocketmoe.analysis.planning.limits import (
     layer_seconds,
     touched_pages,
 )
-from pocketmoe.bundle.footprint import Footprint, PagedLayer
+from pocketmoe.bundle.footprint import Footprint, LayerFootprint
 from pocketmoe.bundle.pages import PageFormat
 from pocketmoe.model.families import FAMILIES
 
@@ -39,7 +39,7 @@ def footprint(layers: int = 6, experts: int = 32, top_k: int = 4) -> Footprint:
         spec=family.read_config({**family.tiny, "sliding_window": None}),
         segments=layers + 1,
         backbone_bytes=100 << 20,
-        experts=tuple(PagedLayer(index, (page,), (experts,), top_k) for index in range(layers)),
+        experts=tuple(LayerFootprint(index, (page,), (experts,), top_k) for index in range(layers)),
     )
 
 
@@ -60,7 +60,7 @@ def test_a_layer_takes_what_its_events_take(compute: float, read: float) -> None
         for missed in range(top_k + 1):
             for early in (0.0, 0.4, 1.3, 2.9, 50.0):
                 expected = simulated_layer(top_k - missed, missed, compute, read, early)
-                found = layer_seconds(top_k, missed, compute=compute, read=read, early=early)
+                found = layer_seconds(top_k, missed, compute=compute, read=read, prefetched=early)
                 assert found == pytest.approx(expected)
 
 

@@ -1,0 +1,144 @@
+"""The options of opening a bundle, stated once for Python, the command line and the server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from ..errors import InputError
+from .memory.budget import AUTO, read_budget
+from .recording.files import PathLike
+
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
+
+Options = ParamSpec("Options")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOptions:
+    """How a bundle is to be opened.
+
+    memory_budget: bytes, or text like "2GiB", for the whole process; "auto" takes what the machine
+    has free, and None keeps all experts in memory, or the budget of the model that is open. With a
+    GPU that has its own memory there are two budgets instead: gpu_memory, on the GPU, by default
+    "auto", what is free, and host_memory, for the process on the host, by default "auto".
+
+    backend: what runs the layers: "tensorrt", "tensorrt-rtx", "cuda" (ONNX Runtime), "cpu", or
+    "auto", the best of them that works; which and why is logged, and in the stats.
+    threads: default is all CPUs that the process may use. context: tokens that a session
+    can see, by default 4096, or what the model can see if that is less. verify_pages: check the
+    hashes of graphs and backbone now, and the hash of each page when it is first read.
+    kernels: what computes, "native", "onnxruntime", or "auto": native where it can. Segments of the
+    backbone that the native kernels do not know run in ONNX Runtime: see Stats.backbone_engine.
+    prefetch: whether pages that the next layer may want are read early, "on", "off", or "auto":
+    while most guesses are right.
+
+    Lossy, see expert_choice.py: active_experts, how many of a token's experts are used, the
+    strongest ones; skip_cold, below which share of an even split an expert that is not in the cache
+    is left out.
+
+    Files that are made when the session is closed: record_routes, which experts each token went to,
+    for `pocketmoe replay`; trace, what happened when, for chrome://tracing.
+
+    Raises:
+        InputError: one is wrong, whatever the bundle; the rest is checked as it is opened.
+    """
+
+    memory_budget: int | str | None = None
+    threads: int | None = None
+    context: int | None = None
+    verify_pages: bool = True
+    kernels: str = "auto"
+    prefetch: str = "auto"
+    active_experts: int | None = None
+    skip_cold: float = 0.0
+    record_routes: PathLike | None = None
+    trace: PathLike | None = None
+    backend: str = "auto"
+    gpu_memory: int | str | None = None
+    host_memory: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.verify_pages, bool):
+            raise InputError(f"verify_pages must be True or False, not {self.verify_pages!r}")
+        for name, size in (
+            ("memory budget", self.memory_budget),
+            ("GPU memory", self.gpu_memory),
+            ("host memory", self.host_memory),
+        ):
+            if size != AUTO:
+                read_budget(size, name)
+        _check_threads(self.threads)
+        if self.backend not in BACKENDS:
+            raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {self.backend}")
+        if self.kernels != "auto" and self.backend not in ("auto", "cpu"):
+            raise InputError(
+                f"kernels have no effect with the backend {self.backend}; use backend 'cpu'"
+            )
+
+    @property
+    def cpu_threads(self) -> int:
+        """All CPUs that the process may use, unless it was told."""
+        return len(os.sched_getaffinity(0)) if self.threads is None else int(self.threads)
+
+    @property
+    def makes_files(self) -> bool:
+        return self.record_routes is not None or self.trace is not None
+
+    @property
+    def of_model(self) -> OpenOptions:
+        """Those in which sessions that share a model are alike. A budget is of all of them, and
+        each session has a context of its own."""
+        return replace(
+            self, memory_budget=None, context=None, threads=self.cpu_threads,
+            gpu_memory=_none_for_auto(self.gpu_memory),
+            host_memory=_none_for_auto(self.host_memory),
+        )  # fmt: skip
+
+
+def _check_threads(threads: object) -> None:
+    if threads is None:
+        return
+    if isinstance(threads, bool) or not isinstance(threads, Integral) or int(threads) < 1:
+        raise InputError(f"threads must be a whole number, 1 or more, not {threads!r}")
+
+
+def _none_for_auto(size: int | str | None) -> int | str | None:
+    return None if size == AUTO else size
+
+
+def one_by_one(
+    options: Callable[Options, OpenOptions],
+) -> Callable[
+    [Callable[[PathLike, OpenOptions], Result]], Callable[Concatenate[PathLike, Options], Result]
+]:
+    """Makes a function that takes OpenOptions take them one by one, by name, as `pocketmoe.open`
+    does: so that their names, types and defaults stand in OpenOptions alone."""
+
+    def decorate(
+        function: Callable[[PathLike, OpenOptions], Result],
+    ) -> Callable[Concatenate[PathLike, Options], Result]:
+        def taking(path: PathLike, *args: Options.args, **kwargs: Options.kwargs) -> Result:
+            return function(path, options(*args, **kwargs))
+
+        return _signed_like(taking, function, options)
+
+    return decorate
+
+
+def _signed_like(taking: Any, function: Callable[..., Any], options: Callable[..., Any]) -> Any:
+    """For help() and for documentation."""
+    import inspect
+
+    taking.__name__, taking.__qualname__ = function.__name__, function.__qualname__
+    taking.__module__, taking.__doc__ = function.__module__, function.__doc__
+    signature = inspect.signature(function)
+    path = next(iter(signature.parameters.values()))
+    taking.__signature__ = signature.replace(
+        parameters=[path, *inspect.signature(options).parameters.values()]
+    )
+    return taking
