@@ -51,7 +51,7 @@ CHOICES = Parameter(
 MAX_TOKENS = Parameter(
     "max_tokens", Whole(1, _MOST), None,
     f"Tokens of an answer at most. Left out: {COMPLETION_TOKENS} in a text completion; in a chat, "
-    "as many as the context has room for. Of a chat it is the earlier name of "
+    "as many as the context has room for. In a chat it is the earlier name of "
     "max_completion_tokens.",
 )  # fmt: skip
 TEMPERATURE = Parameter(
