@@ -8,12 +8,6 @@ TORCH ?= torch==2.13.0
 # TensorRT's types, to check against. By itself, as it asks for TensorRT: gigabytes from elsewhere.
 STUBS := tensorrt-stubs>=10.13,<10.14
 
-# What `make demo` compiles and asks.
-DEMO_PRECISION ?= fp32
-DEMO_BUDGET ?= 116MiB
-DEMO_PROMPT ?= def read_config(path):
-DEMO_TOKENS ?= 110
-
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
@@ -21,15 +15,12 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # A process for each CPU, up to four. A file's tests stay together, as they share what they compile.
 TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Through the environment, so that a prompt may hold quotes.
-export DEMO_PROMPT
-
 .PHONY: help demo test lint types docs openapi clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   compile the demo model for the CPU and generate text from it"
+	@echo "make demo   compile the demo model, and run it with and without a memory budget"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff: rules and format"
 	@echo "make types  mypy"
@@ -60,8 +51,7 @@ $(VENV)/.docs: pyproject.toml $(NATIVE) | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.compile
-	$(BIN)/pocketmoe compile model/demo --target cpu --precision $(DEMO_PRECISION) --force -o build/demo
-	$(BIN)/pocketmoe run build/demo --prompt "$$DEMO_PROMPT" --max-tokens $(DEMO_TOKENS) --temperature 0.6 --top-p 0.9 --seed 3 --memory-budget $(DEMO_BUDGET) --stats
+	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev
 	$(BIN)/pytest $(TEST_OPTIONS)

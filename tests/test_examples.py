@@ -31,6 +31,33 @@ def test_generate(tiny_bundle: Path) -> None:
     assert "page hits" in run("generate.py", tiny_bundle, "def main(", "1GiB")
 
 
+def test_demo(tmp_path: Path) -> None:
+    """What it claims is so, and what it says to type next runs."""
+    told = run("demo.py", "-o", tmp_path / "demo")
+    assert "Both texts are the same to the byte." in told
+    assert all(len(line) <= 80 or str(tmp_path) in line for line in told.splitlines())
+    rows = re.findall(r"(?m)^(none|\d+MiB) +([\d.]+) MiB +(\d+) of (\d+) +(\d+)% +\d+$", told)
+    (_, memory, held, experts, hits), (budget, less, some, same, fewer) = rows
+    assert (held, hits, same) == (experts, "100", experts)
+    assert float(less) < float(memory)
+    assert float(less) <= int(budget.removesuffix("MiB"))
+    assert int(experts) / 4 < int(some) < int(experts) / 2
+    assert 0 < int(fewer) < 100
+    commands = re.findall(r"(?m)^  (\S+/pocketmoe (?:run|plan) .*)$", told)
+    assert len(commands) == 2
+    for command in commands:
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_make_demo_runs_it() -> None:
+    done = subprocess.run(
+        ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == ".venv/bin/python examples/demo.py"
+
+
 @pytest.mark.parametrize("bundle", ["tiny_bundle", "served_bundle"])
 def test_summarize(bundle: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """A text of several contexts; the model is random, so its summary is only compared."""
