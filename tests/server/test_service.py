@@ -175,7 +175,9 @@ class TestTime:
             assert lines.count(b":\n\n") >= 4
             url = f"http://127.0.0.1:{server.port}/v1"
             with openai.OpenAI(base_url=url, api_key="x") as client:
-                made = client.completions.create(model=MODEL, prompt="def", stream=True, n=2)
+                made = client.completions.create(
+                    model=MODEL, prompt="def", stream=True, n=2, logit_bias={"0": -100}
+                )
                 assert [chunk.choices[0].finish_reason for chunk in made][-1] == "length"
         finally:
             server.sessions[0].delay = 0.02
