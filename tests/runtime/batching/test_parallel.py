@@ -27,7 +27,7 @@ from pocketmoe.runtime.native import library
 from pocketmoe.runtime.paging import page_file
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.compiler.test_segments import SPECS, make_decoder
-from pocketmoe.tests.support.gpu_bundles import HALF, write_bundle
+from pocketmoe.tests.support.gpu.bundles import HALF, write_bundle
 
 TOKENS = np.random.default_rng(0).integers(1, 96, 2000).tolist()
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # no tracing of every line

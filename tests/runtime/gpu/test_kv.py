@@ -22,7 +22,7 @@ from pocketmoe.runtime.gpu.kv import (
 from pocketmoe.runtime.gpu.scope import Scope
 from pocketmoe.runtime.routing import route
 from pocketmoe.tests.compiler.test_segments import BASE, MLA, PLAIN, WINDOW
-from pocketmoe.tests.support.host_device import HostDevice
+from pocketmoe.tests.support.gpu.host_device import HostDevice
 
 
 @given(

@@ -35,8 +35,8 @@ from pocketmoe.tests.compiler.test_segments import (
     WINDOW,
     SegmentWeights,
 )
-from pocketmoe.tests.support.device_session import open_on_device
-from pocketmoe.tests.support.host_device import Delay, HostDevice
+from pocketmoe.tests.support.gpu.device_session import open_on_device
+from pocketmoe.tests.support.gpu.host_device import Delay, HostDevice
 
 HALF = Precision("fp16", "fp16", "fp16", 32)
 INT4 = Precision("int4", "int4", "int8", 32)
