@@ -2,9 +2,10 @@
 
 bench/quality/quality.py --peer llama.cpp runs this. Both sides see the same calibration tokens in
 the same windows, which is checked. llama.cpp makes Q4_0 and Q4_K_M with its own tools and an
-importance matrix; pocketmoe compiles with GPTQ and with `--bits` such that the whole file is no larger than
-Q4_K_M. Then both run the same held-out windows, and their logits are held against those of the
-checkpoint in float32. llama.cpp keeps keys and values in float32 here too, as pocketmoe does.
+importance matrix; pocketmoe compiles with GPTQ and with `--bits` such that the whole file is no
+larger than Q4_K_M. Then both run the same held-out windows, and their logits are held against those
+of the checkpoint in float32. llama.cpp keeps keys and values in float32 here too, as pocketmoe
+does.
 
 Bits per weight are those of the file: all bytes of weights and scales, embedding and head included,
 over the number of parameters; of pages with what fills them up, and of both sides without tokenizer
