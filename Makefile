@@ -18,22 +18,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-# A process for each CPU, up to four. A file's tests stay together, as they share what they compile.
-TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A process for each CPU, up to four. Each begins with a part of the files, as a file's tests share
+# what they make; the first that is done takes over half of what another has left.
+TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist worksteal
+# Left out of `make test`; how much hypothesis draws is in tests/conftest.py.
+QUICK := -m 'not slow' --hypothesis-profile=quick
 
 # Through the environment, so that a prompt may hold quotes.
 export DEMO_PROMPT
 
-.PHONY: help demo test lint types clean
+.PHONY: help demo test test-all lint types clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   compile the demo model for the CPU and generate text from it"
-	@echo "make test   run the tests"
-	@echo "make lint   ruff: rules and format"
-	@echo "make types  mypy"
-	@echo "make clean  remove what was built, but not $(VENV)"
+	@echo "make demo      compile the demo model for the CPU and generate text from it"
+	@echo "make test      the tests that every change must pass, in a few minutes"
+	@echo "make test-all  all tests, in up to 20 minutes"
+	@echo "make lint      ruff: rules and format"
+	@echo "make types     mypy"
+	@echo "make clean     remove what was built, but not $(VENV)"
 
 NATIVE := setup.py $(wildcard runtime/native/*.cpp runtime/native/*.h runtime/native/*.inl)
 
@@ -57,6 +61,9 @@ demo: $(VENV)/.compile
 	$(BIN)/pocketmoe run build/demo --prompt "$$DEMO_PROMPT" --max-tokens $(DEMO_TOKENS) --temperature 0.6 --top-p 0.9 --seed 3 --memory-budget $(DEMO_BUDGET) --stats
 
 test: $(VENV)/.dev
+	$(BIN)/pytest $(QUICK) $(TEST_OPTIONS)
+
+test-all: $(VENV)/.dev
 	$(BIN)/pytest $(TEST_OPTIONS)
 
 lint: $(VENV)/.dev

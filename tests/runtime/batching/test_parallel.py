@@ -27,6 +27,7 @@ from pocketmoe.runtime.native import library
 from pocketmoe.runtime.paging import page_file
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.compiler.test_segments import SPECS, make_decoder
+from pocketmoe.tests.support.examples import examples
 from pocketmoe.tests.support.gpu_bundles import HALF, write_bundle
 
 TOKENS = np.random.default_rng(0).integers(1, 96, 2000).tolist()
@@ -102,7 +103,7 @@ scripts_of = st.lists(
 class TestEquality:
     @NATIVE
     @settings(
-        max_examples=25,
+        max_examples=examples(25),
         deadline=None,
         phases=PHASES,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -386,7 +387,7 @@ def request(tokens: int, stamp: float = 0.0) -> Work:
 
 
 class TestShares:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     @given(
         sizes=st.lists(st.sampled_from([1, 1, 1, 2, 100, 128, 129, 500, 3000]), min_size=1),
         others=st.booleans(),

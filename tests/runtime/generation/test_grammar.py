@@ -22,6 +22,7 @@ from pocketmoe.errors import BudgetError, InputError
 from pocketmoe.runtime.generation.grammar import Matcher
 from pocketmoe.runtime.generation.grammar_memory import GRAMMAR, bytes_while_made
 from pocketmoe.runtime.generation.vocabulary import Vocabulary
+from pocketmoe.tests.support.examples import examples
 from pocketmoe.tests.support.paths import ROOT
 
 llguidance = pytest.importorskip("llguidance")
@@ -155,7 +156,7 @@ class TestGenerated:
 
 
 class TestMatcher:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=examples(40), deadline=None)
     @given(seed=st.integers(0, 2**32 - 1))
     def test_any_way_through_it_fits(self, session: Session, seed: int) -> None:
         """Tokens drawn evenly among those that are allowed, until nothing else is left."""
