@@ -24,6 +24,7 @@ from pocketmoe.runtime.generation.grammar_memory import GRAMMAR, bytes_while_mad
 from pocketmoe.runtime.generation.vocabulary import Vocabulary
 from pocketmoe.tests.support.examples import examples
 from pocketmoe.tests.support.paths import ROOT
+from pocketmoe.tests.support.waiting import PATIENCE
 
 llguidance = pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")
@@ -210,7 +211,7 @@ class TestMemory:
     def test_it_takes_no_more_than_is_reckoned(self, tokens: int) -> None:
         script = ROOT / "bench/memory/grammar_memory.py"
         command = [sys.executable, str(script), "--tokens", str(tokens), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         took = json.loads(done.stdout)
         for what, planned in took["planned"].items():
