@@ -12,21 +12,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-# A process for each CPU, up to four. A file's tests stay together, as they share what they compile.
-TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A process for each CPU, up to four. Each begins with a part of the files, as a file's tests share
+# what they make; the first that is done takes over half of what another has left.
+TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist worksteal
+# Left out of `make test`; how much hypothesis draws is in tests/conftest.py.
+QUICK := -m 'not slow' --hypothesis-profile=quick
 
-.PHONY: help demo test lint types docs openapi clean
+.PHONY: help demo test test-all lint types docs openapi clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   compile the demo model, and run it with and without a memory budget"
-	@echo "make test   run the tests"
-	@echo "make lint   ruff: rules and format"
-	@echo "make types  mypy"
-	@echo "make docs   the documentation, to build/docs/index.html"
-	@echo "make openapi  write server/openapi.json, the description of the HTTP API"
-	@echo "make clean  remove what was built, but not $(VENV)"
+	@echo "make demo      compile the demo model, and run it with and without a memory budget"
+	@echo "make test      the tests that every change must pass, in a few minutes"
+	@echo "make test-all  all tests, in up to 20 minutes"
+	@echo "make lint      ruff: rules and format"
+	@echo "make types     mypy"
+	@echo "make docs      the documentation, to build/docs/index.html"
+	@echo "make openapi   write server/openapi.json, the description of the HTTP API"
+	@echo "make clean     remove what was built, but not $(VENV)"
 
 NATIVE := setup.py $(wildcard runtime/native/*.cpp runtime/native/*.h runtime/native/*.inl)
 
@@ -54,6 +58,9 @@ demo: $(VENV)/.compile
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev
+	$(BIN)/pytest $(QUICK) $(TEST_OPTIONS)
+
+test-all: $(VENV)/.dev
 	$(BIN)/pytest $(TEST_OPTIONS)
 
 lint: $(VENV)/.dev

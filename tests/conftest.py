@@ -7,6 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# `make test` draws a fifth of the examples. How long one takes depends on what else runs.
+settings.register_profile("quick", deadline=None, max_examples=20)
+settings.register_profile("all", deadline=None, max_examples=100)
+settings.load_profile("all")
 
 SOURCE = (
     "import os\nfrom pathlib import Path\n\n\n"

@@ -14,6 +14,7 @@ import pytest
 from pocketmoe.cli import main
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.tests.support.serving import server_process
+from pocketmoe.tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -21,7 +22,10 @@ EXAMPLES = ROOT / "examples"
 
 def run(name: str, *arguments: str | Path) -> str:
     done = subprocess.run(
-        [sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, EXAMPLES / name, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -92,7 +96,7 @@ def test_summarize_refuses(
 ) -> None:
     (tmp_path / "text.txt").write_bytes(text)
     command = [sys.executable, EXAMPLES / "summarize.py", tiny_bundle, tmp_path / "text.txt"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
@@ -101,7 +105,7 @@ def test_summarize_refuses(
 
 def test_summarize_without_a_text(tiny_bundle: Path, tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLES / "summarize.py", tiny_bundle, tmp_path / "none.txt"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stderr == f"error: {tmp_path / 'none.txt'}: No such file or directory\n"
 
 
@@ -128,10 +132,12 @@ def test_langchain_client_says_in_a_line_what_is_wrong(tiny_bundle: Path) -> Non
     command = [sys.executable, EXAMPLES / "langchain_client.py"]
     with server_process(tiny_bundle) as (_, port):
         url = f"http://127.0.0.1:{port}/v1"
-        done = subprocess.run([*command, url, "x"], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [*command, url, "x"], capture_output=True, text=True, timeout=PATIENCE
+        )
         assert done.returncode == 1
         assert re.fullmatch(r"error: .*chat template.*\n", done.stderr)
-    done = subprocess.run([*command, url, "x"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, url, "x"], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert done.stderr == "error: Connection error.\n"
 

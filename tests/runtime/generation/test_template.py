@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pocketmoe.errors import InputError
 from pocketmoe.runtime.generation import sandbox
 from pocketmoe.runtime.generation.template import ChatTemplate, find_fault
+from pocketmoe.tests.support.examples import examples
 from pocketmoe.tests.support.templates import CHATML, LLAMA_2, STYLES, TOKENS
 
 USER = {"role": "user", "content": "Hello"}
@@ -80,7 +81,7 @@ def rendered_by_transformers(
 
 class TestRender:
     @pytest.mark.parametrize("style", STYLES)
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=examples(60), deadline=None)
     @given(messages=MESSAGES | alternating(), prompt=st.booleans(), more=st.booleans())
     def test_as_transformers(
         self, style: str, messages: list[dict[str, Any]], prompt: bool, more: bool
@@ -98,7 +99,7 @@ class TestRender:
         assert messages == before
 
     @pytest.mark.parametrize("style", STYLES)
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=examples(30), deadline=None)
     @given(messages=alternating())
     def test_what_every_template_accepts(self, style: str, messages: list[dict[str, Any]]) -> None:
         assert ChatTemplate(STYLES[style], TOKENS).render(messages)

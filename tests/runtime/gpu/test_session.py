@@ -37,6 +37,7 @@ from pocketmoe.runtime.recording.routes import read_routes
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.compiler.test_segments import CALLS as SHORT
 from pocketmoe.tests.compiler.test_segments import SPECS, decoder_logits, make_decoder
+from pocketmoe.tests.support.examples import examples
 from pocketmoe.tests.support.gpu.bundles import (
     CALLS,
     HALF,
@@ -99,7 +100,9 @@ def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(12),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     slots=st.integers(TOP_K, 48),
