@@ -1,10 +1,14 @@
-"""RopeSpec, and the frequencies of every kind of scaling. Standard library only."""
+"""RopeSpec, and the frequencies of every kind of scaling, the same on every machine. Standard
+library only."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
+
+from ..powers import logarithm, power, powers
 
 RopeKind = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
 
@@ -46,26 +50,29 @@ def frequencies(rope: RopeSpec, length: int) -> tuple[list[float], float]:
     it. Plain frequencies are theta^(-2i / dim) (RoFormer, arXiv:2104.09864).
     """
     if rope.kind == "linear":
-        return [value / rope.factor for value in _plain(rope, rope.theta)], rope.attention_factor
+        slower = [value / rope.factor for value in _plain(rope.theta, rope.dim)]
+        return slower, rope.attention_factor
     if rope.kind == "dynamic":
-        return _plain(rope, _stretched_theta(rope, length)), rope.attention_factor
+        return list(_plain(_stretched_theta(rope, length), rope.dim)), rope.attention_factor
     if rope.kind == "yarn":
         return _yarn(rope), rope.attention_factor
     if rope.kind == "llama3":
         return _llama3(rope), rope.attention_factor
     if rope.kind == "longrope":
         return _longrope(rope, length)
-    return _plain(rope, rope.theta), rope.attention_factor
+    return list(_plain(rope.theta, rope.dim)), rope.attention_factor
 
 
-def _plain(rope: RopeSpec, theta: float) -> list[float]:
-    return [1.0 / theta ** (i / rope.dim) for i in range(0, rope.dim, 2)]
+@lru_cache(maxsize=16)
+def _plain(theta: float, dim: int) -> list[float]:
+    """theta^(-2i / dim); kept, as sessions ask again for each length that they come to."""
+    return [1.0 / value for value in powers(theta, dim // 2)]
 
 
 def _stretched_theta(rope: RopeSpec, length: int) -> float:
     """NTK-aware scaling of the base, by how far the sequence goes beyond the original length."""
     ratio = max(length, rope.original_length) / rope.original_length
-    stretch: float = (rope.factor * ratio - (rope.factor - 1)) ** (rope.dim / (rope.dim - 2))
+    stretch = power(rope.factor * ratio - (rope.factor - 1), rope.dim, rope.dim - 2)
     return rope.theta * stretch
 
 
@@ -78,7 +85,7 @@ def _yarn(rope: RopeSpec) -> list[float]:
     def pair_of(rotations: float) -> float:
         """The pair that turns so many times within the original length."""
         span = rope.original_length / (rotations * 2 * math.pi)
-        return rope.dim * math.log(span) / (2 * math.log(rope.theta))
+        return rope.dim * logarithm(span) / (2 * logarithm(rope.theta))
 
     low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
     if rope.truncate:
@@ -87,7 +94,7 @@ def _yarn(rope: RopeSpec) -> list[float]:
     if low == high:
         high += 0.001
     mixed = []
-    for pair, plain in enumerate(_plain(rope, rope.theta)):
+    for pair, plain in enumerate(_plain(rope.theta, rope.dim)):
         slow = min(max((pair - low) / (high - low), 0.0), 1.0)
         mixed.append(plain / rope.factor * slow + plain * (1 - slow))
     return mixed
@@ -96,7 +103,7 @@ def _yarn(rope: RopeSpec) -> list[float]:
 def _llama3(rope: RopeSpec) -> list[float]:
     """Long waves divided by the factor, short ones as they are (Llama 3.1)."""
     scaled = []
-    for plain in _plain(rope, rope.theta):
+    for plain in _plain(rope.theta, rope.dim):
         turns = rope.original_length * plain / (2 * math.pi)
         smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
         share = min(max(smooth, 0.0), 1.0)
@@ -109,5 +116,5 @@ def _longrope(rope: RopeSpec, length: int) -> tuple[list[float], float]:
     is_long = length > rope.original_length
     factors = rope.long_factors if is_long else rope.short_factors
     scale = rope.long_attention_factor if is_long else rope.attention_factor
-    plain = _plain(rope, rope.theta)
+    plain = _plain(rope.theta, rope.dim)
     return [value / factor for value, factor in zip(plain, factors, strict=True)], scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -242,7 +243,9 @@ class ModelSpec:
     @property
     def softmax_scale(self) -> float:
         """What attention logits are multiplied by."""
-        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+        if self.attention_scale is not None:
+            return self.attention_scale
+        return 1.0 / math.sqrt(self.head_dim)
 
     @property
     def max_context(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..model.rope import RopeSpec, frequencies
+from .native.portable_math import rotary_table
 
 BY_LENGTH = ("dynamic", "longrope")  # whose frequencies depend on the length of the sequence
 
@@ -24,14 +25,10 @@ class RopeTable:
         the end of the call, later batches included."""
         if self._rope.kind in BY_LENGTH and length != self._length:
             self._set_frequencies(length)
-        positions = np.arange(start, start + tokens, dtype=np.float32)
-        angles = positions[:, None] * self._frequencies
-        for part, function in ((self.cos, np.cos), (self.sin, np.sin)):
-            rows = part[at : at + tokens]
-            function(angles, out=rows)
-            rows *= self._scale
+        rows = slice(at, at + tokens)
+        rotary_table(self._frequencies, start, self._scale, self.cos[rows], self.sin[rows])
 
     def _set_frequencies(self, length: int) -> None:
         values, scale = frequencies(self._rope, length)
-        self._frequencies, self._scale = np.array(values, np.float32), np.float32(scale)
+        self._frequencies, self._scale = np.array(values, np.float32), scale
         self._length = length

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import get_args
 
 from ...errors import ConfigError
+from ...powers import logarithm
 from ..rope import RopeKind, RopeSpec
 from .config import ConfigReader
 
@@ -105,7 +106,7 @@ def _longrope(rope: RopeSpec, reader: ConfigReader, section: ConfigReader) -> Ro
     factor = reader.integer("max_position_embeddings") / original
     if section.take("factor", None) is not None:
         factor = section.positive("factor")
-    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    attention = math.sqrt(1 + logarithm(factor) / logarithm(original)) if factor > 1 else 1.0
     attention = _attention_factor(section, attention)
     return replace(
         rope,
@@ -129,7 +130,7 @@ _READERS: dict[RopeKind, Callable[[RopeSpec, ConfigReader, ConfigReader], RopeSp
 
 def yarn_scale(factor: float, mscale: float = 1.0) -> float:
     """How much larger YaRN makes attention's logits at a factor (arXiv:2309.00071, eq. 22)."""
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return 0.1 * mscale * logarithm(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _attention_factor(section: ConfigReader, derived: float) -> float:

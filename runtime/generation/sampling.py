@@ -1,5 +1,9 @@
 """The next token, from logits.
 
+The same logits and seed give the same token on every machine. The exponential is our own; the rest
+is comparisons, products, quotients and sums, which numpy adds in an order of its own, the same on
+every processor.
+
 What is done to the logits, in this order:
 
 1. logit bias is added, as OpenAI's API documents it;
@@ -25,6 +29,8 @@ import numpy as np
 
 from ...errors import InputError
 from ...numeric import is_integer, is_real
+from ...powers import logarithm
+from ..native.portable_math import exponentials
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ class Sampler:
         weights -= weights.max()
         with np.errstate(over="ignore"):  # minus infinity, of which exp makes 0
             weights /= float(how.temperature)
-        np.exp(weights, out=weights)
+        exponentials(weights)
         if how.top_p < 1:
             kept = _nucleus(weights, float(how.top_p))
             weights = weights[kept]
@@ -220,7 +226,9 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     """float64 `[V]`: log softmax."""
     exact = logits.astype(np.float64)
     exact -= exact.max()
-    exact -= math.log(np.exp(exact).sum())
+    weights = exact.copy()
+    exponentials(weights)
+    exact -= logarithm(float(weights.sum()))
     return exact
 
 

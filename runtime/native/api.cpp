@@ -219,6 +219,19 @@ int32_t pm_run_steps(pm_handle* handle, const pm_step* steps, int64_t n_steps,
   });
 }
 
+void pm_exponentials(pm_handle* handle, const float* x, int64_t n, float* y) {
+  handle->kernels.rows->exponentials(x, n, y);
+}
+
+void pm_exponentials64(pm_handle* handle, double* x, int64_t n) {
+  handle->kernels.doubles->exponentials(x, n);
+}
+
+void pm_rotary_table(pm_handle* handle, const float* frequencies, int64_t pairs, int64_t start,
+                     int64_t tokens, float scale, float* cos, float* sin) {
+  handle->kernels.doubles->rotary_table(frequencies, pairs, start, tokens, scale, cos, sin);
+}
+
 uint64_t pm_read(pm_handle* handle, const void* data, int64_t nbytes) {
   const uint8_t* bytes = static_cast<const uint8_t*>(data);
   constexpr int64_t PART = 1 << 18;

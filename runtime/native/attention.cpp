@@ -42,6 +42,8 @@ struct Block {
   int64_t kv_head, first_head, heads, first_token, tokens;
 };
 
+// scores: [QUERIES, PART], of a part at a time. Queries and what comes out are rows of
+// [tokens, heads, head_dim]; keys and values of a head [capacity, head_dim].
 void attend_block(const Kernels& kernels, const pm_attend& step, const Rows& rows,
                   const Sequence& sequence, const Block& block, float* scores) {
   const pm_cache& cache = *sequence.cache;

@@ -235,15 +235,20 @@ struct Q {
 
 struct F {
   using V = __m256;
-  static constexpr int WIDTH = 8, ROWS = 4, COLUMNS = 2;
+  static constexpr int WIDTH = 8, ROWS = 4, TILE_ROWS = 2, TILE_TOKENS = 3;
   static V zero() { return _mm256_setzero_ps(); }
   static V load(const float* x) { return _mm256_loadu_ps(x); }
   static V load_half(const uint16_t* x) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
   }
+  static V held(V v) {
+    __asm__ __volatile__("" : "+x"(v));
+    return v;
+  }
   static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
-  static float sum(V v) {
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  static float sum(const V (&v)[2]) {
+    const __m256 eight = _mm256_add_ps(v[0], v[1]);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
@@ -252,6 +257,7 @@ struct F {
 #include "quantized.inl"
 #include "floats.inl"
 #include "rows.inl"
+#include "doubles.inl"
 
 uint64_t read(const uint8_t* data, int64_t n) {
   __m256i a = _mm256_setzero_si256(), b = a;
@@ -271,8 +277,9 @@ PM_TARGET_END
 
 namespace pm {
 const Kernels* avx2_kernels() {
-  static const Kernels kernels{"avx2",         avx2::quantize,   avx2::product, avx2::activate,
-                               avx2::accumulate, avx2::scale, avx2::read, &avx2::row_kernels};
+  static const Kernels kernels{
+      "avx2",    avx2::quantize, avx2::product,      avx2::activate, avx2::accumulate,
+      avx2::scale, avx2::read,     &avx2::row_kernels, &avx2::double_kernels};
   __builtin_cpu_init();
   const bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");

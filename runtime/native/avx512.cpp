@@ -165,19 +165,27 @@ struct Q {
 
 struct F {
   using V = __m512;
-  static constexpr int WIDTH = 16, ROWS = 4, COLUMNS = 4;
+  static constexpr int WIDTH = 16, ROWS = 4, TILE_ROWS = 4, TILE_TOKENS = 4;
   static V zero() { return _mm512_setzero_ps(); }
   static V load(const float* x) { return _mm512_loadu_ps(x); }
   static V load_half(const uint16_t* x) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
   }
+  static V held(V v) { return v; }
   static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
-  static float sum(V v) { return _mm512_reduce_add_ps(v); }
+  static float sum(const V (&v)[1]) {
+    const __m256 eight =
+        _mm256_add_ps(_mm512_castps512_ps256(v[0]), _mm512_extractf32x8_ps(v[0], 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
 };
 
 #include "quantized.inl"
 #include "floats.inl"
 #include "rows.inl"
+#include "doubles.inl"
 
 uint64_t read(const uint8_t* data, int64_t n) {
   __m512i a = _mm512_setzero_si512(), b = a;
@@ -199,9 +207,9 @@ PM_TARGET_END
 
 namespace pm {
 const Kernels* avx512_kernels() {
-  static const Kernels kernels{"avx512",          avx512::quantize, avx512::product,
-                               avx512::activate,  avx512::accumulate, avx512::scale,
-                               avx512::read, &avx512::row_kernels};
+  static const Kernels kernels{
+      "avx512",    avx512::quantize, avx512::product,      avx512::activate, avx512::accumulate,
+      avx512::scale, avx512::read,     &avx512::row_kernels, &avx512::double_kernels};
   __builtin_cpu_init();
   const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

@@ -67,10 +67,10 @@ struct Activation {
 
 // Memory of one thread; `scratch_bytes` says how much. Aligned to 64 bytes.
 struct Scratch {
-  uint8_t* packed;  // some columns of a panel, one byte each, interleaved by rows
+  uint8_t* packed;  // some columns of a panel, one byte each: [MAX_PANEL · PACKED_COLUMNS]
   float* sums;      // a panel's results so far, [MAX_TOKENS, panel]
-  float* scales;    // a panel's scales, [blocks, panel]; or the terms of some rows
-  uint8_t* rows;    // the last rows of a matrix, filled up to a panel with zeros
+  float* scales;    // a panel's scales, [blocks, panel]; or terms of some rows, [16, blocks]
+  uint8_t* rows;    // the last rows, filled up to a panel with zeros: [panel, row_bytes]
 };
 
 // The block scales of a panel: as stored, `row_bytes` for each row, and transposed, [blocks, panel],
@@ -89,59 +89,83 @@ struct Next {
   const uint8_t* scales;
 };
 
+// Sums of floats are made in so many lanes in every instruction set, element i in lane i % LANES,
+// and then added up: lanes i and i + 8, of these i and i + 4, then (0 + 2) + (1 + 3).
+constexpr int64_t LANES = 16;
+
 // Pairs of a head that rotate() takes at most.
 constexpr int64_t MOST_PAIRS = 512;
 
-// What the steps of a segment want beside products: see rows.inl.
+// What the steps of a segment want beside products: see rows.inl. All are floats.
 struct RowKernels {
-  // A norm of n elements; see pm_norm. y may be x.
+  // A norm; see pm_norm. x, weight, bias, y: [n]. y may be x.
   void (*norm)(const float* x, int64_t n, const float* weight, const float* bias, float eps,
                float* y);
 
-  // See pm_rotate; of one head.
+  // See pm_rotate; of one head, in place. x: [2 · pairs], cos, sin: [pairs].
   void (*rotate)(float* x, const float* cos, const float* sin, int64_t pairs, bool interleaved);
+
+  // y[i] = e^x[i]; x, y: [n]. y may be x.
+  void (*exponentials)(const float* x, int64_t n, float* y);
+
+  // y[i] = x[i] / (1 + e^−by[i]); x, y: [n], by: [n], or [1] where it is single. y may be x.
+  void (*gate)(const float* x, const float* by, int64_t n, bool single, float* y);
 
   // A part of a softmax: scores [low, high) of n become e^(scale · score − most), the others 0.
   // `most` and `sum` are those of the parts so far. Returns what their weights must be multiplied
-  // by. Memory of scores: a multiple of 64 bytes.
+  // by. scores: [n], in memory for a multiple of LANES.
   float (*soften)(float* scores, int64_t n, int64_t low, int64_t high, float scale, float* most,
                   float* sum);
 
   // out[q] = out[q] · factors[q] + Σ_j weights[q · stride + j] · rows[j], each in the order of j,
-  // for j from low[q] up to high[q] alone; rows: [n, width].
+  // for j from low[q] up to high[q] alone. weights: [queries, stride], rows: [n, width], low, high,
+  // factors: [queries], out: [queries][width].
   void (*weigh)(const float* weights, int64_t stride, int queries, const float* rows,
                 int64_t width, const int64_t* low, const int64_t* high, const float* factors,
                 float* const* out);
 };
 
+// What Python computes with: see doubles.inl.
+struct DoubleKernels {
+  // x[i] = e^x[i]; x: [n].
+  void (*exponentials)(double* x, int64_t n);
+
+  // cos, sin [tokens, pairs]: of the angles position · frequency, rounded to float32, times scale.
+  // frequencies: [pairs]; positions: from start on.
+  void (*rotary_table)(const float* frequencies, int64_t pairs, int64_t start, int64_t tokens,
+                       float scale, float* cos, float* sin);
+};
+
 struct Kernels {
   const char* name;
 
-  // Quantizes blocks [first, first + count) of a token; x points to the first of them.
-  // With the last block, fills the padding. A block with a NaN or infinity gets a NaN as scale.
+  // Quantizes blocks [first, first + count) of a token, x [count · block], into its record
+  // [layout.bytes()]. With the last block, fills the padding. A block with a NaN or infinity gets a
+  // NaN as scale.
   void (*quantize)(const float* x, int64_t first, int64_t count, const RecordLayout& layout,
                    uint8_t* record);
 
   // y[t][r] = W[row + r] · x[t] (+ bias), for r < rows and t < tokens <= MAX_TOKENS.
-  // x: records for int4 and int8, else float rows.
+  // x: [tokens] records for int4 and int8, else rows of float [columns]. y: [tokens, y_stride].
   // A result does not depend on which rows and tokens are computed together.
   void (*product)(const Matrix& w, int64_t row, int64_t rows, const void* const* x, int tokens,
                   const Scratch& scratch, float* y, int64_t y_stride, const Next& after);
 
-  // h[i] = activation(gate[i], up[i])
+  // h[i] = activation(gate[i], up[i]); all [n]. h may be one of them.
   void (*activate)(const Activation& activation, int64_t n, const float* gate, const float* up,
                    float* h);
 
-  // out[i] = weight · y[i] + out[i], rounded twice
+  // out[i] = weight · y[i] + out[i], rounded twice; y, out: [n].
   void (*accumulate)(int64_t n, float weight, const float* y, float* out);
 
-  // out[i] = weight · y[i]
+  // out[i] = weight · y[i]; y, out: [n].
   void (*scale)(int64_t n, float weight, const float* y, float* out);
 
-  // Reads memory at full speed. n: a multiple of 128.
+  // Reads memory, data [n], at full speed. n: a multiple of 128.
   uint64_t (*read)(const uint8_t* data, int64_t n);
 
   const RowKernels* rows;
+  const DoubleKernels* doubles;
 };
 
 // Bytes of each part of a Scratch for matrices of up to so many columns, with the smallest block.

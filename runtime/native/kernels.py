@@ -214,6 +214,32 @@ class NativeKernels:
         """See `Steps` in steps.py, which makes the arrays of structures."""
         self._done(self._library.pm_run_steps(self._handle, steps, count, buffers, parts, n_parts))
 
+    def exponentials(self, x: np.ndarray) -> np.ndarray:
+        """e^x, float32 as x: the one of softmaxes, gates and activations. 0 below -87.68, infinity
+        above 88.37; the same bytes from every instruction set."""
+        _check(x, np.float32, x.shape, "x")
+        y = np.empty_like(x)
+        self._library.pm_exponentials(self._handle, x.ctypes.data, x.size, y.ctypes.data)
+        return y
+
+    def exponentials64(self, x: np.ndarray) -> None:
+        """x = e^x in place, float64: see `portable_math.exponentials`."""
+        _check(x, np.float64, x.shape, "x", writable=True)
+        self._library.pm_exponentials64(self._handle, x.ctypes.data, x.size)
+
+    def rotary_table(
+        self, frequencies: np.ndarray, start: int, scale: float, cos: np.ndarray, sin: np.ndarray
+    ) -> None:
+        """See `portable_math.rotary_table`."""
+        tokens, pairs = cos.shape
+        _check(frequencies, np.float32, (pairs,), "frequencies")
+        _check(cos, np.float32, (tokens, pairs), "cos", writable=True)
+        _check(sin, np.float32, (tokens, pairs), "sin", writable=True)
+        self._library.pm_rotary_table(
+            self._handle, frequencies.ctypes.data, pairs, start, tokens, scale, cos.ctypes.data,
+            sin.ctypes.data,
+        )  # fmt: skip
+
     def read(self, data: np.ndarray) -> int:
         """Reads uint8 memory with all threads, to measure its bandwidth."""
         _check(data, np.uint8, data.shape, "data")

@@ -33,19 +33,24 @@ struct Engine {
 
   const Kernels& kernels;
   Pool pool;
-  Buffer inputs, inner;         // records of x; records or floats of the inner activations
-  std::vector<Buffer> scratch;  // one for each thread
+  // Records of x, [n_tokens, RecordLayout.bytes()].
+  Buffer inputs;
+  // Inner activations of all rows of work, [starts[experts]]: records, or floats [intermediate].
+  Buffer inner;
+  // [threads]; of each a Scratch, and behind it its results.
+  std::vector<Buffer> scratch;
   std::mutex in_use;
 };
 
+// See pm_run_experts.
 struct Batch {
   int experts;
-  const void* const* pages;
-  const int64_t* starts;
-  const int64_t* tokens;
-  const float* weights;
+  const void* const* pages;  // [experts]
+  const int64_t* starts;     // [experts + 1]
+  const int64_t* tokens;     // [starts[experts]]
+  const float* weights;      // [starts[experts]]
   int64_t n_tokens;
-  const float* x;
+  const float* x;  // [n_tokens, hidden]
 };
 
 // Adds to out [n_tokens, hidden], or where it is null writes terms [starts[experts], hidden].
@@ -55,11 +60,12 @@ void run_experts(Engine& engine, const pm_format& format, const Batch& batch, fl
 // Bytes of buffers for so many tokens, and rows of work of all experts, at most.
 int64_t scratch_bytes(const pm_format& format, int threads, int64_t n_tokens, int64_t n_rows);
 
-// out[tokens[p]] += terms[p], in the order of p.
+// out[tokens[p]] += terms[p], in the order of p. tokens: [n_terms], terms: [n_terms, hidden].
 void add_terms(Engine& engine, int64_t n_terms, int64_t hidden, const int64_t* tokens,
                const float* terms, float* out);
 
-// y[i] [n_tokens, rows] = x · Wᵢᵀ + biasᵢ; all with the same columns, precision and block.
+// y[i] [n_tokens, rows] = x · Wᵢᵀ + biasᵢ; all with the same columns, precision and block. x:
+// [n_tokens, columns].
 void run_products(Engine& engine, const Matrix* matrices, int count, int64_t n_tokens,
                   const float* x, float* const* y);
 

@@ -70,6 +70,12 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "pm_xxh64": (c_uint64, (c_void_p, c_int64)),
     "pm_product_bytes": (c_int64, (c_void_p, POINTER(MatrixStruct), c_int64)),
     "pm_run_steps": (c_int32, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64)),
+    "pm_exponentials": (None, (c_void_p, c_void_p, c_int64, c_void_p)),
+    "pm_exponentials64": (None, (c_void_p, c_void_p, c_int64)),
+    "pm_rotary_table": (
+        None,
+        (c_void_p, c_void_p, c_int64, c_int64, c_int64, c_float, c_void_p, c_void_p),
+    ),
     "pm_read": (c_uint64, (c_void_p, c_void_p, c_int64)),
 }  # fmt: skip
 

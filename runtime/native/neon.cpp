@@ -210,19 +210,28 @@ struct Q {
 
 struct F {
   using V = float32x4_t;
-  static constexpr int WIDTH = 4, ROWS = 4, COLUMNS = 4;
+  static constexpr int WIDTH = 4, ROWS = 4, TILE_ROWS = 2, TILE_TOKENS = 3;
   static V zero() { return vdupq_n_f32(0.0f); }
   static V load(const float* x) { return vld1q_f32(x); }
   static V load_half(const uint16_t* x) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x)));
   }
+  static V held(V v) {
+    __asm__ __volatile__("" : "+w"(v));
+    return v;
+  }
   static V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
-  static float sum(V v) { return vaddvq_f32(v); }
+  static float sum(const V (&v)[4]) {
+    const V four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+  }
 };
 
 #include "quantized.inl"
 #include "floats.inl"
 #include "rows.inl"
+#include "doubles.inl"
 
 uint64_t read(const uint8_t* data, int64_t n) {
   uint64x2_t a = vdupq_n_u64(0), b = a;
@@ -240,8 +249,9 @@ PM_TARGET_END
 
 namespace pm {
 const Kernels* neon_kernels() {
-  static const Kernels kernels{"neon",         neon::quantize,   neon::product, neon::activate,
-                               neon::accumulate, neon::scale, neon::read, &neon::row_kernels};
+  static const Kernels kernels{
+      "neon",    neon::quantize, neon::product,      neon::activate, neon::accumulate,
+      neon::scale, neon::read,     &neon::row_kernels, &neon::double_kernels};
 #if defined(__linux__)
   constexpr unsigned long DOT_PRODUCT = 1ul << 20;  // HWCAP_ASIMDDP
   return getauxval(AT_HWCAP) & DOT_PRODUCT ? &kernels : nullptr;

@@ -4,6 +4,10 @@
 #include "kernels.h"
 #include "target.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace pm {
 namespace plain {
 
@@ -71,36 +75,62 @@ struct Q {
 };
 
 struct F {
-  struct V {
-    float of[8];
-  };
-  static constexpr int WIDTH = 8, ROWS = 2, COLUMNS = 1;
+  typedef float V __attribute__((vector_size(16)));
+  static constexpr int WIDTH = 4, ROWS = 2, TILE_ROWS = 2, TILE_TOKENS = 1;
   static V zero() { return V{}; }
   static V load(const float* x) {
     V v;
-    std::memcpy(v.of, x, sizeof v.of);
+    std::memcpy(&v, x, sizeof v);
     return v;
   }
   static V load_half(const uint16_t* x) {
-    V v;
     uint16_t half[WIDTH];
     std::memcpy(half, x, sizeof half);
-    for (int i = 0; i < WIDTH; ++i) v.of[i] = half_to_float(half[i]);
+    return V{half_to_float(half[0]), half_to_float(half[1]), half_to_float(half[2]),
+             half_to_float(half[3])};
+  }
+  static V held(V v) { return v; }
+#if defined(__SSE2__) && !defined(__FP_FAST_FMAF)
+  // Processors without fused multiply-adds. In double the product is exact, and the sum, rounded
+  // to a float, the right one: but where it lies halfway between two floats, or is so small that
+  // floats have fewer bits. Those are looked at again.
+  static V fma(V a, V b, V c) {
+    const auto sum = [](V a, V b, V c) {  // of the lower two
+      return _mm_add_pd(_mm_mul_pd(_mm_cvtps_pd(a), _mm_cvtps_pd(b)), _mm_cvtps_pd(c));
+    };
+    const auto upper = [](V v) { return _mm_movehl_ps(v, v); };
+    const __m128d low = sum(a, b, c), high = sum(upper(a), upper(b), upper(c));
+    V v = _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high));
+    const __m128i below = _mm_castps_si128(
+        _mm_shuffle_ps(_mm_castpd_ps(low), _mm_castpd_ps(high), _MM_SHUFFLE(2, 0, 2, 0)));
+    const __m128i halfway = _mm_cmpeq_epi32(_mm_and_si128(below, _mm_set1_epi32(0x1fffffff)),
+                                            _mm_set1_epi32(0x10000000));
+    const __m128i exponents = _mm_and_si128(_mm_castps_si128(v), _mm_set1_epi32(0x7f800000));
+    const __m128i small = _mm_cmpeq_epi32(exponents, _mm_setzero_si128());
+    const int doubtful = _mm_movemask_ps(_mm_castsi128_ps(_mm_or_si128(halfway, small)));
+    if (__builtin_expect(doubtful, 0)) look_again(doubtful, a, b, c, v);
     return v;
   }
-  static V fma(const V& a, const V& b, const V& c) {
-    V v;
-    for (int i = 0; i < WIDTH; ++i) v.of[i] = a.of[i] * b.of[i] + c.of[i];
-    return v;
+  PM_OUT_OF_LINE static void look_again(int lanes, V a, V b, V c, V& v) {
+    for (int i = 0; i < WIDTH; ++i)
+      if (lanes >> i & 1) v[i] = __builtin_fmaf(a[i], b[i], c[i]);
   }
-  static float sum(const V& v) {
-    return ((v.of[0] + v.of[4]) + (v.of[2] + v.of[6])) + ((v.of[1] + v.of[5]) + (v.of[3] + v.of[7]));
+#else
+  static V fma(V a, V b, V c) {
+    for (int i = 0; i < WIDTH; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+  }
+#endif
+  static float sum(const V (&v)[4]) {
+    const V four = (v[0] + v[2]) + (v[1] + v[3]);
+    return (four[0] + four[2]) + (four[1] + four[3]);
   }
 };
 
 #include "quantized.inl"
 #include "floats.inl"
 #include "rows.inl"
+#include "doubles.inl"
 
 uint64_t read(const uint8_t* data, int64_t n) {
   uint64_t sums[4] = {};
@@ -115,8 +145,9 @@ uint64_t read(const uint8_t* data, int64_t n) {
 }  // namespace plain
 
 const Kernels* plain_kernels() {
-  static const Kernels kernels{"plain",         plain::quantize,   plain::product, plain::activate,
-                               plain::accumulate, plain::scale, plain::read, &plain::row_kernels};
+  static const Kernels kernels{
+      "plain",    plain::quantize, plain::product,      plain::activate, plain::accumulate,
+      plain::scale, plain::read,     &plain::row_kernels, &plain::double_kernels};
   return &kernels;
 }
 

@@ -60,7 +60,8 @@ PM_API int64_t pm_scratch_bytes(pm_handle* handle, const pm_format* format, int6
 
 // For each expert e, in the order given, and each of its tokens p in [starts[e], starts[e + 1]):
 //   out[tokens[p]] += weights[p] · expert_e(x[tokens[p]])
-// x, out: float [n_tokens, hidden], and may not overlap. pages: aligned to 64 bytes.
+// x, out: float [n_tokens, hidden], and may not overlap. pages: [experts], aligned to 64 bytes.
+// starts: [experts + 1]; tokens, weights: [starts[experts]].
 PM_API int32_t pm_run_experts(pm_handle* handle, const pm_format* format, int32_t experts,
                               const void* const* pages, const int64_t* starts,
                               const int64_t* tokens, const float* weights, int64_t n_tokens,
@@ -74,7 +75,7 @@ PM_API int32_t pm_expert_terms(pm_handle* handle, const pm_format* format, int32
                                const int64_t* tokens, const float* weights, int64_t n_tokens,
                                const float* x, float* terms);
 
-// out[tokens[p]] += terms[p], one after another.
+// out[tokens[p]] += terms[p], one after another. tokens: [n_terms], terms: [n_terms, hidden].
 PM_API int32_t pm_add_terms(pm_handle* handle, int64_t n_terms, int64_t hidden,
                             const int64_t* tokens, const float* terms, int64_t n_tokens,
                             float* out);
@@ -90,6 +91,19 @@ PM_API int64_t pm_product_bytes(pm_handle* handle, const pm_matrix* matrix, int6
 // row's results do not depend on the rows and parts that it is run with.
 PM_API int32_t pm_run_steps(pm_handle* handle, const pm_step* steps, int64_t n_steps,
                             const pm_buffer* buffers, const pm_part* parts, int64_t n_parts);
+
+// y[i] = e^x[i], the one exponential of softmaxes, gates and activations: the same bytes from every
+// instruction set. x, y: [n], and may be the same.
+PM_API void pm_exponentials(pm_handle* handle, const float* x, int64_t n, float* y);
+
+// x[i] = e^x[i] in double, x: [n]: what sampling weighs tokens with. portable_math.py gives the
+// same bytes.
+PM_API void pm_exponentials64(pm_handle* handle, double* x, int64_t n);
+
+// cos and sin of position · frequency, times scale, for positions from start on. frequencies:
+// [pairs]; cos, sin: [tokens, pairs]. portable_math.py gives the same bytes.
+PM_API void pm_rotary_table(pm_handle* handle, const float* frequencies, int64_t pairs,
+                            int64_t start, int64_t tokens, float scale, float* cos, float* sin);
 
 // Reads memory with all threads, to measure with; returns some sum over it. nbytes: a multiple of
 // 128.

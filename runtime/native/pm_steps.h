@@ -49,13 +49,13 @@ struct pm_step {
   const void* what;
 };
 
-// to = a + factor · b
+// to = a + factor · b; all [rows, width].
 struct pm_add {
   int32_t a, b, to;
   float factor;
 };
 
-// Each row has `groups` of `size` elements, normed one by one with the same weight [size].
+// Each row has `groups` of `size` elements, normed one by one with the same weight and bias [size].
 // bias: null for x / √(mean(x²) + eps) · weight, else (x − mean) / √(var + eps) · weight + bias.
 struct pm_norm {
   int32_t from, to, groups;
@@ -65,24 +65,28 @@ struct pm_norm {
   const float* bias;
 };
 
-// to[i] = from · Wᵢᵀ + biasᵢ, up to four at once. All have the same columns, precision and block.
+// to[i] [rows, rowsᵢ] = from [rows, columns] · Wᵢᵀ + biasᵢ, up to four at once. All have the same
+// columns, precision and block.
 struct pm_products {
   int32_t from, count;
   int32_t to[4];
   const struct pm_matrix* matrices;
 };
 
+// from, to: [rows, width]; with: as wide, or [rows, 1].
 struct pm_map {
   int32_t from, with, to;
   float value;
 };
 
-// Rotates the first 2 · width(cos) elements of each head, in place. interleaved: pairs (2i, 2i + 1)
+// of: [rows, heads, head_dim]; cos, sin: [rows, pairs]. Rotates the first 2 · pairs elements of
+// each head, in place. interleaved: pairs (2i, 2i + 1)
 // come in and (i, i + width) go out.
 struct pm_rotate {
   int32_t of, cos, sin, heads, interleaved;
 };
 
+// q, to: [rows, heads, head_dim]; k, v: [rows, kv_heads, head_dim].
 // Writes k and v into the caches at the positions of the tokens, then attends, each part to its own.
 // cache: which of a part's caches. window: positions that a query sees, itself included; 0 for all before it.
 // sinks: [heads], a logit more in each softmax; or null.
@@ -95,7 +99,7 @@ struct pm_attend {
   const float* sinks;
 };
 
-// to = activation(gate, up); the numbers are those of pm_format.
+// to = activation(gate, up), all [rows, width]; the numbers are those of pm_format.
 struct pm_activate {
   int32_t gate, up, to;
   int32_t activation;
@@ -103,7 +107,7 @@ struct pm_activate {
 };
 
 // A row of scores → the numbers and weights of its experts (RouterSpec in model/spec.py).
-// correction: [experts], or null.
+// logits: [rows, experts]; weights, ids: [rows, top_k]; correction: [experts], or null.
 struct pm_route {
   int32_t logits, weights, ids;
   int32_t experts, top_k;

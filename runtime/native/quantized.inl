@@ -14,7 +14,8 @@
 //   acc = 0; for each block b in order: acc += float(integer dot product) · (w_scale[b] · x_scale[b])
 // and integer dot products are exact. So ways and tokens can be mixed freely.
 
-// Adds blocks [first, first + count) of N tokens to sums [N, PANEL].
+// Adds blocks [first, first + count) of N tokens to sums [N, PANEL]. packed: as pack() leaves these
+// columns of a panel; scales: [count, PANEL]; x: [N] records.
 template <int N>
 PM_OUT_OF_LINE void tile_of(const uint8_t* packed, const float* scales, const RecordLayout& layout,
                             int64_t first, int64_t count, const uint8_t* const* x, float* sums) {
@@ -28,6 +29,7 @@ PM_OUT_OF_LINE void tile_of(const uint8_t* packed, const float* scales, const Re
   }
 }
 
+// results [PANEL]: one token, of the record x, and a panel of weights [PANEL, row_bytes].
 template <int BITS>
 PM_OUT_OF_LINE void dot_of(const uint8_t* weights, const PanelScales& scales,
                            const RecordLayout& layout, const uint8_t* x, const Next& next,
@@ -43,7 +45,8 @@ PM_OUT_OF_LINE void dot_of(const uint8_t* weights, const PanelScales& scales,
   }
 }
 
-// Many tokens: the columns are unpacked part by part, and each part serves all tokens.
+// Many tokens: the columns are unpacked part by part, and each part serves all tokens. weights:
+// [PANEL, row_bytes]; x: [tokens] records; results are left in scratch.sums [tokens, PANEL].
 void packed_panel(const uint8_t* weights, int64_t row_bytes, const RecordLayout& layout,
                   const uint8_t* const* x, int tokens, const Next& next, const Scratch& scratch) {
   std::memset(scratch.sums, 0, tokens * Q::PANEL * sizeof(float));
@@ -75,6 +78,7 @@ void packed_panel(const uint8_t* weights, int64_t row_bytes, const RecordLayout&
   }
 }
 
+// y [tokens, y_stride], of `rows` of w from `row` on; tokens_x: [tokens] records.
 void quantized_product(const Matrix& w, int64_t row, int64_t rows, const void* const* tokens_x,
                        int tokens, const Scratch& scratch, float* y, int64_t y_stride,
                        const Next& after) {

@@ -35,7 +35,7 @@ struct Choice {
   }
 };
 
-// What a row's memory is used for; a group has at least one expert.
+// What a row's memory is used for, all [experts]; a group has at least one expert.
 struct Memory {
   float *scores, *choice, *groups;
   bool *gone, *gone_groups;
@@ -48,11 +48,19 @@ struct Memory {
         gone_groups(gone + experts) {}
 };
 
-void softmax(float* values, int64_t count) {
+void softmax(const Kernels& kernels, float* values, int64_t count) {
   const float most = *std::max_element(values, values + count);
+  for (int64_t i = 0; i < count; ++i) values[i] -= most;
+  kernels.rows->exponentials(values, count, values);
   float sum = 0.0f;
-  for (int64_t i = 0; i < count; ++i) sum += values[i] = std::exp(values[i] - most);
+  for (int64_t i = 0; i < count; ++i) sum += values[i];
   for (int64_t i = 0; i < count; ++i) values[i] /= sum;
+}
+
+void sigmoid(const Kernels& kernels, float* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = -values[i];
+  kernels.rows->exponentials(values, count, values);
+  for (int64_t i = 0; i < count; ++i) values[i] = 1.0f / (1.0f + values[i]);
 }
 
 // Experts outside the best groups are gone.
@@ -76,8 +84,8 @@ void keep_best_groups(const pm_route& step, const Memory& memory, Choice& choice
   for (int32_t i = 0; i < step.experts; ++i) choice.gone[i] = !groups.gone[i / size];
 }
 
-void sparsemixer(const pm_route& step, const float* logits, const Memory& memory, float* weights,
-                 int64_t* ids) {
+void sparsemixer(const Kernels& kernels, const pm_route& step, const float* logits,
+                 const Memory& memory, float* weights, int64_t* ids) {
   float* near = memory.scores;
   Choice left(memory.choice, memory.gone, step.experts);
   std::copy(logits, logits + step.experts, left.values);
@@ -88,7 +96,7 @@ void sparsemixer(const pm_route& step, const float* logits, const Memory& memory
       const float distance = (most - logits[j]) / std::max(std::fabs(logits[j]), most);
       near[j] = distance > 2 * step.jitter ? -INFINITY : left.values[j];
     }
-    softmax(near, step.experts);
+    softmax(kernels, near, step.experts);
     weights[i] = near[expert];
     ids[i] = expert;
     left.values[expert] = -INFINITY;
@@ -101,21 +109,22 @@ int64_t routing_bytes(const pm_route& step) {
   return static_cast<int64_t>(step.experts) * (3 * sizeof(float) + 2 * sizeof(bool));
 }
 
-void route(const pm_route& step, const float* logits, void* scratch, float* weights,
-           int64_t* ids) {
+void route(const Kernels& kernels, const pm_route& step, const float* logits, void* scratch,
+           float* weights, int64_t* ids) {
   if (step.scoring == ALWAYS) {
     weights[0] = 1.0f;
     ids[0] = 0;
     return;
   }
   const Memory memory(scratch, step.experts);
-  if (step.scoring == SPARSEMIXER) return sparsemixer(step, logits, memory, weights, ids);
+  if (step.scoring == SPARSEMIXER)
+    return sparsemixer(kernels, step, logits, memory, weights, ids);
   float* scores = memory.scores;
   std::copy(logits, logits + step.experts, scores);
   if (step.scoring == SIGMOID)
-    for (int32_t i = 0; i < step.experts; ++i) scores[i] = 1.0f / (1.0f + std::exp(-scores[i]));
+    sigmoid(kernels, scores, step.experts);
   else
-    softmax(scores, step.experts);
+    softmax(kernels, scores, step.experts);
   Choice choice(memory.choice, memory.gone, step.experts);
   for (int32_t i = 0; i < step.experts; ++i)
     choice.values[i] = step.correction ? scores[i] + step.correction[i] : scores[i];

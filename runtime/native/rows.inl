@@ -1,13 +1,12 @@
-// Norms, rotation and attention on rows of floats. Included after floats.inl.
+// Norms, rotation, gates and attention on rows of floats. Included after floats.inl.
 //
-// Sums are made in sixteen lanes, added up in a fixed order, and nothing is fused: the same bytes
-// from every instruction set.
+// Sums are made in sixteen lanes, added up in a fixed order, and nothing is fused.
 
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-constexpr int64_t LANES = 16;
+typedef float Lanes __attribute__((vector_size(64)));
 
-inline Lanes& lanes(float* x) { return *reinterpret_cast<Lanes*>(x); }
-inline const Lanes& lanes(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
+// Floats may lie anywhere: so they are copied.
+inline void load(const float* x, Lanes& v) { std::memcpy(&v, x, sizeof v); }
+inline void store(const Lanes& v, float* x) { std::memcpy(x, &v, sizeof v); }
 
 inline float sum_of(const Lanes& v) {
   float part[8];
@@ -18,10 +17,11 @@ inline float sum_of(const Lanes& v) {
 
 // Σ (x − shift)²
 inline float sum_of_squares(const float* x, int64_t n, float shift) {
-  Lanes sums = {};
+  Lanes sums = {}, v;
   int64_t i = 0;
   for (; i + LANES <= n; i += LANES) {
-    const Lanes v = lanes(x + i) - shift;
+    load(x + i, v);
+    v -= shift;
     sums += v * v;
   }
   float sum = sum_of(sums);
@@ -32,9 +32,12 @@ inline float sum_of_squares(const float* x, int64_t n, float shift) {
 void norm(const float* x, int64_t n, const float* weight, const float* bias, float eps, float* y) {
   float mean = 0.0f;
   if (bias) {
-    Lanes sums = {};
+    Lanes sums = {}, v;
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) sums += lanes(x + i);
+    for (; i + LANES <= n; i += LANES) {
+      load(x + i, v);
+      sums += v;
+    }
     float sum = sum_of(sums);
     for (; i < n; ++i) sum += x[i];
     mean = sum / static_cast<float>(n);
@@ -57,10 +60,17 @@ void rotate(float* x, const float* cos, const float* sin, int64_t pairs, bool in
   for (int64_t i = 0; i < pairs; ++i) x[i + pairs] = high[i] * cos[i] + low[i] * sin[i];
 }
 
-// e^x for x <= 0; NaN stays, and what is too small to count is 0.
-inline float small_exponential(float x) {
-  const float e = exponential(x);
-  return x > -87.0f ? e : (x == x ? 0.0f : x);
+void exponentials(const float* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = exponential(x[i]);
+}
+
+void gate(const float* x, const float* by, int64_t n, bool single, float* y) {
+  if (single) {
+    const float below = 1.0f + exponential(-by[0]);
+    for (int64_t i = 0; i < n; ++i) y[i] = x[i] / below;
+  } else {
+    for (int64_t i = 0; i < n; ++i) y[i] = x[i] / (1.0f + exponential(-by[i]));
+  }
 }
 
 float soften(float* scores, int64_t n, int64_t low, int64_t high, float scale, float* most,
@@ -70,10 +80,11 @@ float soften(float* scores, int64_t n, int64_t low, int64_t high, float scale, f
   float top = *most;
   for (int64_t i = 0; i < low; ++i) scores[i] = none;
   for (int64_t i = high; i < padded; ++i) scores[i] = none;
-  Lanes tops = Lanes{} + none;
+  Lanes tops = Lanes{} + none, v;
   for (int64_t i = 0; i < padded; i += LANES) {
-    const Lanes v = lanes(scores + i) * scale;
-    lanes(scores + i) = v;
+    load(scores + i, v);
+    v *= scale;
+    store(v, scores + i);
     tops = v > tops ? v : tops;
   }
   bool finite = true;
@@ -84,10 +95,13 @@ float soften(float* scores, int64_t n, int64_t low, int64_t high, float scale, f
     if (!finite) *sum = __builtin_nanf("");
     return 1.0f;
   }
-  for (int64_t i = 0; i < padded; ++i) scores[i] = small_exponential(scores[i] - top);
+  for (int64_t i = 0; i < padded; ++i) scores[i] = exponential(scores[i] - top);
   Lanes sums = {};
-  for (int64_t i = 0; i < padded; i += LANES) sums += lanes(scores + i);
-  const float factor = small_exponential(*most - top);
+  for (int64_t i = 0; i < padded; i += LANES) {
+    load(scores + i, v);
+    sums += v;
+  }
+  const float factor = exponential(*most - top);
   *sum = *sum * factor + sum_of(sums);
   *most = top;
   return factor;
@@ -168,4 +182,4 @@ void weigh(const float* weights, int64_t stride, int queries, const float* rows,
   for (; q < queries; ++q) alone(q, low[q], high[q], factors[q]);
 }
 
-constexpr RowKernels row_kernels{norm, rotate, soften, weigh};
+constexpr RowKernels row_kernels{norm, rotate, exponentials, gate, soften, weigh};

@@ -1,7 +1,6 @@
 #include "steps.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 namespace pm {
@@ -51,21 +50,23 @@ void products(Engine& engine, const pm_products& step, const Rows& rows) {
   run_products(engine, matrices, step.count, rows.count, rows.of(step.from), to);
 }
 
-// to[i] = f(from[i], i, row)
+// to[i] = f(from[i])
 template <typename F>
 void map(Engine& engine, const pm_map& step, const Rows& rows, const F& f) {
   const int64_t width = rows.width(step.to);
   for_each_row(engine, rows.count, [&](int64_t row, int) {
     const float* from = rows.of(step.from, row);
     float* to = rows.of(step.to, row);
-    for (int64_t i = 0; i < width; ++i) to[i] = f(from[i], i, row);
+    for (int64_t i = 0; i < width; ++i) to[i] = f(from[i]);
   });
 }
 
 void gate(Engine& engine, const pm_map& step, const Rows& rows) {
+  const int64_t width = rows.width(step.to);
   const bool single = rows.width(step.with) == 1;
-  map(engine, step, rows, [&](float x, int64_t i, int64_t row) {
-    return x / (1.0f + std::exp(-rows.of(step.with, row)[single ? 0 : i]));
+  for_each_row(engine, rows.count, [&](int64_t row, int) {
+    engine.kernels.rows->gate(rows.of(step.from, row), rows.of(step.with, row), width, single,
+                              rows.of(step.to, row));
   });
 }
 
@@ -104,7 +105,8 @@ void route_rows(Engine& engine, const pm_route& step, const Rows& rows) {
   for_each_row(engine, rows.count, [&](int64_t row, int thread) {
     const float* logits = step.logits < 0 ? nullptr : rows.of(step.logits, row);
     int64_t* ids = static_cast<int64_t*>(rows.buffers[step.ids].data) + row * step.top_k;
-    route(step, logits, engine.scratch[thread].at_least(0), rows.of(step.weights, row), ids);
+    route(engine.kernels, step, logits, engine.scratch[thread].at_least(0),
+          rows.of(step.weights, row), ids);
   });
 }
 
@@ -123,14 +125,14 @@ void run_steps(Engine& engine, const pm_step* steps, int64_t n_steps, const pm_b
       case PM_PRODUCTS: products(engine, *static_cast<const pm_products*>(what), rows); break;
       case PM_CLIP: {
         const pm_map& step = *static_cast<const pm_map*>(what);
-        map(engine, step, rows, [&](float x, int64_t, int64_t) {  // NaN stays
+        map(engine, step, rows, [&](float x) {  // NaN stays
           return x < -step.value ? -step.value : (x > step.value ? step.value : x);
         });
         break;
       }
       case PM_SCALE: {
         const pm_map& step = *static_cast<const pm_map*>(what);
-        map(engine, step, rows, [&](float x, int64_t, int64_t) { return x * step.value; });
+        map(engine, step, rows, [&](float x) { return x * step.value; });
         break;
       }
       case PM_GATE: gate(engine, *static_cast<const pm_map*>(what), rows); break;

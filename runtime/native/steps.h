@@ -8,7 +8,7 @@
 
 namespace pm {
 
-// The buffers of a call, and how many of their rows are at work.
+// The buffers of a call, each [rows, width], and how many of their rows are at work.
 struct Rows {
   const pm_buffer* buffers;
   int64_t count;
@@ -39,9 +39,10 @@ void attend(Engine& engine, const pm_attend& step, const Rows& rows, const pm_pa
 // Bytes that attend() wants of each thread's scratch memory.
 int64_t attention_bytes();
 
-// One token's experts; logits: [experts], or null for "always". memory: routing_bytes() of it, of
-// any contents, aligned as floats are.
-void route(const pm_route& step, const float* logits, void* memory, float* weights, int64_t* ids);
+// One token's experts: weights and ids [top_k]. logits: [experts], or null for "always". memory:
+// routing_bytes() of it, of any contents, aligned as floats are.
+void route(const Kernels& kernels, const pm_route& step, const float* logits, void* memory,
+           float* weights, int64_t* ids);
 int64_t routing_bytes(const pm_route& step);
 
 }  // namespace pm

@@ -4,7 +4,11 @@
 // and again with -fsanitize=thread.
 //
 // What runs under AddressSanitizer and ThreadSanitizer: all kernels on memory that ends where a
-// page's tensors end, several handles and callers at once, threads that start and stop.
+// page's tensors end, several handles and callers at once, threads that start and stop. And that
+// all instruction sets give the same bytes, those that are written down here; for ARM by
+//   aarch64-linux-gnu-g++ -std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math \
+//     -pthread -static -Iruntime/native tests/runtime/native/native_checks.cpp runtime/native/*.cpp \
+//     -o build/checks && qemu-aarch64-static -cpu max build/checks
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -138,14 +142,24 @@ bool same(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * 4) == 0;
 }
 
-bool close(const std::vector<float>& a, const std::vector<float>& b) {
-  float most = 0, apart = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    most = std::fmax(most, std::fabs(a[i]));
-    apart = std::fmax(apart, std::fabs(a[i] - b[i]));
+// One number for all results of a check, to hold against those of other machines.
+class Digest {
+ public:
+  template <typename T>
+  void add(const std::vector<T>& results) {
+    const uint64_t both[] = {
+        value_, pm_xxh64(results.data(), static_cast<int64_t>(results.size() * sizeof(T)))};
+    value_ = pm_xxh64(both, sizeof both);
   }
-  return apart <= 1e-5f * most;
-}
+  void expect(uint64_t wanted, const std::string& what) const {
+    char found[17];
+    std::snprintf(found, sizeof found, "%016llx", static_cast<unsigned long long>(value_));
+    check(value_ == wanted, what + " of another machine differ: " + found);
+  }
+
+ private:
+  uint64_t value_ = 0;
+};
 
 struct Shape {
   int precision, block;
@@ -162,6 +176,7 @@ constexpr Shape SHAPES[] = {
 };
 
 void all_kernels(const std::vector<std::string>& sets) {
+  Digest digest;
   for (const Shape& s : SHAPES) {
     for (const int64_t n_tokens : {1, 2, 6, 13, 40}) {
       const Layer layer = make_layer(s.precision, s.block, s.hidden, s.intermediate, 3, n_tokens,
@@ -182,16 +197,18 @@ void all_kernels(const std::vector<std::string>& sets) {
           pm_destroy(handle);
         }
         if (first.empty()) first = of_set;
-        const bool agree = s.precision < 2 ? same(first, of_set) : close(first, of_set);
-        check(agree, where + ": instruction sets differ");
+        check(same(first, of_set), where + ": instruction sets differ");
       }
+      digest.add(first);
     }
   }
+  digest.expect(0x13a37395948eff64, "experts");
 }
 
 // Weights' rows that are no multiple of a panel, in memory that ends with them.
 void products(const std::vector<std::string>& sets) {
   std::mt19937 random(7);
+  Digest digest;
   for (const int precision : {0, 1, 2, 3}) {
     for (const int64_t rows : {1, 7, 33, 50}) {
       for (const int64_t n_tokens : {1, 5, 140}) {
@@ -207,11 +224,87 @@ void products(const std::vector<std::string>& sets) {
           std::vector<float> y(n_tokens * rows, -1.0f);
           check(pm_product(handle, &matrix, n_tokens, x.data(), y.data()) == PM_OK, "product");
           if (first.empty()) first = y;
-          check(precision < 2 ? same(first, y) : close(first, y), set + ": products differ");
+          check(same(first, y), set + ": products differ");
           pm_destroy(handle);
         }
+        digest.add(first);
       }
     }
+  }
+  digest.expect(0xab08bfeb9fc2d728, "products");
+}
+
+// 1 · c + (1 ± 2^-k) · (1 ∓ 2^-k) · 2^half, where 2^half is half of c's last bit: the sum lies so
+// close to halfway between two floats that rounding it to a double first would go astray. c is an
+// odd multiple of its last bit, first as large as floats are and then too small for all their bits.
+void fused_sums(const std::vector<std::string>& sets) {
+  constexpr int64_t ROWS = 24, COLUMNS = 32, TOKENS = 48;
+  Digest digest;
+  for (const int last : {-23, -149}) {
+    std::vector<float> weights(ROWS * COLUMNS), x(TOKENS * COLUMNS), first;
+    const auto near_one = [](int64_t i) {
+      return 1.0f + std::ldexp(i % 2 ? 1.0f : -1.0f, -12 - static_cast<int>(i / 2));
+    };
+    for (int64_t row = 0; row < ROWS; ++row) {
+      weights[row * COLUMNS] = 1.0f;
+      weights[row * COLUMNS + 16] = std::ldexp(near_one(row), (last - 1) / 2);
+    }
+    for (int64_t token = 0; token < TOKENS; ++token) {
+      const int whole = token % 2 ? (1 << 23) + 1 : (1 << 22) + 3;
+      const float c = static_cast<float>(token < TOKENS / 2 ? whole : -whole);
+      x[token * COLUMNS] = std::ldexp(c, last);
+      x[token * COLUMNS + 16] = std::ldexp(near_one(token % ROWS), last - 1 - (last - 1) / 2);
+    }
+    const pm_matrix matrix{3, 0, 0, 0, ROWS, COLUMNS, weights.data(), nullptr, nullptr};
+    for (const std::string& set : sets) {
+      pm_handle* handle = pm_create(1, 0, set.c_str());
+      std::vector<float> y(TOKENS * ROWS);
+      check(pm_product(handle, &matrix, TOKENS, x.data(), y.data()) == PM_OK, "product");
+      for (int64_t i = 0; i < TOKENS * ROWS; ++i) {
+        const float* w = weights.data() + i % ROWS * COLUMNS;
+        const float* v = x.data() + i / ROWS * COLUMNS;
+        check(y[i] == std::fma(w[16], v[16], v[0]), set + ": a sum is rounded twice");
+      }
+      if (first.empty()) first = y;
+      pm_destroy(handle);
+    }
+    digest.add(first);
+  }
+  digest.expect(0x63bb34de409f93f1, "fused sums");
+}
+
+// e^x of one float in 1,021, those of all exponents; e^x of doubles; rotary tables.
+void functions(const std::vector<std::string>& sets) {
+  for (const std::string& set : sets) {
+    pm_handle* handle = pm_create(1, 0, set.c_str());
+    Digest floats, doubles, tables;
+    std::vector<float> x;
+    for (uint64_t bits = 0; bits < 1ull << 32; bits += 1021) {
+      const uint32_t low = static_cast<uint32_t>(bits);
+      float value;
+      std::memcpy(&value, &low, 4);
+      if (value == value) x.push_back(value);
+    }
+    std::vector<float> y(x.size());
+    pm_exponentials(handle, x.data(), static_cast<int64_t>(x.size()), y.data());
+    floats.add(y);
+    floats.expect(0xf8cab5f7d3992b7b, set + ": e^x");
+
+    std::vector<double> wide;
+    for (int i = 0; i < 1000000; ++i) wide.push_back((i - 500000) / 698.0);
+    pm_exponentials64(handle, wide.data(), static_cast<int64_t>(wide.size()));
+    doubles.add(wide);
+    doubles.expect(0x9a268850a39eb37a, set + ": e^x of doubles");
+
+    const float frequencies[] = {1.0f, 0.3f, 1e-3f, 7.7e-5f, 3.0f};
+    for (const int64_t start : {0, 70000, 3000000}) {
+      std::vector<float> cos(5 * 1000), sin(cos);
+      pm_rotary_table(handle, frequencies, 5, start, 1000, 1.1f, cos.data(), sin.data());
+      tables.add(cos);
+      tables.add(sin);
+    }
+    tables.expect(0x43eba049f1060e43, set + ": rotary tables");
+    pm_destroy(handle);
   }
 }
 
@@ -260,34 +353,36 @@ void numbers() {
 
 }  // namespace
 
-// Attention over caches that end where they end, with norms and routing around it.
+// Attention over caches that end where they end, with norms, routing, gates and activations around
+// it.
 void steps(const std::vector<std::string>& sets) {
   std::mt19937 random(5);
-  std::normal_distribution<float> normal;
+  Digest digest;
   for (const int64_t head_dim : {8, 20, 64}) {
     for (const int64_t tokens : {1, 3, 40}) {
       const int64_t heads = 6, kv_heads = 2, past = 270, experts = 7;
       const auto draw = [&](int64_t n) {
         std::vector<float> drawn(n);
-        for (float& value : drawn) value = normal(random);
+        for (float& value : drawn)
+          value = static_cast<float>(static_cast<int>(random() % 4001) - 2000) / 700.0f;
         return drawn;
       };
       const int64_t width = heads * head_dim, kv_width = kv_heads * head_dim;
       const std::vector<float> q = draw(tokens * width), k = draw(tokens * kv_width),
                                v = draw(tokens * kv_width), weight = draw(width),
                                keys = draw((past + tokens) * kv_width), cos = draw(tokens * 4),
-                               gate = draw(experts * width);
+                               gate = draw(experts * width), one = draw(tokens);
       std::vector<float> wanted;
       for (const std::string& set : sets) {
         for (const int threads : {1, 3}) {
           std::vector<float> q2(q), k2(k), v2(v), all_keys(keys), all_values(keys),
-              found(tokens * width), logits(tokens * experts), weights(tokens * 2);
+              found(tokens * width), logits(tokens * experts), weights(tokens * 2), single(one);
           std::vector<int64_t> ids(tokens * 2, -1);
           const pm_buffer buffers[] = {{q2.data(), width}, {k2.data(), kv_width},
                                        {v2.data(), kv_width}, {found.data(), width},
                                        {const_cast<float*>(cos.data()), 4},
                                        {logits.data(), experts}, {weights.data(), 2},
-                                       {ids.data(), 2}};
+                                       {ids.data(), 2}, {single.data(), 1}};
           const pm_rotate rotate{0, 4, 4, static_cast<int32_t>(heads), 0};
           const pm_attend attend{0, 1, 2, 3, static_cast<int32_t>(heads),
                                  static_cast<int32_t>(kv_heads), static_cast<int32_t>(head_dim),
@@ -306,19 +401,28 @@ void steps(const std::vector<std::string>& sets) {
           route.top_k = 2;
           route.groups = route.top_groups = 1;
           route.scale = 1.0f;
+          route.jitter = 0.1f;
+          route.scoring = head_dim == 8 ? 0 : head_dim == 20 ? 1 : 2;
+          const pm_map by_one{3, 8, 3, 0.0f}, by_q{3, 0, 3, 0.0f};
+          const pm_activate activate{3, 0, 3, static_cast<int32_t>(tokens % 2), 1.702f, 7.0f};
           const pm_step list[] = {{PM_ROTATE, 0, &rotate}, {PM_ATTEND, 0, &attend},
                                   {PM_NORM, 0, &norm},     {PM_PRODUCTS, 0, &products},
-                                  {PM_ROUTE, 0, &route}};
+                                  {PM_ROUTE, 0, &route},   {PM_GATE, 0, &by_one},
+                                  {PM_GATE, 0, &by_q},     {PM_ACTIVATE, 0, &activate}};
           pm_handle* handle = pm_create(threads, 20, set.c_str());
-          check(pm_run_steps(handle, list, 5, buffers, &part, 1) == PM_OK, set + " steps");
+          check(pm_run_steps(handle, list, 8, buffers, &part, 1) == PM_OK, set + " steps");
           pm_destroy(handle);
+          for (const std::vector<float>& more : {logits, weights})
+            found.insert(found.end(), more.begin(), more.end());
           if (wanted.empty()) wanted = found;
-          check(close(found, wanted), set + " steps against " + sets[0]);
+          check(same(found, wanted), set + " steps against " + sets[0]);
           for (const int64_t id : ids) check(id >= 0 && id < experts, set + " routes");
         }
       }
+      digest.add(wanted);
     }
   }
+  digest.expect(0xf74db43d758cb560, "steps");
 }
 
 int main() {
@@ -332,6 +436,8 @@ int main() {
   std::printf("instruction sets: %s\n", all.c_str());
   all_kernels(sets);
   products(sets);
+  fused_sums(sets);
+  functions(sets);
   many_callers();
   steps(sets);
   numbers();

@@ -27,12 +27,8 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[native.NativeKernels]:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda f: f"{f[0]}-{f[1]}-{f[2]}x{f[3]}")
-def test_quantized_products_are_the_same_in_all_instruction_sets(
-    shape: tuple[str, int, int, int],
-) -> None:
+def test_experts_are_the_same_in_all_instruction_sets(shape: tuple[str, int, int, int]) -> None:
     fmt = PageFormat(*shape, True, CLAMPED)
-    if not fmt.quantized:
-        pytest.skip("floats are summed in another order by each")
     rng = np.random.default_rng(2)
     page, _ = make_page(fmt, rng)
     x = rng.standard_normal((33, fmt.hidden_size), np.float32)
@@ -41,6 +37,41 @@ def test_quantized_products_are_the_same_in_all_instruction_sets(
         made = native.NativeKernels(1, instruction_set=name)
         results.add(run_one(made, fmt, page, x).tobytes())
     assert len(results) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("columns", [1, 15, 16, 24, 64, 130])
+def test_floats_are_summed_in_one_order(precision: str, columns: int) -> None:
+    """In every instruction set and tile: rows that go together with others, and tokens."""
+    rng = np.random.default_rng(columns)
+    weights = rng.standard_normal((13, columns)).astype(precision.replace("fp", "float"))
+    x = rng.standard_normal((9, columns), np.float32)
+    results = set()
+    for name in SETS:
+        kernels = native.NativeKernels(1, instruction_set=name)
+        for tokens in (1, 2, 3, 4, 5, 9):
+            parts = [
+                kernels.product(weights, x[t : t + tokens], precision=precision)
+                for t in range(0, 9, tokens)
+            ]
+            results.add(np.concatenate(parts).tobytes())
+        alone = [
+            kernels.product(weights[r : r + 1].copy(), x, precision=precision) for r in range(13)
+        ]
+        results.add(np.concatenate(alone, axis=1).tobytes())
+    assert len(results) == 1
+
+
+def test_a_product_and_a_sum_are_rounded_once() -> None:
+    """1 · c + (1 + ε) · (1 − ε) · 2^-24 lies closer to halfway between two floats than a double
+    shows: what a processor without fused multiply-adds must not round first."""
+    weights, x = np.zeros((2, 1, 32), np.float32)
+    c, epsilon = np.float32(1 + 2**-23), np.float32(2**-15)
+    weights[0, [0, 16]] = 1, 1 + epsilon
+    x[0, [0, 16]] = c, (1 - epsilon) * np.float32(2**-24)
+    for name in SETS:
+        kernels = native.NativeKernels(1, instruction_set=name)
+        assert kernels.product(weights, x, precision="fp32")[0, 0] == c
 
 
 @pytest.mark.parametrize("block", [32, 64, 128])
