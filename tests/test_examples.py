@@ -57,7 +57,11 @@ def test_demo(tmp_path: Path) -> None:
 
 def test_make_demo_runs_it() -> None:
     done = subprocess.run(
-        ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["make", "--no-print-directory", "-n", "demo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stdout.splitlines()[-1] == ".venv/bin/python examples/demo.py"
 

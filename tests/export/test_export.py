@@ -169,7 +169,7 @@ class TestOwnWheel:
         for package, patterns in project["tool"]["setuptools"]["package-data"].items():
             folder = ROOT / package.replace(".", "/").removeprefix("pocketmoe").strip("/")
             for pattern in patterns:
-                for path in folder.glob(pattern):
+                for path in filter(Path.is_file, folder.glob(pattern)):
                     name = path.relative_to(ROOT).as_posix()
                     assert name in package_files() or name.startswith("model/demo/")
         wheel = read_wheel(write_wheel(tmp_path, ARM, None))

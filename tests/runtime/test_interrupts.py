@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 import pocketmoe
+from pocketmoe import runtime
 from pocketmoe.errors import InputError
-from pocketmoe.runtime import opening
+from pocketmoe.runtime.cpu import loading
 from pocketmoe.runtime.memory import budget
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.support.session_runs import TOKENS
 
-RUNTIME = str(Path(opening.__file__).parent)
+RUNTIME = str(Path(runtime.__file__).parent)
 SLOTS = 5
 
 
@@ -36,12 +37,12 @@ def interruptible() -> Iterator[None]:
 @pytest.fixture
 def session(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     """Of few slots, so that pages leave; in batches of 16 tokens."""
-    plan = opening.plan_memory
+    plan = loading.plan_memory
 
     def few_slots(*args: Any, **kwargs: Any) -> budget.MemoryPlan:
         return dataclasses.replace(plan(*args, **kwargs), slots=SLOTS)
 
-    monkeypatch.setattr(opening, "plan_memory", few_slots)
+    monkeypatch.setattr(loading, "plan_memory", few_slots)
     monkeypatch.setattr(budget, "BATCH", 16)
     with pocketmoe.open(tiny_bundle) as session:
         yield session

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from pocketmoe.runtime.native import library
+from pocketmoe.tests.support.paths import DEMO, ROOT
 
-PROGRAM = Path(__file__).with_name("output_digest.py")
+PROGRAM = ROOT / "tests/support/output_digest.py"
 SETS = library.instruction_sets()
 # numpy leaves these out, and the C library those.
 NUMPY_FEATURES = "NPY_DISABLE_CPU_FEATURES"
@@ -77,8 +78,7 @@ def test_the_demo_model_says_what_it_says_elsewhere(tmp_path: Path) -> None:
     from pocketmoe.targets import find_target
 
     target = find_target("cpu")
-    demo = Path(__file__).parents[1] / "model" / "demo"
     precision = parse_precision(["fp32"], 32, target)
-    compile_bundle(demo, tmp_path / "demo", target=target, precision=precision)
+    compile_bundle(DEMO, tmp_path / "demo", target=target, precision=precision)
     *found, _, _ = run(str(PROGRAM), SETS[0], str(tmp_path / "demo")).split()
     assert found == ["67d90e015815696c", "a4432c5d7f2e108b"]
