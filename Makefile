@@ -8,33 +8,29 @@ TORCH ?= torch==2.13.0
 # TensorRT's types, to check against. By itself, as it asks for TensorRT: gigabytes from elsewhere.
 STUBS := tensorrt-stubs>=10.13,<10.14
 
-# What `make demo` compiles and asks.
-DEMO_PRECISION ?= fp32
-DEMO_BUDGET ?= 116MiB
-DEMO_PROMPT ?= def read_config(path):
-DEMO_TOKENS ?= 110
-
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
 
-# A process for each CPU, up to four. A file's tests stay together, as they share what they compile.
-TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A process for each CPU, up to four. Each begins with a part of the files, as a file's tests share
+# what they make; the first that is done takes over half of what another has left.
+TEST_OPTIONS ?= -n logical --maxprocesses 4 --dist worksteal
+# Left out of `make test`; how much hypothesis draws is in tests/conftest.py.
+QUICK := -m 'not slow' --hypothesis-profile=quick
 
-# Through the environment, so that a prompt may hold quotes.
-export DEMO_PROMPT
-
-.PHONY: help demo test lint types docs clean
+.PHONY: help demo test test-all lint types docs openapi clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   compile the demo model for the CPU and generate text from it"
-	@echo "make test   run the tests"
-	@echo "make lint   ruff: rules and format"
-	@echo "make types  mypy"
-	@echo "make docs   the documentation, to build/docs/index.html"
-	@echo "make clean  remove what was built, but not $(VENV)"
+	@echo "make demo      compile the demo model, and run it with and without a memory budget"
+	@echo "make test      the tests that every change must pass, in a few minutes"
+	@echo "make test-all  all tests, in up to 20 minutes"
+	@echo "make lint      ruff: rules and format"
+	@echo "make types     mypy"
+	@echo "make docs      the documentation, to build/docs/index.html"
+	@echo "make openapi   write server/openapi.json, the description of the HTTP API"
+	@echo "make clean     remove what was built, but not $(VENV)"
 
 NATIVE := setup.py $(wildcard runtime/native/*.cpp runtime/native/*.h runtime/native/*.inl)
 
@@ -59,10 +55,12 @@ $(VENV)/.docs: pyproject.toml $(NATIVE) | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.compile
-	$(BIN)/pocketmoe compile model/demo --target cpu --precision $(DEMO_PRECISION) --force -o build/demo
-	$(BIN)/pocketmoe run build/demo --prompt "$$DEMO_PROMPT" --max-tokens $(DEMO_TOKENS) --temperature 0.6 --top-p 0.9 --seed 3 --memory-budget $(DEMO_BUDGET) --stats
+	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev
+	$(BIN)/pytest $(QUICK) $(TEST_OPTIONS)
+
+test-all: $(VENV)/.dev
 	$(BIN)/pytest $(TEST_OPTIONS)
 
 lint: $(VENV)/.dev
@@ -80,6 +78,9 @@ types: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -E -W --keep-going -n -b html docs build/docs
 	@echo "build/docs/index.html"
+
+openapi: $(VENV)/.dev
+	$(BIN)/python -m pocketmoe.server.openapi
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis $(VENV)/types

@@ -25,8 +25,8 @@ from pathlib import Path
 import onnxruntime
 import pocketmoe
 from pocketmoe.bundle.manifest import read_manifest
-from pocketmoe.tests.support.device_session import open_on_device
-from pocketmoe.tests.support.host_device import HostDevice
+from pocketmoe.tests.support.gpu.device_session import open_on_device
+from pocketmoe.tests.support.gpu.host_device import HostDevice
 from pocketmoe.runtime.gpu.loading import TierSizes
 
 bundle, prompt = Path(sys.argv[1]), sys.argv[2]

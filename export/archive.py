@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from ..cpus import cpu_count
 from ..errors import BundleError, InputError
 from ..files import atomic_file
 from ..progress import Progress
@@ -148,8 +149,9 @@ def _compressed(kind: str, file: BinaryIO) -> Iterator[BinaryIO]:
         import zstandard
 
         # One thread or many, the bytes are the same, as long as it is told to use threads at all.
-        threads = max(1, len(os.sched_getaffinity(0)))
-        compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=threads, write_checksum=True)
+        compressor = zstandard.ZstdCompressor(
+            level=_LEVEL, threads=cpu_count(), write_checksum=True
+        )
         with compressor.stream_writer(file, closefd=False) as writer:
             yield cast(BinaryIO, writer)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import numpy as np
 
 from ..errors import ContextError, InputError
 from ..model.spec import ModelSpec
+from ..numeric import is_integer
 
 DEFAULT_CONTEXT = 4096
 
@@ -23,7 +23,7 @@ def choose_context(wanted: object, spec: ModelSpec, where: str) -> int:
     longest = spec.max_context
     if wanted is None:
         return min(longest, DEFAULT_CONTEXT)
-    if isinstance(wanted, bool) or not isinstance(wanted, Integral):
+    if not is_integer(wanted):
         raise InputError(f"context must be a whole number of tokens, not {wanted!r}")
     if not 1 <= int(wanted) <= longest:
         raise ContextError(f"context must be from 1 to {longest} tokens for {where}, not {wanted}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from ..cpus import cpu_count
 from ..errors import InputError
+from ..numeric import is_integer
 from .memory.budget import AUTO, read_budget
 from .recording.files import PathLike
 
@@ -86,7 +86,7 @@ class OpenOptions:
     @property
     def cpu_threads(self) -> int:
         """All CPUs that the process may use, unless it was told."""
-        return len(os.sched_getaffinity(0)) if self.threads is None else int(self.threads)
+        return cpu_count() if self.threads is None else int(self.threads)
 
     @property
     def makes_files(self) -> bool:
@@ -106,7 +106,7 @@ class OpenOptions:
 def _check_threads(threads: object) -> None:
     if threads is None:
         return
-    if isinstance(threads, bool) or not isinstance(threads, Integral) or int(threads) < 1:
+    if not is_integer(threads) or threads < 1:
         raise InputError(f"threads must be a whole number, 1 or more, not {threads!r}")
 
 

@@ -1,4 +1,4 @@
-"""The application: what is at which path."""
+"""The application: the endpoints, by path."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .http.guard import OPEN, Guard
 from .http.key_file import Keys
-from .http.page_files import PageFiles
+from .http.page_files import PAGE, PageFiles, page_paths
 from .live.routes import live_routes
-from .openai.chat import prepare_chat
-from .openai.completion import prepare_completion
-from .openai.respond import respond
-from .pages import PAGE, description, page_paths, refusal_response
-from .refusals import RequestError, show
-from .service import Service, model_body
+from .openai.chat import read_chat
+from .openai.completion import read_completion
+from .openai.models import Models
+from .openai.response import respond
+from .openapi import description
+from .refusals import RequestError, refusal_response, show
+from .service import Service
 
 _log = logging.getLogger(__name__)
 
@@ -42,22 +43,10 @@ class Access:
 
 def make_application(service: Service, access: Access) -> Starlette:
     async def chat(request: Request) -> Response:
-        return await respond(request, service, prepare_chat)
+        return await respond(request, service, read_chat)
 
     async def complete(request: Request) -> Response:
-        return await respond(request, service, prepare_completion)
-
-    async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model_body(service)]})
-
-    async def model(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name != service.name:
-            raise RequestError(
-                f"there is no model {show(name)} here; use {show(service.name)}",
-                status=404, param="model", code="model_not_found",
-            )  # fmt: skip
-        return JSONResponse(model_body(service))
+        return await respond(request, service, read_completion)
 
     async def health(request: Request) -> Response:
         if service.pool.closed:
@@ -71,11 +60,12 @@ def make_application(service: Service, access: Access) -> Starlette:
     async def openapi(request: Request) -> Response:
         return JSONResponse(description())
 
+    models = Models(service)
     routes: list[Any] = [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", complete, methods=["POST"]),
-        Route("/v1/models", models, methods=["GET"]),
-        Route("/v1/models/{name:path}", model, methods=["GET"]),
+        Route("/v1/models", models.list_models, methods=["GET"]),
+        Route("/v1/models/{name:path}", models.get_model, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),

@@ -1,4 +1,4 @@
-"""The bodies of requests, read within limits."""
+"""Bodies of requests, read within limits."""
 
 from __future__ import annotations
 
@@ -129,9 +129,3 @@ async def receive_chunks(request: Request, seconds: float = math.inf) -> AsyncIt
             raise ClientDisconnect
         more = message.get("more_body", False)
         yield message.get("body", b"")
-
-
-async def until_gone(request: Request) -> None:
-    """Returns when the client has gone. Only after the body was read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -1,4 +1,4 @@
-"""A request that generates: in a thread of its own, told to the event loop piece by piece."""
+"""Generating: each request in a thread of its own, which tells the event loop piece by piece."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Ended:
 Event = Begun | Told | Ended
 
 
-class Running:
+class RunningRequest:
     """The turns of one request, one after the other on one session.
 
     A session's generations end within a token of `stop`; its place is free once they have.
@@ -69,7 +69,7 @@ class Running:
         self._ending: RequestError | None = None
         self._begun = time.monotonic()
 
-    def start(self, executor: Executor, ended: Callable[[Running], None]) -> None:
+    def start(self, executor: Executor, ended: Callable[[RunningRequest], None]) -> None:
         """ended: is called when the session is free again."""
         self._future = self._loop.run_in_executor(executor, self._work)
 

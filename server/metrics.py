@@ -1,9 +1,7 @@
-"""Figures for Prometheus."""
+"""The metrics of a server, for Prometheus."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -13,37 +11,10 @@ from prometheus_client.registry import Collector
 from ..runtime.memory.host_memory import process_memory
 from ..runtime.session import Session
 from .pool import Pool
+from .speed import Throughput
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
-
-
 _WINDOW = 10.0  # seconds
-
-
-class Speed:
-    """Tokens per second, of the last ten seconds."""
-
-    def __init__(self) -> None:
-        self._told: deque[tuple[float, int]] = deque()
-
-    def count(self, tokens: int) -> None:
-        now = time.monotonic()
-        if self._told and now - self._told[-1][0] < _WINDOW / 20:
-            begun, before = self._told[-1]
-            self._told[-1] = (begun, before + tokens)
-        else:
-            self._told.append((now, tokens))
-        self._forget(now)
-
-    def _forget(self, now: float) -> None:
-        while self._told and now - self._told[0][0] > _WINDOW:
-            self._told.popleft()
-
-    @property
-    def value(self) -> float:
-        now = time.monotonic()
-        self._forget(now)
-        return sum(tokens for _, tokens in self._told) / _WINDOW
 
 
 class Metrics:
@@ -69,7 +40,7 @@ class Metrics:
             "From a request's arrival to the first piece of its answer.",
             buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
-        self._speed = Speed()
+        self._speed = Throughput(_WINDOW)
         self.registry.register(_State(session, pool, self._speed))
 
     def count_new(self, tokens: int) -> None:
@@ -84,7 +55,7 @@ class Metrics:
 class _State(Collector):
     """What is read when somebody asks."""
 
-    def __init__(self, session: Session, pool: Pool, speed: Speed):
+    def __init__(self, session: Session, pool: Pool, speed: Throughput):
         self._session, self._pool, self._speed = session, pool, speed
 
     def collect(self) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""What a client is told when a request is not answered: OpenAI's form of errors."""
+"""Refusals: errors of requests, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from ..errors import ContextError, InputError, PocketMoEError
 
 _log = logging.getLogger(__name__)
@@ -14,6 +16,24 @@ _log = logging.getLogger(__name__)
 INVALID = "invalid_request_error"
 BUSY = "rate_limit_error"
 FAULT = "server_error"
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "additionalProperties": False,
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "additionalProperties": False,
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"enum": [INVALID, BUSY, FAULT]},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
 
 
 class RequestError(PocketMoEError):
@@ -42,6 +62,10 @@ class RequestError(PocketMoEError):
         return {"error": told}
 
 
+def refusal_response(error: RequestError) -> JSONResponse:
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+
+
 def refusal_of(error: PocketMoEError, param: str | None = None) -> RequestError:
     """The answer to an error of the runtime: the client's to put right, or the server's."""
     if isinstance(error, RequestError):
@@ -57,6 +81,10 @@ def refusal_of(error: PocketMoEError, param: str | None = None) -> RequestError:
 
 def wrong(param: str, message: str, code: str | None = None) -> RequestError:
     return RequestError(f"{param} {message}", param=param, code=code)
+
+
+def missing(param: str) -> RequestError:
+    return wrong(param, "is missing", "missing_required_parameter")
 
 
 def unsupported(param: str, remedy: str = "leave it out") -> RequestError:

@@ -1,4 +1,4 @@
-"""What all requests share: the sessions, the threads, the limits and the figures."""
+"""The service: the sessions, threads, limits and figures that all requests share."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..errors import PocketMoEError
 from ..runtime.generation.text import TokenBytes
 from ..runtime.session import Session
 from .bodies import BodyRoom, usual_body
-from .generating import Running, Turn, timed_out
+from .generating import RunningRequest, Turn, timed_out
 from .metrics import Metrics
 from .pool import Pool, stopping
 from .refusals import refusal_of
-from .tool_calls.forms import ToolForm, find_tool_form
+from .tool_calls.forms import CallStyle, find_call_style
 
 _PREPARING = 2  # threads that read requests
 _VALUES, _VALUES_PER_TOKEN = 100_000, 16
@@ -51,10 +51,10 @@ class Service:
         # A token of a prompt may hold several commas or brackets, which are counted.
         self.most_values = _VALUES + _VALUES_PER_TOKEN * self.session.context
         self._spell = TokenBytes(self.session.tokenizer)
-        self.tool_form, self.why_no_tools = find_tool_form(self.session.chat_template)
+        self.call_style, self.why_no_tools = find_call_style(self.session.chat_template)
         self._preparing = ThreadPoolExecutor(_PREPARING, "prepare")
         self._generating = ThreadPoolExecutor(len(sessions), "generate")
-        self._running: set[Running] = set()
+        self._running: set[RunningRequest] = set()
 
     @property
     def fingerprint(self) -> str:
@@ -63,9 +63,10 @@ class Service:
     def spell(self, token: int) -> bytes:
         return self._spell.of(token)
 
-    def mark_token(self, form: ToolForm) -> int | None:
+    def mark_token(self, style: CallStyle) -> int | None:
         """The id of the special token that begins calls; None where it is text."""
-        token: int | None = self.session.tokenizer.token_to_id(form.mark) if form.mark else None
+        mark = style.form.START
+        token: int | None = self.session.tokenizer.token_to_id(mark) if mark else None
         return token
 
     async def prepare(self, work: Callable[[], Result]) -> Result:
@@ -79,7 +80,7 @@ class Service:
         except PocketMoEError as error:
             raise refusal_of(error) from error
 
-    async def start(self, turns: Sequence[Turn], deadline: float) -> Running:
+    async def start(self, turns: Sequence[Turn], deadline: float) -> RunningRequest:
         """Waits for a session and has it generate. deadline: on the loop's clock.
 
         Raises:
@@ -87,11 +88,11 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         session = await self.pool.acquire(turns[0].ids, deadline)
-        running = Running(self.pool, session, turns)
+        running = RunningRequest(self.pool, session, turns)
         self._running.add(running)
         timer = loop.call_at(deadline, running.stop, timed_out())
 
-        def ended(_: Running) -> None:
+        def ended(_: RunningRequest) -> None:
             timer.cancel()
             self._running.discard(running)
 
@@ -118,12 +119,3 @@ class Service:
         """Ends the threads, when nothing runs any more."""
         self._preparing.shutdown(cancel_futures=True)
         self._generating.shutdown(cancel_futures=True)
-
-
-def model_body(service: Service) -> dict[str, Any]:
-    return {
-        "id": service.name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "pocketmoe",
-    }

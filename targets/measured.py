@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import TargetError
 from ..files import write_atomically
+from ..numeric import is_real
 from .cpus import CPU
 from .target import Target
 
@@ -100,8 +101,7 @@ def _parse(path: Path, item: Any) -> Target:
         raise _damaged(path, f"{name} has no sources")
     for key in FIGURES:
         value = item.get(key)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (number and math.isfinite(value) and value > 0):
+        if value is not None and not (is_real(value) and math.isfinite(value) and value > 0):
             raise _damaged(path, f"{key} of {name} is not a number above 0")
     try:
         # Names that the table has taken since are no damage: the table's target hides the other.

@@ -1,11 +1,18 @@
-"""The `tiny` preset as a checkpoint and as bundles, made once for all tests."""
+"""What all tests share: the `tiny` preset as a checkpoint and as bundles, and traces of graphs."""
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# `make test` draws a fifth of the examples. How long one takes depends on what else runs.
+settings.register_profile("quick", deadline=None, max_examples=20)
+settings.register_profile("all", deadline=None, max_examples=100)
+settings.load_profile("all")
 
 SOURCE = (
     "import os\nfrom pathlib import Path\n\n\n"
@@ -28,6 +35,26 @@ def no_user_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCKETMOE_CONFIG", str(tmp_path_factory.mktemp("config")))
         yield
+
+
+@pytest.fixture(scope="session")
+def shared_traces(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Each segment is traced once, for all processes and until its sources change."""
+    from pocketmoe.tests.support.shared_traces import share_traces, traces_folder
+
+    cache = pytestconfig.cache
+    folder = cache.mkdir("traces") if cache else tmp_path_factory.mktemp("traces")
+    with share_traces(traces_folder(folder)):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_where_tests_compile(request: pytest.FixtureRequest) -> None:
+    """Without an import of torch for tests that need none."""
+    if "pocketmoe.compiler.compile" in sys.modules:
+        request.getfixturevalue("shared_traces")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +92,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def compile_tiny(
-    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_checkpoint: Path, shared_traces: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """Compiles the tiny checkpoint for the CPU at a precision, as `--precision` is written."""
     from pocketmoe.compiler.compile import compile_bundle
@@ -110,7 +137,7 @@ TOOL_TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def compile_served(
-    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_checkpoint: Path, shared_traces: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str | None], Path]:
     """Compiles the tiny checkpoint with a chat template, whose words its tokenizer knows."""
     from tokenizers import Tokenizer

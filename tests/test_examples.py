@@ -14,6 +14,7 @@ import pytest
 from pocketmoe.cli import main
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.tests.support.serving import server_process
+from pocketmoe.tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -21,7 +22,10 @@ EXAMPLES = ROOT / "examples"
 
 def run(name: str, *arguments: str | Path) -> str:
     done = subprocess.run(
-        [sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, EXAMPLES / name, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -29,6 +33,33 @@ def run(name: str, *arguments: str | Path) -> str:
 
 def test_generate(tiny_bundle: Path) -> None:
     assert "page hits" in run("generate.py", tiny_bundle, "def main(", "1GiB")
+
+
+def test_demo(tmp_path: Path) -> None:
+    """What it claims is so, and what it says to type next runs."""
+    told = run("demo.py", "-o", tmp_path / "demo")
+    assert "Both texts are the same to the byte." in told
+    assert all(len(line) <= 80 or str(tmp_path) in line for line in told.splitlines())
+    rows = re.findall(r"(?m)^(none|\d+MiB) +([\d.]+) MiB +(\d+) of (\d+) +(\d+)% +\d+$", told)
+    (_, memory, held, experts, hits), (budget, less, some, same, fewer) = rows
+    assert (held, hits, same) == (experts, "100", experts)
+    assert float(less) < float(memory)
+    assert float(less) <= int(budget.removesuffix("MiB"))
+    assert int(experts) / 4 < int(some) < int(experts) / 2
+    assert 0 < int(fewer) < 100
+    commands = re.findall(r"(?m)^  (\S+/pocketmoe (?:run|plan) .*)$", told)
+    assert len(commands) == 2
+    for command in commands:
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_make_demo_runs_it() -> None:
+    done = subprocess.run(
+        ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == ".venv/bin/python examples/demo.py"
 
 
 @pytest.mark.parametrize("bundle", ["tiny_bundle", "served_bundle"])
@@ -65,7 +96,7 @@ def test_summarize_refuses(
 ) -> None:
     (tmp_path / "text.txt").write_bytes(text)
     command = [sys.executable, EXAMPLES / "summarize.py", tiny_bundle, tmp_path / "text.txt"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
@@ -74,7 +105,7 @@ def test_summarize_refuses(
 
 def test_summarize_without_a_text(tiny_bundle: Path, tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLES / "summarize.py", tiny_bundle, tmp_path / "none.txt"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stderr == f"error: {tmp_path / 'none.txt'}: No such file or directory\n"
 
 
@@ -101,10 +132,12 @@ def test_langchain_client_says_in_a_line_what_is_wrong(tiny_bundle: Path) -> Non
     command = [sys.executable, EXAMPLES / "langchain_client.py"]
     with server_process(tiny_bundle) as (_, port):
         url = f"http://127.0.0.1:{port}/v1"
-        done = subprocess.run([*command, url, "x"], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [*command, url, "x"], capture_output=True, text=True, timeout=PATIENCE
+        )
         assert done.returncode == 1
         assert re.fullmatch(r"error: .*chat template.*\n", done.stderr)
-    done = subprocess.run([*command, url, "x"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, url, "x"], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert done.stderr == "error: Connection error.\n"
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ...bundle.manifest import is_bundle, read_manifest
 from ...bundle.pages import PAGE_ALIGNMENT, PageFormat, align
+from ...cpus import cpu_count
 from ...errors import InputError
 from ...progress import Progress, Silent
 from ...runtime.native.kernels import ExpertFormat, NativeKernels
@@ -230,7 +231,7 @@ def measure_target(
         InputError: the storage, or the bundle, cannot be measured.
     """
     check_name(name)
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cpu_count()
     progress.stage("storage", 0)
     disk = measure_storage(storage)
     progress.stage("memory", 0)

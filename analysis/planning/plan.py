@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from ...bundle.gpu_graphs import GpuGraphs
 from ...bundle.manifest import TOKENIZER, Precision, is_bundle, read_manifest
 from ...compiler.footprint import expected_footprint
 from ...compiler.precision import DEFAULT, check_blocks, lacking_precision
+from ...cpus import cpu_count
 from ...errors import BudgetError, ConfigError, ContextError, InputError, TargetError
 from ...runtime.context import choose_context
 from ...runtime.cpu.budget import plan_memory
@@ -195,7 +195,7 @@ def _recompiling(kind: str, graphs: GpuGraphs | None, target: Target) -> tuple[s
 
 
 def _plan_cpu(path: Path, footprint: Footprint, context: int) -> Plans:
-    kernels = choose_kernels("auto", footprint, _threads())
+    kernels = choose_kernels("auto", footprint, cpu_count())
     bundle = is_bundle(path)
     segments = NativeBackbone(path, read_manifest(path), kernels) if bundle else None
     served = 0 if segments is None else len(segments.segments)
@@ -222,10 +222,6 @@ def _check_precision(path: Path, kind: str, precision: Precision, target: Target
         )
 
 
-def _threads() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _process_bytes(path: Path, *, onnxruntime: bool) -> int:
     """What this process takes once it has loaded what running a bundle needs."""
     from ...runtime import conversation, opening  # noqa: F401
@@ -233,7 +229,7 @@ def _process_bytes(path: Path, *, onnxruntime: bool) -> int:
     if onnxruntime:
         from ...runtime.cpu.ort import set_up
 
-        set_up(_threads())
+        set_up(cpu_count())
     load_tokenizer(path / TOKENIZER)
     return process_memory("VmRSS")
 

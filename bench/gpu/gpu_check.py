@@ -49,8 +49,8 @@ from pocketmoe.runtime.gpu.speed import DeviceSpeed, measure_device
 from pocketmoe.runtime.session import Session
 from pocketmoe.sizes import format_size
 from pocketmoe.targets import find_target
-from pocketmoe.tests.support.device_session import open_on_device
-from pocketmoe.tests.support.host_device import HostDevice
+from pocketmoe.tests.support.gpu.device_session import open_on_device
+from pocketmoe.tests.support.gpu.host_device import HostDevice
 
 DEMO = Path(__file__).parents[2] / "model/demo"
 BACKENDS = ("tensorrt-rtx", "tensorrt", "cuda")

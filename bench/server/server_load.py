@@ -15,7 +15,6 @@ import asyncio
 import json
 import random
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from typing import Any
 
 import click
 
+from pocketmoe.bench.lib.server_process import serving
 from pocketmoe.commands.arguments import BUDGET_SIZE, POSITIVE
 from pocketmoe.runtime.memory.budget import read_budget
 from pocketmoe.sizes import format_size
@@ -228,24 +228,15 @@ def main(
     tokens: int,
     context: int,
 ) -> None:
-    command = [
-        sys.executable, "-m", "pocketmoe", "serve", str(bundle), "--port", "0", "--name", "load",
-        "--parallel", str(parallel), "--context", str(context), "--queue", str(clients),
+    options = [
+        "--name", "load", "--parallel", str(parallel), "--context", str(context),
+        "--queue", str(clients),
     ]  # fmt: skip
     budget = read_budget(memory_budget)
     if budget is not None:
-        command += ["--memory-budget", str(budget)]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert server.stderr is not None
-        line = server.stderr.readline()
-        found = re.search(r":(\d+)/v1", line)
-        if found is None:
-            sys.exit(line.strip())
-        good = asyncio.run(run_load(int(found[1]), server.pid, clients, seconds, tokens))
-    finally:
-        server.terminate()
-        server.wait(60)
+        options += ["--memory-budget", str(budget)]
+    with serving(bundle, *options) as (process, port):
+        good = asyncio.run(run_load(port, process, clients, seconds, tokens))
     sys.exit(0 if good else 1)
 
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
-import sys
 import time
 from http.client import HTTPConnection
-
-from overhead import generated
+from pathlib import Path
 
 import pocketmoe
+from pocketmoe.bench.lib.server_process import serving
+from pocketmoe.bench.speed.overhead import generated
 
 
 def served(port: int, prompt: list[int], tokens: int) -> float:
@@ -44,33 +42,22 @@ def served(port: int, prompt: list[int], tokens: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bundle")
+    parser.add_argument("bundle", type=Path)
     parser.add_argument("--prompt", default="import os\n\n\ndef main(")
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
-    command = [sys.executable, "-m", "pocketmoe", "serve", args.bundle, "--port", "0"]
-    server = subprocess.Popen(
-        [*command, "--name", "bench", "--context", "1024"], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stderr is not None
-        line = server.stderr.readline()
-        found = re.search(r":(\d+)/v1", line)
-        if found is None:
-            sys.exit(line.strip())
-        port = int(found[1])
-        with pocketmoe.open(args.bundle, context=1024) as session:
-            prompt = session.encode(args.prompt)
-            generated(session, prompt, args.tokens)
-            served(port, prompt, args.tokens)
-            alone, streamed = [], []
-            for _ in range(args.rounds):
-                alone.append(statistics.mean(generated(session, prompt, args.tokens)))
-                streamed.append(served(port, prompt, args.tokens))
-    finally:
-        server.terminate()
-        server.wait(60)
+    with (
+        serving(args.bundle, "--name", "bench", "--context", "1024") as (_, port),
+        pocketmoe.open(args.bundle, context=1024) as session,
+    ):
+        prompt = session.encode(args.prompt)
+        generated(session, prompt, args.tokens)
+        served(port, prompt, args.tokens)
+        alone, streamed = [], []
+        for _ in range(args.rounds):
+            alone.append(statistics.mean(generated(session, prompt, args.tokens)))
+            streamed.append(served(port, prompt, args.tokens))
     more = [(one - other) * 1e6 for one, other in zip(streamed, alone, strict=True)]
     extra = statistics.median(more)
     print(f"generate         {statistics.median(alone) * 1e6:8.0f} µs per token")

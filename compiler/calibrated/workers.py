@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from ...bundle.pages import PageFormat
+from ...cpus import cpu_count
 from ...errors import InputError, how_to_add
 from ...runtime.memory.host_memory import read_host_memory
 
@@ -254,7 +254,7 @@ def open_workers(choice: str, formats: Iterable[PageFormat] = ()) -> Workers:
     if choice == "auto":
         count = suggest_count(formats)
     elif choice.isdecimal() and int(choice) >= 1:
-        count = min(int(choice), 4 * len(os.sched_getaffinity(0)))
+        count = min(int(choice), 4 * cpu_count())
     else:
         raise InputError(
             f"--workers is a number of processes, auto, or ray://HOST:PORT, not {choice!r}"
@@ -273,7 +273,7 @@ def suggest_count(formats: Iterable[PageFormat]) -> int:
         fitting = read_host_memory().free // held - 1  # this process is one more
     except InputError:  # the system does not say
         fitting = 1
-    return max(1, min(len(os.sched_getaffinity(0)), _MOST_SUGGESTED, fitting))
+    return max(1, min(cpu_count(), _MOST_SUGGESTED, fitting))
 
 
 def _worker_bytes(page: PageFormat) -> int:

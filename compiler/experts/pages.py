@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import onnx
 
 from ...bundle.expert_layers import ExpertLayer, engine_name
 from ...bundle.pages import PROJECTIONS, PageFormat, TensorPlace
+from ...cpus import cpu_count
 from ...model.checkpoint.tensors import TILE_BYTES
 from ...model.parameters import expert_prefix
 from ...runtime.native.checksum import find_xxh64
@@ -31,7 +31,7 @@ def choose_workers(formats: Iterable[PageFormat], *, encoded: bool) -> int:
     """
     elements = max((form.hidden_size * form.intermediate_size for form in formats), default=1)
     held = 4 * elements if encoded else min(4 * elements, TILE_BYTES)
-    return max(1, min(len(os.sched_getaffinity(0)), _MATRIX_BYTES // held))
+    return max(1, min(cpu_count(), _MATRIX_BYTES // held))
 
 
 def write_expert_layer(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import ConfigError
+from ...numeric import is_integer, is_real
 from .common_keys import ABSENT_PARTS, IRRELEVANT
 
 # No count of a model comes near these, and all that is made of them stays finite and quick.
@@ -66,7 +67,7 @@ class ConfigReader:
     def integer(self, name: str, default: Any = _MISSING) -> int:
         self._refuse_null(name, "an integer")
         value = self.take(name, default)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_integer(value):
             raise self.refusal(name, "an integer")
         largest = LARGEST_COUNTS.get(name, LARGEST_INTEGER)
         if abs(value) > largest:
@@ -121,8 +122,7 @@ class ConfigReader:
         value = self.take(name, () if name in self._config else default)
         values = [value] if isinstance(value, int) else value
         if not isinstance(values, (list, tuple)) or not all(
-            isinstance(item, int) and not isinstance(item, bool) and abs(item) <= LARGEST_INTEGER
-            for item in values
+            is_integer(item) and abs(item) <= LARGEST_INTEGER for item in values
         ):
             raise self.refusal(name, f"a list of integers of at most {LARGEST_INTEGER}")
         return tuple(values)
@@ -215,11 +215,7 @@ class ConfigReader:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number, and an integer not too large for floating point."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and abs(value) <= sys.float_info.max
-    )
+    return is_real(value) and abs(value) <= sys.float_info.max
 
 
 def is_positive(value: Any) -> bool:

@@ -20,11 +20,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import numpy as np
 
 from ...errors import InputError
+from ...numeric import is_integer, is_real
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Sampling:
 
 def check_whole(name: str, value: object, least: int, what: str) -> None:
     """Raises InputError where `value` is no whole number from `least` on, which `what` tells."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+    if not is_integer(value) or value < least:
         raise InputError(f"{name} must be a whole number, {what}, not {_told(value)}")
 
 
@@ -83,7 +83,7 @@ def _check(
 ) -> None:
     """range_: what else it must be, as the end of a sentence."""
     number = math.nan
-    if not isinstance(value, bool) and isinstance(value, Real):
+    if is_real(value):
         with suppress(OverflowError):  # a whole number that no float can hold
             number = float(value)
     if not (math.isfinite(number) and fits(number)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 from ...errors import BudgetError, InputError
+from ...numeric import is_integer
 from ...sizes import format_size, parse_size
 from .host_memory import read_host_memory
 
@@ -90,7 +90,7 @@ def read_budget(budget: object, what: str = "memory budget") -> int | None:
         return parse_size(budget)
     if budget is None:
         return None
-    if isinstance(budget, bool) or not isinstance(budget, Integral):
+    if not is_integer(budget):
         raise InputError(f"{what} must be a number of bytes, or text like '2GiB', not {budget!r}")
     if budget < 1:
         raise InputError(f"{what} must be more than 0 bytes, not {budget}")

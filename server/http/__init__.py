@@ -1,1 +1,1 @@
-"""The server's doors: sockets, connections, keys, files."""
+"""HTTP: sockets, connections, who may ask, streams of events, the page's files."""

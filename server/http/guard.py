@@ -1,4 +1,4 @@
-"""Who may ask: the host that was meant, the page that asks, the key that is shown."""
+"""The guard: lets requests in by the host they are for, the page that asks, the key they show."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...errors import InputError
-from ..pages import refusal_response
-from ..refusals import RequestError
+from ..refusals import RequestError, refusal_response
 from .key_file import Keys
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\sA-Z@]+")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+PAGE = Path(__file__).parents[1] / "page"
 POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "object-src 'none'"
@@ -30,3 +33,10 @@ class PageFiles(StaticFiles):
         response.headers["referrer-policy"] = "same-origin"
         response.headers["cache-control"] = "no-cache"
         return response
+
+
+def page_paths() -> frozenset[str]:
+    """Where the files of the page are: nothing else of the server is for all to see."""
+    files = [path for path in PAGE.rglob("*") if path.is_file()]
+    paths = {"/" + path.relative_to(PAGE).as_posix() for path in files}
+    return frozenset(paths | {"/"} if paths else ())

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator
 from functools import cached_property
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from ...errors import BudgetError, InputError
-from ..openai.fields import Fields, parse_object
-from ..openai.respond import unless_gone
+from ..http.event_stream import EventStream, Write, event
+from ..openai.fields import NEEDED, Fields, Parameter
+from ..openai.json_body import parse_object
+from ..openai.kinds import Anything
 from ..refusals import RequestError, refusal_of
 from ..service import Service
-from .sample import Facts, Sampler, budget_bounds
+from .sample import LayerFacts, LiveSampler, budget_bounds
 
 PERIOD = 0.25  # seconds between looks at the model
 SILENCE = 5.0  # seconds after which something is told although nothing has changed
 MOST_WATCHERS = 16
 _MOST_VALUES = 16  # of a request for another budget, which has one
+MEMORY_BUDGET: Parameter[Any] = Parameter(
+    "memory_budget",
+    Anything({"type": ["integer", "string"]}),
+    NEEDED,
+    'Bytes, or text such as "2GiB".',
+)
 
 
 def live_routes(service: Service) -> list[Route]:
@@ -42,12 +48,12 @@ class Live:
         self._watchers = 0
 
     @cached_property
-    def _facts(self) -> Facts:
-        return Facts.of(self._service)
+    def _facts(self) -> LayerFacts:
+        return LayerFacts.of(self._service)
 
     @cached_property
-    def _sampler(self) -> Sampler:
-        return Sampler(self._service, self._facts)
+    def _sampler(self) -> LiveSampler:
+        return LiveSampler(self._service, self._facts)
 
     async def model(self, request: Request) -> Response:
         model, session = self._service.session.model, self._service.session
@@ -84,7 +90,7 @@ class Live:
         """Takes {"memory_budget": bytes, or text such as "2GiB"}."""
         with self._service.bodies.body() as body:
             fields = Fields(parse_object(await body.read(request), _MOST_VALUES))
-        budget = fields.need("memory_budget")
+        budget = fields.read(MEMORY_BUDGET)
         fields.finish()
         model = self._service.session.model
 
@@ -114,33 +120,15 @@ class Live:
                 before = now
 
 
-class LiveStream(Response):
+class LiveStream(EventStream):
     def __init__(self, live: Live):
-        super().__init__(
-            status_code=200,
-            headers={
-                "content-type": "text/event-stream; charset=utf-8",
-                "cache-control": "no-store",
-                "x-accel-buffering": "no",  # proxies hold streams back otherwise
-            },
-        )
-        del self.headers["content-length"]
+        super().__init__()
         self._live = live
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with contextlib.suppress(ClientDisconnect):
-                await unless_gone(Request(scope, receive), self._write(send))
-        finally:
-            self._live.left()
+    def stop(self) -> None:
+        self._live.left()
 
-    async def _write(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+    async def write_all(self, write: Write) -> None:
         async with contextlib.aclosing(self._live.lines()) as lines:
             async for line in lines:
-                await send({"type": "http.response.body", "body": line, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def event(told: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(told, separators=(",", ":")).encode() + b"\n\n"
+                await write(line)

@@ -1,4 +1,4 @@
-"""What the model is doing, looked at a few times a second."""
+"""Samples of the model at work, taken a few times a second."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ...runtime.memory.budget import MemoryPlan
 from ...runtime.memory.host_memory import process_memory
 from ...runtime.recording.stats import Counters
 from ..service import Service
+from ..speed import DecodeSpeed
 
 FRESH = 0.1  # seconds for which a sample serves everybody who watches
 WINDOW = 3.0  # seconds that recent figures are of
@@ -28,7 +29,7 @@ def budget_bounds(plan: MemoryPlan, num_pages: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Facts:
+class LayerFacts:
     """layers: index and number of experts of each layer with pages. All counts and bits are in
     their order; starts: where each begins, by its index. total: of all experts."""
 
@@ -37,13 +38,13 @@ class Facts:
     total: int
 
     @staticmethod
-    def of(service: Service) -> Facts:
+    def of(service: Service) -> LayerFacts:
         layers, starts, total = [], {}, 0
         for pages in service.session.model.manifest.experts:
             layers.append((pages.layer, len(pages.offsets)))
             starts[pages.layer] = total
             total += len(pages.offsets)
-        return Facts(layers, starts, total)
+        return LayerFacts(layers, starts, total)
 
 
 @dataclass(frozen=True)
@@ -97,37 +98,10 @@ class Sample:
         }
 
 
-class Speed:
-    """Tokens per second, from the times at which there were more of them: what came before the
-    first one, as waiting or reading a prompt, does not count."""
-
-    def __init__(self) -> None:
-        self._marks: deque[tuple[float, int]] = deque()
-        self._tokens, self._seen = 0, 0.0
-
-    def take(self, now: float, tokens: int, *, running: bool) -> float:
-        marks = self._marks
-        if now - self._seen > WINDOW:  # nobody has watched for a while
-            marks.clear()
-        self._seen = now
-        if tokens != self._tokens:
-            marks.append((now, tokens))
-            self._tokens = tokens
-        while len(marks) > 2 and marks[1][0] < now - WINDOW:
-            marks.popleft()
-        rate = 0.0
-        if len(marks) > 1:
-            (begun, before), (ended, after) = marks[0], marks[-1]
-            rate = (after - before) / (ended - begun)
-        if not running:
-            marks.clear()
-        return rate
-
-
-class Sampler:
-    def __init__(self, service: Service, facts: Facts):
+class LiveSampler:
+    def __init__(self, service: Service, facts: LayerFacts):
         self._service, self._facts = service, facts
-        self._speed = Speed()
+        self._speed = DecodeSpeed(WINDOW)
         self._marks: deque[tuple[float, Counters]] = deque()
         self._last: Sample | None = None
 

@@ -1,16 +1,76 @@
-"""What the answers of both endpoints have in common."""
+"""The common part of both endpoints' answers: heading, usage, and what an answer does."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...runtime.generation.pieces import Piece
+from .kinds import Schema, ref
+
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_SOME: Schema = {"type": "integer", "minimum": 1}
+
+
+def schemas() -> dict[str, Schema]:
+    """Of the description's components."""
+    cached = {
+        "type": "object",
+        "required": ["cached_tokens"],
+        "additionalProperties": False,
+        "properties": {"cached_tokens": _COUNT},
+    }
+    usage = {
+        "prompt_tokens": _SOME,
+        "completion_tokens": _COUNT,
+        "total_tokens": _SOME,
+        "prompt_tokens_details": cached,
+    }
+    return {
+        "Usage": {
+            "type": "object",
+            "required": list(usage),
+            "additionalProperties": False,
+            "properties": usage,
+        },
+        "FinishReason": {"enum": ["stop", "length", "tool_calls"]},
+    }
+
+
+def answer_schema(prefix: str, kind: str, choice: Schema) -> Schema:
+    """Of a whole answer. prefix: of its id. choice: properties of each choice, beside its index and
+    finish_reason."""
+    return {
+        "type": "object",
+        "required": ["id", "object", "created", "model", "system_fingerprint", "choices", "usage"],
+        "additionalProperties": False,
+        "properties": {
+            "id": {"type": "string", "pattern": f"^{prefix}-"},
+            "object": {"const": kind},
+            "created": {"type": "integer"},
+            "model": {"type": "string"},
+            "system_fingerprint": {"type": "string"},
+            "usage": ref("Usage"),
+            "choices": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "required": ["index", *choice, "finish_reason"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "index": _COUNT,
+                        "finish_reason": ref("FinishReason"),
+                        **choice,
+                    },
+                },
+            },
+        },
+    }
 
 
 @dataclass
-class Usage:
+class TokenUsage:
     """Tokens of one request. cached: of the prompts, taken from what a session had seen."""
 
     prompt: int = 0
@@ -49,7 +109,7 @@ class Heading:
             "choices": choices,
         }
 
-    def whole(self, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+    def whole(self, choices: list[dict[str, Any]], usage: TokenUsage) -> dict[str, Any]:
         return {**self._body(self.kind, choices), "usage": usage.body}
 
     def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -58,7 +118,7 @@ class Heading:
         body = self._body(kind, choices)
         return {**body, "usage": None} if self.streams_usage else body
 
-    def last(self, usage: Usage) -> dict[str, Any]:
+    def last(self, usage: TokenUsage) -> dict[str, Any]:
         """The chunk with the usage and no choices."""
         return {**self.chunk([]), "usage": usage.body}
 
@@ -79,13 +139,4 @@ class Answer(Protocol):
 
     def finish(self, index: int, reason: str) -> list[dict[str, Any]]: ...
 
-    def whole(self, usage: Usage) -> dict[str, Any]: ...
-
-
-DONE = b"data: [DONE]\n\n"
-
-
-def event(chunk: dict[str, Any]) -> bytes:
-    """A server-sent event."""
-    text = json.dumps(chunk, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
+    def whole(self, usage: TokenUsage) -> dict[str, Any]: ...

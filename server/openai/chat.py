@@ -11,41 +11,36 @@ from ...runtime.generation.template import Message
 from ..refusals import RequestError, refusal_of, unsupported, wrong
 from ..service import Service
 from .chat_answer import CallTask, ChatAnswer
-from .fields import Fields, check_depth, parse_object
-from .formats import read_format
+from .fields import Fields
+from .json_body import check_depth, parse_object
 from .messages import read_messages
-from .options import read_max_tokens, read_options
-from .prepared import (
-    Prepared,
-    check_bias,
-    check_grammar,
-    check_length,
-    check_model,
-    encode_prompt,
-    new_heading,
+from .models import check_model
+from .options import read_options
+from .parameters import (
+    CHAT_LOGPROBS,
+    CHAT_REFUSED,
+    CHAT_TEMPLATE_KWARGS,
+    MAX_COMPLETION_TOKENS,
+    MAX_TOKENS,
+    MODALITIES,
+    MODEL,
+    TOP_LOGPROBS,
 )
+from .prompts import check_length, encode_prompt
+from .request import GenerationRequest, check_bias, check_grammar, new_heading
+from .response_format import read_format
 from .tools import Tools, read_tools
 
-_UNSUPPORTED = {
-    "audio": "this model writes text alone",
-    "prediction": "leave it out",
-    "web_search_options": "leave it out",
-    "verbosity": "ask for it in a message",
-    "reasoning_effort": "where the chat template knows it, give it in chat_template_kwargs",
-}
-_MOST_ALTERNATIVES = 20
 
-
-def prepare_chat(service: Service, body: bytes) -> Prepared:
+def read_chat(service: Service, body: bytes) -> GenerationRequest:
     """Raises RequestError."""
     fields = Fields(parse_object(body, service.most_values))
-    check_model(fields, service.name)
-    fields.refuse(_UNSUPPORTED)
-    if fields.sequence("modalities", 2) not in ([], ["text"]):
-        raise wrong("modalities", 'must be ["text"]: this model writes text alone')
+    check_model(service, fields.read(MODEL))
+    fields.refuse(CHAT_REFUSED)
+    fields.read(MODALITIES)
     messages = read_messages(fields)
     tools = read_tools(fields)
-    variables = fields.take("chat_template_kwargs") or {}
+    variables = fields.read(CHAT_TEMPLATE_KWARGS) or {}
     options = read_options(fields, chat_max_tokens(fields), alternatives(fields))
     grammar = read_format(fields)
     fields.finish()
@@ -57,10 +52,10 @@ def prepare_chat(service: Service, body: bytes) -> Prepared:
     if tools is not None:
         if grammar is not None:
             raise wrong("response_format", "and tools cannot be used together; leave one out")
-        if service.tool_form is None:
+        if service.call_style is None:
             raise wrong("tools", f"cannot be offered: {service.why_no_tools}", "unsupported_tools")
         variables = {**variables, "tools": list(tools.definitions)}
-        task = CallTask(tools, service.tool_form, service.mark_token(service.tool_form))
+        task = CallTask(tools, service.call_style, service.mark_token(service.call_style))
         beginning, grammar = how_to_call(task, tools)
     ids = encode_chat(service, messages, variables, beginning)
     if task is None:
@@ -70,7 +65,7 @@ def prepare_chat(service: Service, body: bytes) -> Prepared:
     heading = new_heading(service, "chat.completion", options)
     spell = None if options.logprobs is None else service.spell
     answer = ChatAnswer(heading, options.choices, task, spell)
-    return Prepared(options, [ids], grammar, answer)
+    return GenerationRequest(options, [ids], grammar, answer)
 
 
 def check_call_grammar(service: Service, grammar: Grammar | None, tools: Tools) -> None:
@@ -106,11 +101,11 @@ def encode_chat(
 
 def how_to_call(task: CallTask, tools: Tools) -> tuple[str, Grammar | None]:
     """How the answer begins, and what it must fit."""
-    form = task.form
+    form, key = task.style.form, task.style.key
     if not tools.needed:
         if not tools.strict:
             return "", None
-        answer = form.answer_grammar(tools.schemas)
+        answer = form.answer_grammar(tools.schemas, key)
         if answer is None:
             raise unsupported(tools.strict, "or make it false, or name a tool in tool_choice")
         return "", Grammar.lark(answer)
@@ -118,21 +113,19 @@ def how_to_call(task: CallTask, tools: Tools) -> tuple[str, Grammar | None]:
     if beginning is None:
         raise wrong("tool_choice", "must name one function with this model's chat template")
     schemas = {name: tools.schemas[name] for name in tools.needed}
-    return beginning, Grammar.lark(form.call_grammar(schemas))
+    return beginning, Grammar.lark(form.call_grammar(schemas, key))
 
 
 def chat_max_tokens(fields: Fields) -> int | None:
     """max_completion_tokens, or max_tokens, its earlier name."""
-    new = read_max_tokens(fields, "max_completion_tokens")
-    old = read_max_tokens(fields, "max_tokens")
+    new, old = fields.read(MAX_COMPLETION_TOKENS), fields.read(MAX_TOKENS)
     if new is not None and old is not None and new != old:
         raise wrong("max_tokens", "is another name of max_completion_tokens; give one of them")
     return old if new is None else new
 
 
 def alternatives(fields: Fields) -> int | None:
-    wanted = fields.boolean("logprobs")
-    top = fields.whole("top_logprobs", 0, _MOST_ALTERNATIVES)
+    wanted, top = fields.read(CHAT_LOGPROBS), fields.read(TOP_LOGPROBS)
     if top is not None and not wanted:
         raise wrong("top_logprobs", "needs logprobs to be true")
     return (top or 0) if wanted else None

@@ -7,20 +7,72 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...runtime.generation.pieces import Piece, TokenLogprob
-from ..tool_calls.forms import ToolForm
-from ..tool_calls.reader import CallReader, Part, ToolCall, forced_call
-from .answer import Heading, Usage
+from ..tool_calls.call import ToolCall
+from ..tool_calls.forms import CallStyle
+from ..tool_calls.reader import CallReader, Part, forced_call
+from .answer import Heading, TokenUsage, answer_schema
+from .kinds import Schema, ref
 from .tools import Tools
+
+_TEXT: Schema = {"type": "string"}
+_NO_TEXT: Schema = {"type": "null"}
+
+
+def schemas() -> dict[str, Schema]:
+    """Of the description's components."""
+    byte = {"type": "integer", "minimum": 0, "maximum": 255}
+    token = {
+        "token": _TEXT,
+        "logprob": {"type": "number", "maximum": 0},
+        "bytes": {"type": "array", "items": byte},
+        "top_logprobs": {"type": "array", "items": ref("TokenLogprob")},
+    }
+    function = {"name": _TEXT, "arguments": _TEXT}
+    call = {
+        "id": _TEXT,
+        "type": {"const": "function"},
+        "function": {"type": "object", "required": list(function), "properties": function},
+    }
+    message = {
+        "type": "object",
+        "required": ["role", "content", "refusal"],
+        "additionalProperties": False,
+        "properties": {
+            "role": {"const": "assistant"},
+            "content": {"type": ["string", "null"]},
+            "refusal": _NO_TEXT,
+            "tool_calls": {"type": "array", "minItems": 1, "items": ref("ToolCall")},
+        },
+    }
+    logprobs = {
+        "type": ["object", "null"],
+        "required": ["content", "refusal"],
+        "properties": {
+            "content": {"type": "array", "items": ref("TokenLogprob")},
+            "refusal": _NO_TEXT,
+        },
+    }
+    return {
+        "TokenLogprob": {
+            "type": "object",
+            "required": ["token", "logprob", "bytes"],
+            "properties": token,
+        },
+        "ToolCall": {"type": "object", "required": list(call), "properties": call},
+        "Chat": answer_schema(
+            "chatcmpl", "chat.completion", {"message": message, "logprobs": logprobs}
+        ),
+    }
 
 
 class CallTask:
     """What an answer's calls are read by. mark_token: see CallReader."""
 
-    def __init__(self, tools: Tools, form: ToolForm, mark_token: int | None):
-        self.tools, self.form, self._mark_token = tools, form, mark_token
+    def __init__(self, tools: Tools, style: CallStyle, mark_token: int | None):
+        self.tools, self.style, self._mark_token = tools, style, mark_token
 
     def reader(self) -> CallReader:
-        return CallReader(self.form, self.tools.schemas, mark_token=self._mark_token)
+        return CallReader(self.style, self.tools.schemas, mark_token=self._mark_token)
 
 
 class ChatChoice:
@@ -45,7 +97,7 @@ class ChatChoice:
 
     def finish(self) -> list[dict[str, Any]]:
         if self._forced and self._task is not None:
-            call = forced_call(self._task.form, self._task.tools.needed, self._text)
+            call = forced_call(self._task.style, self._task.tools.needed, self._text)
             return self._tell([] if call is None else [call])
         return self._tell(self._reader.finish() if self._reader is not None else [])
 
@@ -120,7 +172,7 @@ class ChatAnswer:
             "finish_reason": reason,
         }])  # fmt: skip
 
-    def whole(self, usage: Usage) -> dict[str, Any]:
+    def whole(self, usage: TokenUsage) -> dict[str, Any]:
         return self.heading.whole([
             {
                 "index": index,

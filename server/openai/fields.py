@@ -1,91 +1,72 @@
-"""Reading JSON that others wrote: every field is taken by name and type, and what is left over is
-refused by name."""
+"""The fields of a JSON object in a request: declared once as parameters, read and described by
+what was declared. What no parameter takes is refused by name."""
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from ..refusals import RequestError, show, unsupported, wrong
+from ..refusals import RequestError, missing, show, unsupported, wrong
+from .kinds import Schema, ValueKind
 
-DEEPEST = 100  # levels of a schema, of a tool, or of a call's arguments
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+NEEDED: Any = object()  # the default of a parameter that must not be left out
 
 
-def parse_object(body: bytes, most: int = 100_000) -> dict[str, Any]:
-    """A request's body. most: values that it may have, as each takes memory.
+@dataclass(frozen=True)
+class Parameter(Generic[T_co]):
+    """A field by name.
 
-    Raises:
-        RequestError: it is not a JSON object in UTF-8, or holds what JSON cannot (NaN, a number
-            that is no finite float, half a character), or too much.
+    kind: of its values. default: the value where it is left out, or NEEDED. about: what it does,
+    for the description.
     """
-    if body.count(b",") + body.count(b"[") + body.count(b"{") > most:
-        raise RequestError(f"the body has more than {most} values", code="body_too_large")
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"the body is not UTF-8: byte 0x{body[error.start]:02x} at position {error.start}"
-        ) from error
-    try:
-        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-        if _SURROGATE.search(text):
-            json.dumps(data, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            "the body holds half of a surrogate pair (\\ud800 to \\udfff)"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise RequestError(
-            f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except RecursionError as error:
-        raise RequestError("the body is nested too deeply") from error
-    except _NoNumber as error:
-        raise RequestError(f"the body is not JSON: {error}") from error
-    except ValueError as error:
-        raise RequestError("the body has a number of thousands of digits") from error
-    if not isinstance(data, dict):
-        raise RequestError(f"the body must be a JSON object, not {show(data)}")
-    return data
+
+    name: str
+    kind: ValueKind[T_co]
+    default: T_co
+    about: str = ""
+
+    @property
+    def needed(self) -> bool:
+        return self.default is NEEDED
+
+    @property
+    def schema(self) -> Schema:
+        schema = self.kind.schema if self.needed else or_null(self.kind.schema)
+        if isinstance(self.default, (bool, int, float, str)):
+            schema["default"] = self.default
+        if self.about:
+            schema["description"] = self.about
+        return schema
 
 
-class _NoNumber(ValueError):
-    pass
+def or_null(schema: Schema) -> Schema:
+    """The schema, of null too; one that is defined elsewhere says so itself."""
+    if "type" in schema:
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        return schema if "null" in kinds else {**schema, "type": [*kinds, "null"]}
+    if "enum" in schema:
+        return {**schema, "enum": [*schema["enum"], None]}
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [{"type": "null"}, *schema["anyOf"]]}
+    return dict(schema)
 
 
-def _refuse_constant(name: str) -> None:
-    raise _NoNumber(f"{name} is no number of JSON's")
+def properties(parameters: Sequence[Parameter[Any]]) -> Schema:
+    return {parameter.name: parameter.schema for parameter in parameters}
 
 
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise _NoNumber(f"{_cut(digits)} is too large a number")
-    return number
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:117]}…"
-
-
-def check_depth(value: object, name: str) -> None:
-    """Raises RequestError where `value` is nested more than DEEPEST levels."""
-    level = [value]
-    for _ in range(DEEPEST):
-        inner: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner += item.values()
-            elif isinstance(item, list):
-                inner += item
-        if not inner:
-            return
-        level = inner
-    raise wrong(name, f"is nested more than {DEEPEST} levels")
+def object_schema(parameters: Sequence[Parameter[Any]]) -> Schema:
+    """Of an object with these fields and no others."""
+    needed = [parameter.name for parameter in parameters if parameter.needed]
+    return {
+        "type": "object",
+        **({"required": needed} if needed else {}),
+        "additionalProperties": False,
+        "properties": properties(parameters),
+    }
 
 
 class Fields:
@@ -105,84 +86,34 @@ class Fields:
     def where(self, name: str) -> str:
         return f"{self._path}.{name}" if self._path and name else self._path or name
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._left
+    def __contains__(self, parameter: Parameter[Any]) -> bool:
+        return parameter.name in self._left
 
-    def take(self, name: str) -> Any:
-        """The value as it is; None where there is none."""
-        return self._left.pop(name, None)
+    def read(self, parameter: Parameter[T]) -> T:
+        """The value, or the default.
+
+        Raises:
+            RequestError: it is missing and needed, or of another kind.
+        """
+        if parameter.needed and parameter not in self:
+            raise missing(self.where(parameter.name))
+        value = self.find(parameter)
+        return parameter.default if value is None else value
+
+    def find(self, parameter: Parameter[T]) -> T | None:
+        """The value; None where it is left out, even if it is needed."""
+        if parameter not in self:
+            return None
+        return parameter.kind.read(self._left.pop(parameter.name), self.where(parameter.name))
 
     def entries(self) -> dict[str, Any]:
         """All that is left."""
         left, self._left = self._left, {}
         return left
 
-    def need(self, name: str) -> Any:
-        if name not in self._left:
-            raise wrong(self.where(name), "is missing", "missing_required_parameter")
-        return self._left.pop(name)
-
-    def boolean(self, name: str, default: bool = False) -> bool:
-        value = self._left.pop(name, default)
-        if not isinstance(value, bool):
-            raise wrong(self.where(name), f"must be true or false, not {show(value)}")
-        return value
-
-    def whole(self, name: str, low: int, high: int) -> int | None:
-        value = self._left.pop(name, None)
-        if value is None:
-            return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise wrong(
-                self.where(name), f"must be a whole number from {low} to {high}, not {show(value)}"
-            )
-        return value
-
-    def number(
-        self, name: str, low: float, high: float, default: float, *, above: bool = False
-    ) -> float:
-        """above: more than `low`."""
-        value = self._left.pop(name, default)
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not fits or not low <= value <= high or (above and value == low):
-            least = f"more than {low:g} and at most" if above else f"from {low:g} to"
-            raise wrong(self.where(name), f"must be a number {least} {high:g}, not {show(value)}")
-        return float(value)
-
-    def text(self, name: str, most: int | None = None) -> str | None:
-        value = self._left.pop(name, None)
-        if value is None:
-            return None
-        if not isinstance(value, str):
-            raise wrong(self.where(name), f"must be a string, not {show(value)}")
-        if most is not None and len(value) > most:
-            raise wrong(self.where(name), f"must have at most {most} characters, not {len(value)}")
-        return value
-
-    def choice(self, name: str, allowed: Collection[str]) -> str | None:
-        value = self._left.pop(name, None)
-        if value is not None and (not isinstance(value, str) or value not in allowed):
-            names = ", ".join(allowed)
-            raise wrong(self.where(name), f"must be one of {names}, not {show(value)}")
-        return value
-
-    def inner(self, name: str) -> Fields | None:
-        value = self._left.pop(name, None)
-        return None if value is None else Fields(value, self.where(name))
-
-    def sequence(self, name: str, most: int) -> list[Any]:
-        value = self._left.pop(name, [])
-        if not isinstance(value, list):
-            raise wrong(self.where(name), f"must be an array, not {show(value)}")
-        if len(value) > most:
-            raise wrong(self.where(name), f"must have at most {most} entries, not {len(value)}")
-        return value
-
-    def refuse(self, names: Mapping[str, str]) -> None:
-        """Refuses these fields; `names` says what to do instead."""
-        for name, remedy in names.items():
+    def refuse(self, remedies: Mapping[str, str]) -> None:
+        """Refuses fields by name; `remedies` says what to do instead."""
+        for name, remedy in remedies.items():
             if name in self._left:
                 raise unsupported(self.where(name), remedy)
 
@@ -194,3 +125,17 @@ class Fields:
                 param=self.where(name)[:200],
                 code="unknown_parameter",
             )
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object with these fields, which whoever takes it reads and finishes."""
+
+    parameters: tuple[Parameter[Any], ...] = ()
+
+    @property
+    def schema(self) -> Schema:
+        return object_schema(self.parameters)
+
+    def read(self, value: Any, where: str) -> Fields:
+        return Fields(value, where)

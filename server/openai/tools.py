@@ -8,11 +8,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..refusals import show, unsupported, wrong
-from .fields import Fields, check_depth
+from .fields import NEEDED, Fields, Object, Parameter, object_schema
+from .json_body import check_depth
+from .kinds import Anything, Boolean, Schema, Text
+from .parameters import PARALLEL_TOOL_CALLS, TOOL_CHOICE, TOOLS, TOOLS_REFUSED
 
-MOST_TOOLS = 128
-_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+_NAME = "[a-zA-Z0-9_.-]{1,64}"
 _ANY_ARGUMENTS = {"type": "object"}
+
+TYPE: Parameter[Any] = Parameter("type", Anything({"const": "function"}), NEEDED)
+NAME: Parameter[Any] = Parameter(
+    "name", Anything({"type": "string", "pattern": f"^{_NAME}$"}), NEEDED
+)
+DESCRIPTION = Parameter("description", Text(), None)
+PARAMETERS: Parameter[Any] = Parameter(
+    "parameters", Anything({"type": "object"}), None, "JSON Schema of the arguments."
+)
+STRICT = Parameter("strict", Boolean(), False, "Calls are sure to fit the schema.")
+FUNCTION: Parameter[Fields] = Parameter(
+    "function", Object((NAME, DESCRIPTION, PARAMETERS, STRICT)), NEEDED
+)
+CHOSEN_NAME: Parameter[Any] = Parameter("name", Anything({"type": "string"}), NEEDED)
+CHOSEN_FUNCTION: Parameter[Fields] = Parameter("function", Object((CHOSEN_NAME,)), NEEDED)
+
+
+def schemas() -> dict[str, Schema]:
+    """Of the description's components."""
+    choice = {
+        "anyOf": [
+            {"enum": ["none", "auto", "required", None]},
+            object_schema((TYPE, CHOSEN_FUNCTION)),
+        ]
+    }
+    return {"Tool": object_schema((TYPE, FUNCTION)), "ToolChoice": choice}
 
 
 @dataclass(frozen=True)
@@ -33,18 +61,16 @@ class Tools:
 
 def read_tools(fields: Fields) -> Tools | None:
     """None where there are no tools, or where the model is not to call any."""
-    fields.refuse({"functions": "use tools", "function_call": "use tool_choice"})
-    parallel = fields.boolean("parallel_tool_calls", True)
-    choice = fields.take("tool_choice")
-    given = fields.sequence("tools", MOST_TOOLS)
+    fields.refuse(TOOLS_REFUSED)
+    parallel = fields.read(PARALLEL_TOOL_CALLS)
+    choice = fields.read(TOOL_CHOICE)
     definitions, schemas, strict = [], {}, ""
-    for index, item in enumerate(given):
+    offered = fields.read(TOOLS) or []
+    for index, item in enumerate(offered):
         tool = Fields(item, f"tools[{index}]")
-        if (kind := tool.need("type")) != "function":
+        if (kind := tool.read(TYPE)) != "function":
             raise unsupported(tool.where("type"), f"use function tools, not {show(kind)}")
-        function = tool.inner("function")
-        if function is None:
-            raise wrong(tool.where("function"), "is missing", "missing_required_parameter")
+        function = tool.read(FUNCTION)
         name, schema, is_strict = read_function(function)
         tool.finish()
         if name in schemas:
@@ -60,19 +86,19 @@ def read_tools(fields: Fields) -> Tools | None:
 
 
 def read_function(fields: Fields) -> tuple[str, Any, bool]:
-    name = fields.need("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    name = fields.read(NAME)
+    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
         raise wrong(
             fields.where("name"), f"must be 1 to 64 letters, digits, '_', '.' or '-', not "
             f"{show(name)}"
         )  # fmt: skip
-    fields.text("description")
-    schema = fields.take("parameters")
+    fields.read(DESCRIPTION)
+    schema = fields.read(PARAMETERS)
     if schema is not None and not isinstance(schema, dict):
         raise wrong(fields.where("parameters"), f"must be an object, not {show(schema)}")
     if schema is not None and "x-guidance" in schema:
         raise wrong(fields.where("parameters"), "must not have 'x-guidance'; leave it out")
-    strict = fields.boolean("strict")
+    strict = fields.read(STRICT)
     fields.finish()
     return name, schema or _ANY_ARGUMENTS, strict
 
@@ -91,10 +117,10 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[tuple[str, ...]
             f"must be none, auto, required or the name of a function, not {show(choice)}",
         )
     fields = Fields(choice, "tool_choice")
-    if fields.need("type") != "function":
+    if fields.read(TYPE) != "function":
         raise unsupported("tool_choice.type", 'use {"type": "function", …}')
-    function = fields.inner("function")
-    name = function.need("name") if function is not None else None
+    function = fields.find(CHOSEN_FUNCTION)
+    name = function.read(CHOSEN_NAME) if function is not None else None
     if function is not None:
         function.finish()
     fields.finish()

@@ -1,17 +1,17 @@
 // Puts the page together.
 
-import { Budget } from './budget.js';
-import { Chat } from './chat.js';
-import { ChatView } from './chat_view.js';
-import { Composer } from './composer.js';
-import { Conversation } from './conversation.js';
-import { Experts } from './experts.js';
-import { showFigures, showFirst } from './figures.js';
-import { Grid } from './grid.js';
-import { startLive } from './live.js';
-import { Settings } from './settings.js';
-import { ExpertTable } from './table.js';
-import { TextView } from './text_view.js';
+import { Budget } from './model/budget.js';
+import { Chat } from './chat/chat.js';
+import { ChatView } from './chat/chat_view.js';
+import { Composer } from './chat/composer.js';
+import { Conversation } from './chat/conversation.js';
+import { Experts } from './model/experts.js';
+import { showFigures, showFirst } from './model/figures.js';
+import { Grid } from './model/grid.js';
+import { startLive } from './model/live.js';
+import { Settings } from './chat/settings.js';
+import { ExpertTable } from './model/table.js';
+import { TextView } from './chat/text_view.js';
 import { startTheme } from './theme.js';
 
 const find = (id) => document.getElementById(id);

@@ -1,16 +1,17 @@
-"""How a chat template has the model write its calls: found by having it render one."""
+"""The forms of tool calls, and the one in which a chat template has its model write them."""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Protocol
 
 from ...errors import PocketMoEError
 from ...runtime.generation.template import ChatTemplate
+from . import hermes, llama_json, mistral_args, mistral_array
+from .call import ToolCall
 
 _log = logging.getLogger(__name__)
 _NAME, _KEY = "probe_of_tools", "probe_of_arguments"
@@ -30,77 +31,63 @@ _CALL = {
 }
 _ANSWER = {"role": "tool", "name": _NAME, "tool_call_id": "a1b2c3d4e", "content": "x"}
 
-Kind = Literal["tagged", "json", "listed", "headed"]
 
+class ToolForm(Protocol):
+    """A form: each is a module with these names.
 
-@dataclass(frozen=True)
-class ToolForm:
-    """kind: "tagged", <tool_call>{…}</tool_call> around each call (Hermes, Qwen); "json", calls and
-    nothing else (Llama 3); "listed", a mark and then an array of calls (Mistral until 2024);
-    "headed", the mark, a name, [ARGS] and the arguments, for each call (Mistral since).
-    arguments: the key of the arguments in a call.
+    schemas: of the arguments of tools, by the tools' names. key: of the arguments in a call that is
+    an object, "arguments" or "parameters".
     """
 
-    kind: Kind
-    arguments: str
+    START: str
+    """The mark that begins a call; empty where an answer is a call from its first character on."""
+    END: str
+    """The mark that ends it, after which text may follow; empty where the rest of the answer is
+    calls."""
 
-    @property
-    def mark(self) -> str:
-        return {"tagged": "<tool_call>", "json": "", "listed": "[TOOL_CALLS]",
-                "headed": "[TOOL_CALLS]"}[self.kind]  # fmt: skip
+    def detect(self, text: str, name: str) -> bool:
+        """Whether a conversation with a call of the tool `name`, or the source of a chat template,
+        has calls in this form."""
+        ...
 
     def beginning(self, names: Sequence[str]) -> str | None:
         """Text that begins an answer which must be a call of one of these tools; None where no
         single text does."""
-        if self.kind == "tagged":
-            return "<tool_call>\n"
-        if self.kind == "listed":
-            return "[TOOL_CALLS] "
-        if self.kind == "headed":
-            return f"[TOOL_CALLS]{names[0]}[ARGS]" if len(names) == 1 else None
-        return ""
+        ...
 
-    def call_grammar(self, schemas: Mapping[str, Any]) -> str:
+    def call_grammar(self, schemas: Mapping[str, Any], key: str) -> str:
         """A grammar in Lark's form of what follows `beginning`: a call of one of these tools."""
-        if self.kind == "headed":
-            (only,) = schemas.values()
-            return f"start: {_json(only)}"
-        start = 'start: "[" call "]"' if self.kind == "listed" else "start: call"
-        return f"{start}\n{self._call_rules(schemas)}"
+        ...
 
-    def answer_grammar(self, schemas: Mapping[str, Any]) -> str | None:
-        """A grammar of any answer whose calls are valid; None where marks are special tokens, which
-        grammars of text do not know."""
-        call = self._call_rules(schemas)
-        if self.kind == "json":
-            return f"start: call | TEXT\nTEXT: /([^{{\\[\\s](.|\\n)*)?/\n{call}"
-        if self.kind != "tagged":
-            return None
-        return (
-            "start: marked* TEXT\n"
-            "TEXT: /(.|\\n)*/\n"
-            'mark[lazy]: TEXT "<tool_call>"\n'
-            'marked: mark "\\n" call "\\n</tool_call>"\n' + call
-        )
+    def answer_grammar(self, schemas: Mapping[str, Any], key: str) -> str | None:
+        """A grammar of any answer whose calls are valid; None where there is none."""
+        ...
 
-    def _call_rules(self, schemas: Mapping[str, Any]) -> str:
-        """The rule `call`: any one of the tools. Each schema is a document of its own, to which its
-        references lead."""
-        rules = []
-        for name, schema in schemas.items():
-            begun = f'{{"name": {json.dumps(name)}, "{self.arguments}": '
-            rules.append(f'{json.dumps(begun)} ({_json(schema)}) "}}"')
-        return "call: " + "\n    | ".join(rules)
+    def read_calls(self, text: str, names: Collection[str], key: str) -> list[ToolCall]:
+        """The calls in what stands between START and END, or after START where there is no END.
+        Empty where it is anything but calls of `names`."""
+        ...
+
+    def read_forced(self, text: str, names: Sequence[str], key: str) -> ToolCall | None:
+        """The call in a text that fits `call_grammar`, as far as it came; None where not even its
+        name did."""
+        ...
 
 
-def _json(schema: Mapping[str, Any]) -> str:
-    """JSON of a schema, in Lark's form, with the spaces that models write."""
-    form = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return f"%json {json.dumps({**schema, 'x-guidance': form})}"
+# The first one that detects itself is taken.
+FORMS: tuple[ToolForm, ...] = (mistral_args, mistral_array, hermes, llama_json)
 
 
-def find_tool_form(template: ChatTemplate | None) -> tuple[ToolForm | None, str]:
-    """The form, or None and why there is none."""
+@dataclass(frozen=True)
+class CallStyle:
+    """How a template has calls written: in which form. key: see ToolForm."""
+
+    form: ToolForm
+    key: str
+
+
+def find_call_style(template: ChatTemplate | None) -> tuple[CallStyle | None, str]:
+    """The style, found by having the template render a call; or None and why there is none."""
     if template is None:
         return None, "the bundle has no chat template"
     try:
@@ -123,15 +110,8 @@ def find_tool_form(template: ChatTemplate | None) -> tuple[ToolForm | None, str]
     return None, "calls in the form of the model's chat template cannot be read here"
 
 
-def recognize(text: str) -> ToolForm | None:
-    """The form of the calls in a rendered conversation, or in a template's source."""
+def recognize(text: str) -> CallStyle | None:
+    """The style of the calls in a rendered conversation, or in a template's source."""
     key = "parameters" if re.search(r'"parameters"\s*:\s*\{\s*"' + _KEY, text) else "arguments"
-    if re.search(r"\[TOOL_CALLS\]\s*" + _NAME, text) or "[ARGS]" in text:
-        return ToolForm("headed", key)
-    if "[TOOL_CALLS]" in text:
-        return ToolForm("listed", key)
-    if re.search(r"<tool_call>\s*\{", text) or ("<tool_call>" in text and "<function=" not in text):
-        return ToolForm("tagged", key)
-    if re.search(r'\{\s*"name"\s*:\s*"' + _NAME + r'"\s*,\s*"(parameters|arguments)"', text):
-        return ToolForm("json", key)
-    return None
+    form = next((form for form in FORMS if form.detect(text, _NAME)), None)
+    return None if form is None else CallStyle(form, key)

@@ -24,9 +24,9 @@ from pocketmoe.engines.libraries import RTX
 from pocketmoe.errors import BundleError, EngineError
 from pocketmoe.runtime.gpu.backends import choose_engines
 from pocketmoe.runtime.opening import open_bundle
-from pocketmoe.tests.support.host_device import HostDevice
-from pocketmoe.tests.support.rtx_library import needs_rtx
-from pocketmoe.tests.support.sample_graphs import add_sample_graphs
+from pocketmoe.tests.support.gpu.host_device import HostDevice
+from pocketmoe.tests.support.gpu.rtx_library import needs_rtx
+from pocketmoe.tests.support.gpu.sample_graphs import add_sample_graphs
 
 ORIN = Gpu("Orin", "8.7", 8 << 30, True)
 CARD = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30, False)

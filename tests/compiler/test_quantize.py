@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pocketmoe.compiler.quantize import quantize_matrix
+from pocketmoe.tests.support.examples import examples
 
 FINITE = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(arrays(np.float32, (3, 128), elements=FINITE), st.sampled_from([32, 64, 128]))
 def test_int8_is_within_half_a_step(matrix: np.ndarray, block_size: int) -> None:
     quantized = quantize_matrix(matrix, 8, block_size)
@@ -23,7 +24,7 @@ def test_int8_is_within_half_a_step(matrix: np.ndarray, block_size: int) -> None
     assert (np.abs(quantized.dequantized() - matrix) <= 0.501 * steps + 128 * rounding).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(arrays(np.float32, (2, 64), elements=FINITE), st.sampled_from([32, 64]))
 def test_int4_is_never_worse_than_no_clipping(matrix: np.ndarray, block_size: int) -> None:
     quantized = quantize_matrix(matrix, 4, block_size)

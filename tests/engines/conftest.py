@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pocketmoe.bundle.gpu_graphs import GpuGraphs
-from pocketmoe.tests.support.sample_graphs import (
+from pocketmoe.tests.support.gpu.sample_graphs import (
     add_sample_graphs,
     write_sample_graphs,
 )

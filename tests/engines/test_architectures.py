@@ -17,7 +17,7 @@ from pocketmoe.engines.architectures import (
 from pocketmoe.engines.libraries import RTX
 from pocketmoe.errors import EngineError, InputError, TargetError
 from pocketmoe.targets import find_target
-from pocketmoe.tests.support.rtx_library import needs_rtx
+from pocketmoe.tests.support.gpu.rtx_library import needs_rtx
 
 INT4 = Precision("int4", "int8", "int8", 32)
 

@@ -21,8 +21,8 @@ from pocketmoe.bundle.manifest import (
 from pocketmoe.engines.build import add_engines
 from pocketmoe.engines.libraries import RTX
 from pocketmoe.errors import BundleError, EngineError, InputError
-from pocketmoe.tests.support.rtx_library import needs_rtx
-from pocketmoe.tests.support.sample_graphs import (
+from pocketmoe.tests.support.gpu.rtx_library import needs_rtx
+from pocketmoe.tests.support.gpu.sample_graphs import (
     FLOAT,
     node,
     save,

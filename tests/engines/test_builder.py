@@ -20,8 +20,8 @@ from pocketmoe.engines.builder import BuiltEngine, EngineBuilder
 from pocketmoe.engines.hardware import Gpu
 from pocketmoe.engines.libraries import RTX, STOCK
 from pocketmoe.errors import EngineError
-from pocketmoe.tests.support.rtx_library import needs_rtx
-from pocketmoe.tests.support.sample_graphs import (
+from pocketmoe.tests.support.gpu.rtx_library import needs_rtx
+from pocketmoe.tests.support.gpu.sample_graphs import (
     BLOCK,
     FILES,
     FLOAT,

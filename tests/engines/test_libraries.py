@@ -12,7 +12,7 @@ from pocketmoe.engines import hardware, libraries
 from pocketmoe.engines.hardware import find_gpu
 from pocketmoe.engines.libraries import RTX, STOCK, is_installed, load_tensorrt
 from pocketmoe.errors import EngineError
-from pocketmoe.tests.support.rtx_library import needs_rtx
+from pocketmoe.tests.support.gpu.rtx_library import needs_rtx
 
 NAMES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx")
 

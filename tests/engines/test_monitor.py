@@ -11,7 +11,7 @@ from pocketmoe.bundle.gpu_graphs import GpuGraphs
 from pocketmoe.engines.build import build_engines
 from pocketmoe.engines.libraries import RTX
 from pocketmoe.engines.monitor import BuildProgress, stoppable
-from pocketmoe.tests.support.rtx_library import needs_rtx
+from pocketmoe.tests.support.gpu.rtx_library import needs_rtx
 from pocketmoe.tests.support.watched import Watched
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pocketmoe.engines.libraries import rtx_libraries
+from pocketmoe.tests.support.gpu.rtx_library import needs_rtx
 from pocketmoe.tests.support.paths import ROOT
-from pocketmoe.tests.support.rtx_library import needs_rtx
 
 CHECKED = ("engines.builder", "engines.monitor", "engines.messages")
 CONFIG = """[mypy]

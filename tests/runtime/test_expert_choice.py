@@ -21,6 +21,7 @@ from pocketmoe.errors import InputError
 from pocketmoe.model.spec import ModelSpec
 from pocketmoe.runtime.expert_choice import DROPPED, ExpertChoice, drop_cold, keep_strongest
 from pocketmoe.runtime.routing import route
+from pocketmoe.tests.support.examples import examples
 
 TOKENS = np.random.default_rng(0).integers(1, 384, 60).tolist()
 
@@ -63,7 +64,7 @@ def test_keep_strongest_is_what_a_loop_does(
     assert (found.dtype, chosen.dtype, found.shape) == (np.float32, np.int64, weights.shape)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     routes(), st.sets(st.integers(0, 8)), st.sampled_from([0.0, 0.3, 0.5, 1.0]),
     st.integers(1, 5),

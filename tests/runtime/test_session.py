@@ -19,6 +19,7 @@ from pocketmoe.bundle.manifest import PREDICTORS, read_manifest, write_manifest
 from pocketmoe.errors import ContextError, InputError
 from pocketmoe.runtime.cpu import budget
 from pocketmoe.tests.support.session_runs import TOKENS, run
+from pocketmoe.tests.support.waiting import PATIENCE
 
 
 def test_a_prompt_in_chunks_gives_the_logits_of_one_piece(tiny_bundle_fp32: Path) -> None:
@@ -189,7 +190,7 @@ session.forward([4])
 session.close()
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert done.stdout == "the session was opened before a fork; open the bundle again here\n"
 

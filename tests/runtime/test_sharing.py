@@ -24,7 +24,7 @@ from pocketmoe.tests.runtime.batching.test_parallel import (
     play,
     play_together,
 )
-from pocketmoe.tests.support.serving import until
+from pocketmoe.tests.support.waiting import until
 
 
 class TestBudget:

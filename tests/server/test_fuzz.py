@@ -8,8 +8,9 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis import Case
 
-from pocketmoe.server.pages import description
+from pocketmoe.server.openapi import description
 from pocketmoe.server.service import Limits
+from pocketmoe.tests.support.examples import examples
 from pocketmoe.tests.support.serving import MODEL, LiveServer, ask, completion, live_server
 
 schema = schemathesis.openapi.from_dict(description())
@@ -24,8 +25,8 @@ def server(served_bundle: Path) -> Iterator[LiveServer]:
 
 @schema.parametrize()
 @settings(
-    max_examples=60, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
+    max_examples=examples(60), deadline=None, derandomize=True,
+    phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 def test_as_described(case: Case, server: LiveServer) -> None:
     if isinstance(case.body, dict):

@@ -14,6 +14,7 @@ import pytest
 from pocketmoe.export.contents import Content
 from pocketmoe.export.installer.main import main
 from pocketmoe.tests.support.paths import ROOT
+from pocketmoe.tests.support.waiting import PATIENCE
 
 UNIT = ROOT / "export/app.service"
 Parts = dict[str, Content]
@@ -34,7 +35,7 @@ def snapshot(root: Path) -> dict[str, str]:
 
 def says(root: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [root / "run", *arguments], capture_output=True, text=True, check=True, timeout=60
+        [root / "run", *arguments], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     return done.stdout.strip()
 

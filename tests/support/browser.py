@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import pocketmoe
+from pocketmoe.tests.support.waiting import PATIENCE
 
 PAGE = Path(pocketmoe.__file__).parent / "server" / "page"
 FILES = "http://page.test/"  # where `serve_files` puts the page's files
@@ -74,6 +75,7 @@ def visit(
     expected: parts of messages in the console that the test brings about. context: of the browser.
     """
     with contextlib.closing(browser.new_context(**context)) as held:
+        held.set_default_timeout(1000 * PATIENCE)
         seen = Visit(held.new_page(), url)
         yield seen
         wrong = [text for text in seen.errors if not any(part in text for part in expected)]
@@ -86,8 +88,8 @@ def serve_files(page: Any) -> None:
     def answer(route: Any) -> None:
         if route.request.url == BLANK:
             styles = "".join(
-                f'<link rel="stylesheet" href="/{path.name}">'
-                for path in sorted(PAGE.glob("*.css"))
+                f'<link rel="stylesheet" href="/{path.relative_to(PAGE).as_posix()}">'
+                for path in sorted(PAGE.rglob("*.css"))
             )
             body = f"<!doctype html><title>blank</title>{styles}<body><main id=place></main>"
             route.fulfill(body=body, content_type="text/html")
@@ -112,7 +114,7 @@ def await_end(page: Any) -> None:
     page.wait_for_selector(".foot")
 
 
-def wait_until(page: Any, script: str, arg: object = None, seconds: float = 30.0) -> None:
+def wait_until(page: Any, script: str, arg: object = None, seconds: float = PATIENCE) -> None:
     """Until a script returns what is true. Playwright's own way is against the page's policy."""
     end = time.monotonic() + seconds
     while not page.evaluate(script, arg):

@@ -22,9 +22,12 @@ from pocketmoe.runtime.session import Session
 from pocketmoe.server.application import Access, make_application
 from pocketmoe.server.http.listening import bind, make_server, run_server
 from pocketmoe.server.service import Limits, Service
+from pocketmoe.tests.support.waiting import PATIENCE, until
 
 COMMAND = (sys.executable, "-m", "pocketmoe")
 MODEL = "tiny"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+LONG = {"max_tokens": 400, "logit_bias": {"0": -100}}  # an answer that takes a while
 
 
 @contextlib.contextmanager
@@ -91,14 +94,14 @@ class LiveServer:
             target=lambda: asyncio.run(run_server(self._server, self._listener, ready.set))
         )
         self._thread.start()
-        assert ready.wait(20)
+        assert ready.wait(PATIENCE)
 
     def stop(self) -> None:
         self._server.handle_exit(15, None)
 
     def close(self) -> None:
         self.stop()
-        self._thread.join(30)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
         self._listener.close()
         self.service.close()
@@ -131,13 +134,6 @@ def live_server(
         yield server
 
 
-def until(condition: Any, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def ask(
     port: int,
     path: str,
@@ -147,7 +143,7 @@ def ask(
     headers: dict[str, str] | None = None,
 ) -> tuple[int, Any, dict[str, str]]:
     """Status, body and headers. body: bytes as they are, anything else as JSON."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         kind = {} if body is None else {"content-type": "application/json"}
@@ -172,11 +168,11 @@ def completion(**changes: Any) -> dict[str, Any]:
     return {"model": MODEL, "prompt": "def main(", "temperature": 0, "max_tokens": 8, **changes}
 
 
-class Stream:
+class RawStream:
     """A stream read by hand. status: of HTTP."""
 
     def __init__(self, port: int, path: str, body: dict[str, Any]):
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
         data = json.dumps({**body, "stream": True}).encode()
         head = (
             f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"

@@ -13,3 +13,9 @@ def run(session: Session) -> np.ndarray:
     parts = [session.forward(TOKENS[:50])]
     parts += [session.forward([token]) for token in TOKENS[50:]]
     return np.concatenate(parts)
+
+
+def decode(session: Session, tokens: list[int]) -> None:
+    """Token by token, as generation does it."""
+    for token in tokens:
+        session.forward([token], last_only=True)

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pocketmoe.tests.support.waiting import PATIENCE
+
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\x07")
 
 
@@ -36,7 +38,7 @@ class Terminal:
     def send(self, data: bytes) -> None:
         os.write(self._here, data)
 
-    def wait_for(self, pattern: str, seconds: float = 60.0) -> str:
+    def wait_for(self, pattern: str, seconds: float = PATIENCE) -> str:
         """Waits until what was not waited for yet matches; returns it up to the match's end."""
         end = time.monotonic() + seconds
         while True:
@@ -66,7 +68,7 @@ class Terminal:
                 return self.wait_for(pattern, 3)
         return self.wait_for(pattern)
 
-    def ends(self, seconds: float = 30.0) -> int:
+    def ends(self, seconds: float = PATIENCE) -> int:
         """Waits for its exit code."""
         end = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < end:

@@ -19,8 +19,8 @@ from pocketmoe.errors import BudgetError, InputError, TargetError
 from pocketmoe.runtime.cache_shape import kv_bytes
 from pocketmoe.targets import find_target
 from pocketmoe.tests.support.command import call
+from pocketmoe.tests.support.gpu.sample_graphs import add_sample_graphs
 from pocketmoe.tests.support.paths import DEMO
-from pocketmoe.tests.support.sample_graphs import add_sample_graphs
 
 CARD, JETSON = find_target("rtx-4090"), find_target("jetson-orin-nano-8gb")
 

@@ -18,6 +18,7 @@ from pocketmoe.errors import InputError
 from pocketmoe.model.families import FAMILIES
 from pocketmoe.model.spec import ModelSpec
 from pocketmoe.targets import find_target
+from pocketmoe.tests.support.examples import examples
 
 BITS = np.array([item.bits for item in CANDIDATES])
 WHERE = Path("cal")
@@ -37,7 +38,7 @@ def total(errors: np.ndarray, chosen: np.ndarray) -> float:
     return float(errors[np.arange(len(chosen)), chosen].sum())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     seed=st.integers(0, 2**32 - 1),
     sizes=st.lists(st.sampled_from([1.0, 1.5, 4.0]), min_size=1, max_size=5),
@@ -56,7 +57,7 @@ def test_no_other_choice_is_better(
     assert total(errors, chosen) <= best * (1 + 1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(seed=st.integers(0, 2**32 - 1), orderly=st.booleans())
 def test_more_bits_are_never_worse_and_never_exceeded(seed: int, orderly: bool) -> None:
     errors = random_errors(seed, 200, orderly=orderly)

@@ -29,7 +29,7 @@ from pocketmoe.tests.compiler.test_segments import (
     decoder_logits,
     make_decoder,
 )
-from pocketmoe.tests.support.gpu_oracle import ELEMENTS, Graph, GraphModel
+from pocketmoe.tests.support.gpu.oracle import ELEMENTS, Graph, GraphModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HALF = Precision("fp16", "fp16", "fp16", 32)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pocketmoe.errors import ConfigError
 from pocketmoe.model.checkpoint.encodings import find_encoding
+from pocketmoe.tests.support.examples import examples
 from pocketmoe.tests.support.quantized import AWQ, FP8, GPTQ, MXFP4, Config, compressed
 
 
@@ -161,7 +162,7 @@ def places(section: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
 @pytest.mark.parametrize(
     "section", [FP8, MXFP4, GPTQ, AWQ, compressed({})], ids=lambda section: section["quant_method"]
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.data())
 def test_any_value_anywhere_is_read_or_refused(section: Config, data: st.DataObject) -> None:
     changed = copy.deepcopy(section)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pocketmoe.errors import ConfigError
 from pocketmoe.model.families import FAMILIES
 from pocketmoe.model.parameters import parameter_shapes
+from pocketmoe.tests.support.examples import examples
 
 Config = dict[str, Any]
 
@@ -366,7 +367,7 @@ PLACES = [
 ]
 
 
-@settings(max_examples=1500, deadline=timedelta(seconds=2))
+@settings(max_examples=examples(1500), deadline=timedelta(seconds=20))
 @given(place=st.sampled_from(PLACES), value=st.sampled_from(ODD_VALUES))
 def test_any_value_is_read_or_refused_at_once(place: tuple[str, ...], value: Any) -> None:
     family, *path = place

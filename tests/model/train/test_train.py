@@ -14,6 +14,7 @@ import torch
 
 from pocketmoe.model.checkpoint.checkpoint import Checkpoint
 from pocketmoe.model.families import find_family
+from pocketmoe.tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def command(corpus: Path, folder: Path, steps: int = 6, seed: int = 0) -> list[s
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def held_out_losses(log: str) -> list[float]:
@@ -61,7 +62,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(corpus: Path, tmp_path: Path) -
     killed = tmp_path / "killed"
     saved = killed / "work" / "state.pt"
     with subprocess.Popen(command(corpus, killed), stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + PATIENCE
         while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)

@@ -27,7 +27,9 @@ from pocketmoe.runtime.native import library
 from pocketmoe.runtime.paging import page_file
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.compiler.test_segments import SPECS, make_decoder
-from pocketmoe.tests.support.gpu_bundles import HALF, write_bundle
+from pocketmoe.tests.support.examples import examples
+from pocketmoe.tests.support.gpu.bundles import HALF, write_bundle
+from pocketmoe.tests.support.waiting import PATIENCE
 
 TOKENS = np.random.default_rng(0).integers(1, 96, 2000).tolist()
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # no tracing of every line
@@ -71,7 +73,7 @@ def play_together(sessions: Sequence[Session], scripts: Sequence[Script]) -> lis
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert errors == []
     return found
@@ -102,7 +104,7 @@ scripts_of = st.lists(
 class TestEquality:
     @NATIVE
     @settings(
-        max_examples=25,
+        max_examples=examples(25),
         deadline=None,
         phases=PHASES,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -249,7 +251,7 @@ class TestErrors:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(60)
+                thread.join(PATIENCE)
             assert len(failed) == 3
             broken.clear()
             assert play_together(sessions, scripts) == alone
@@ -299,7 +301,7 @@ print(interrupts > 3, [one == alone for one in found], decode(first) == alone)
 for session in (first, *others): session.close()
 """
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.stdout == "True [True, True, True] True\n", done.stderr
 
@@ -386,7 +388,7 @@ def request(tokens: int, stamp: float = 0.0) -> Work:
 
 
 class TestShares:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     @given(
         sizes=st.lists(st.sampled_from([1, 1, 1, 2, 100, 128, 129, 500, 3000]), min_size=1),
         others=st.booleans(),

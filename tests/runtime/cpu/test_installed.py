@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pocketmoe.tests.support.waiting import PATIENCE
+
 COMMAND = [sys.executable, "-m", "pocketmoe"]
 
 
@@ -22,7 +24,11 @@ def distribution(folder: Path, name: str) -> None:
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": path},
     )
 
 
@@ -60,5 +66,7 @@ def test_without_it_the_native_kernels_run_and_all_else_names_the_extra(
         "        print(['text' for text in session.generate('def', max_new_tokens=1)][:1])\n"
         "except EngineError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert words in done.stdout, done.stderr

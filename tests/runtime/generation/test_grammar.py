@@ -22,7 +22,9 @@ from pocketmoe.errors import BudgetError, InputError
 from pocketmoe.runtime.generation.grammar import Matcher
 from pocketmoe.runtime.generation.grammar_memory import GRAMMAR, bytes_while_made
 from pocketmoe.runtime.generation.vocabulary import Vocabulary
+from pocketmoe.tests.support.examples import examples
 from pocketmoe.tests.support.paths import ROOT
+from pocketmoe.tests.support.waiting import PATIENCE
 
 llguidance = pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")
@@ -155,7 +157,7 @@ class TestGenerated:
 
 
 class TestMatcher:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=examples(40), deadline=None)
     @given(seed=st.integers(0, 2**32 - 1))
     def test_any_way_through_it_fits(self, session: Session, seed: int) -> None:
         """Tokens drawn evenly among those that are allowed, until nothing else is left."""
@@ -209,7 +211,7 @@ class TestMemory:
     def test_it_takes_no_more_than_is_reckoned(self, tokens: int) -> None:
         script = ROOT / "bench/memory/grammar_memory.py"
         command = [sys.executable, str(script), "--tokens", str(tokens), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         took = json.loads(done.stdout)
         for what, planned in took["planned"].items():

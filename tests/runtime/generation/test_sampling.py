@@ -19,6 +19,7 @@ from pocketmoe.runtime.generation.sampling import (
     likeliest,
     log_probabilities,
 )
+from pocketmoe.tests.support.examples import examples
 
 
 def probabilities(sampler: Sampler, logits: np.ndarray) -> dict[int, float]:
@@ -112,7 +113,7 @@ def by_transformers(
     return scores[0].numpy()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(data=st.data())
 def test_as_transformers(data: st.DataObject) -> None:
     size = data.draw(st.integers(2, 60))

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from pocketmoe.runtime.generation.pieces import Piece, PieceMaker
 from pocketmoe.runtime.generation.stops import StopStrings
 from pocketmoe.runtime.generation.text import TextStream, TokenBytes, _byte_letters
+from pocketmoe.tests.support.examples import examples
 
 WORDS = ["a", "b", "ab", " ", "\n", "é", "日", "🙂", "é🙂"]
 
@@ -57,7 +58,7 @@ def stream_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 
 class TestStream:
     @pytest.mark.parametrize("style", STYLES)
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=examples(150), deadline=None)
     @given(data=st.data())
     def test_valid_text_comes_character_by_character(self, style: str, data: st.DataObject) -> None:
         tokenizer = STYLES[style]
@@ -69,7 +70,7 @@ class TestStream:
             assert whole.rstrip("\ufffd") == told.rstrip("\ufffd")
         assert told + stream.finish() == text
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     @given(data=st.data())
     def test_any_tokens_of_a_byte_level_tokenizer(self, data: st.DataObject) -> None:
         """What is no text comes out as the decoder writes it."""
@@ -111,7 +112,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 
 class TestStops:
-    @settings(max_examples=400)
+    @settings(max_examples=examples(400))
     @given(
         parts=st.lists(st.text("ab", max_size=4), max_size=8),
         stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
@@ -191,7 +192,7 @@ class TestPieces:
         assert [(piece.text, piece.token_ids) for piece in stopped] == [("x", (x,)), ("", ())]
 
     @pytest.mark.parametrize("style", STYLES)
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=examples(200), deadline=None)
     @given(data=st.data())
     def test_each_token_comes_once_and_in_order(self, style: str, data: st.DataObject) -> None:
         tokenizer = STYLES[style]

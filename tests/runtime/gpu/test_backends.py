@@ -33,10 +33,10 @@ from pocketmoe.runtime.gpu.cuda_device import CudaDevice
 from pocketmoe.runtime.gpu.loading import TierSizes
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.tests.compiler.test_segments import make_decoder
-from pocketmoe.tests.support.cuda_stand_in import CudaStandIn
-from pocketmoe.tests.support.device_session import open_on_device
-from pocketmoe.tests.support.gpu_bundles import HALF, MIXED, TOKENS, TOP_K, run, write_bundle
-from pocketmoe.tests.support.host_device import HostDevice
+from pocketmoe.tests.support.gpu.bundles import HALF, MIXED, TOKENS, TOP_K, run, write_bundle
+from pocketmoe.tests.support.gpu.cuda_stand_in import CudaStandIn
+from pocketmoe.tests.support.gpu.device_session import open_on_device
+from pocketmoe.tests.support.gpu.host_device import HostDevice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CALLS = [TOKENS[:30], [1], [2]]

@@ -16,8 +16,8 @@ from pocketmoe.runtime.gpu.cuda_graph import GraphCapture
 from pocketmoe.runtime.gpu.device import Device
 from pocketmoe.runtime.gpu.errors import DeviceMemoryError
 from pocketmoe.runtime.gpu.speed import measure_device
-from pocketmoe.tests.support.cuda_stand_in import CudaStandIn, Status
-from pocketmoe.tests.support.host_device import HostDevice
+from pocketmoe.tests.support.gpu.cuda_stand_in import CudaStandIn, Status
+from pocketmoe.tests.support.gpu.host_device import HostDevice
 
 
 class TestHostDevice:

@@ -22,7 +22,8 @@ from pocketmoe.runtime.gpu.kv import (
 from pocketmoe.runtime.gpu.scope import Scope
 from pocketmoe.runtime.routing import route
 from pocketmoe.tests.compiler.test_segments import BASE, MLA, PLAIN, WINDOW
-from pocketmoe.tests.support.host_device import HostDevice
+from pocketmoe.tests.support.examples import examples
+from pocketmoe.tests.support.gpu.host_device import HostDevice
 
 
 @given(
@@ -107,7 +108,7 @@ def read(address: int, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(ctypes.string_at(address, nbytes), dtype).reshape(shape)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     window=st.integers(1, 90),
     calls=st.lists(st.sampled_from([1, 1, 3, 17, 32, 48]), min_size=1, max_size=14),

@@ -37,8 +37,8 @@ from pocketmoe.runtime.recording.routes import read_routes
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.compiler.test_segments import CALLS as SHORT
 from pocketmoe.tests.compiler.test_segments import SPECS, decoder_logits, make_decoder
-from pocketmoe.tests.support.device_session import open_on_device
-from pocketmoe.tests.support.gpu_bundles import (
+from pocketmoe.tests.support.examples import examples
+from pocketmoe.tests.support.gpu.bundles import (
     CALLS,
     HALF,
     INT4,
@@ -51,7 +51,8 @@ from pocketmoe.tests.support.gpu_bundles import (
     run,
     write_bundle,
 )
-from pocketmoe.tests.support.host_device import HostDevice
+from pocketmoe.tests.support.gpu.device_session import open_on_device
+from pocketmoe.tests.support.gpu.host_device import HostDevice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 POLICIES: list[Callable[[], CachePolicy]] = [lambda: NextUse(4), Lru, Lfu]
@@ -99,7 +100,9 @@ def assert_alike(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(12),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     slots=st.integers(TOP_K, 48),

@@ -18,7 +18,7 @@ from pocketmoe.runtime.gpu import tensorrt_executor
 from pocketmoe.runtime.gpu.errors import DeviceMemoryError
 from pocketmoe.runtime.gpu.executor import DECODE, PROMPT
 from pocketmoe.runtime.gpu.tensorrt_executor import TensorRtLoader
-from pocketmoe.tests.support.host_device import HostDevice
+from pocketmoe.tests.support.gpu.host_device import HostDevice
 
 X = TensorInfo("x", "float32", (-1, 64))
 GATE = TensorInfo("gate", "int4", (32, 64))

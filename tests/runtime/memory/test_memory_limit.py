@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pocketmoe.tests.support.paths import ROOT
+from pocketmoe.tests.support.waiting import PATIENCE
 
 SCRIPT = ROOT / "bench/memory/memory_limit.py"
 POCKETMOE = str(Path(sys.executable).with_name("pocketmoe"))
@@ -18,7 +19,7 @@ POCKETMOE = str(Path(sys.executable).with_name("pocketmoe"))
 def run_limited(limit: str, *command: str) -> dict[str, Any]:
     """The outcome that bench/memory/memory_limit.py reports; skips where no cgroup can be made."""
     arguments = [sys.executable, str(SCRIPT), "--limit", limit, "--json", "--", *command]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE)
     refused = re.search(r"Error: (no memory cgroup .*)", done.stderr)
     if refused:
         pytest.skip(refused[1])
@@ -36,7 +37,7 @@ def run_bundle(bundle: Path, budget: str) -> list[str]:
 def smallest_budget(bundle: Path) -> int:
     """MiB that the refusal of a hopeless budget names as the smallest."""
     refused = subprocess.run(
-        run_bundle(bundle, "1MiB"), capture_output=True, text=True, timeout=300
+        run_bundle(bundle, "1MiB"), capture_output=True, text=True, timeout=PATIENCE
     )
     assert refused.returncode == 2
     match = re.search(r"the smallest that works is (\d+)MiB", refused.stderr)

@@ -9,7 +9,7 @@ import pytest
 from pocketmoe.tests.support.browser import BLANK, open_browser, serve_files
 
 RENDER = """async ([texts, whole]) => {
-    const { renderMarkdown } = await import('/markdown.js');
+    const { renderMarkdown } = await import('/chat/markdown.js');
     const place = document.createElement('div');
     document.body.replaceChildren(place);
     for (const text of texts) renderMarkdown(place, text);
@@ -125,7 +125,7 @@ def test_what_is_not_closed_yet_is_shown(page: Any, text: str) -> None:
 def test_code_keeps_its_element_while_it_grows(page: Any) -> None:
     """So that its button and what is selected in it stay."""
     script = """async () => {
-        const { renderMarkdown } = await import('/markdown.js');
+        const { renderMarkdown } = await import('/chat/markdown.js');
         const place = document.createElement('div');
         renderMarkdown(place, 'a\\n\\n```py\\nx');
         const [first, code] = place.children;
