@@ -17,7 +17,7 @@ from pocketmoe.bundle.pages import PROJECTIONS, PageFormat
 from pocketmoe.compiler.precision import DEFAULT, parse_precision
 from pocketmoe.errors import ConfigError, InputError
 from pocketmoe.model.families import find_family
-from pocketmoe.runtime.cpu.ort import load_session
+from pocketmoe.runtime.cpu.ort import load_session, set_up
 from pocketmoe.targets import find_target
 from pocketmoe.tests.support.paths import ROOT
 
@@ -94,6 +94,7 @@ def test_activations_are_of_ordinary_size_and_tokens_spread_over_the_experts(bun
 def test_every_expert_file_is_the_expert_of_its_page(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     x = np.random.default_rng(1).normal(size=(3, 256)).astype(np.float32)
+    set_up(2)
     for layer in manifest.experts:
         pages = (bundle / layer.file).read_bytes()
         for expert in (0, 7, 15):
