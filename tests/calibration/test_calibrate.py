@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from pocketmoe.cli import main
 from pocketmoe.errors import CheckpointError, InputError
 from pocketmoe.model.routing import Route
 from pocketmoe.tests.compiler.test_segments import SPECS, SegmentWeights, make_decoder
+from pocketmoe.tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(400))
@@ -131,7 +131,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
         "from pocketmoe.cli import main\n"
         f"main({['calibrate', *arguments, '-o', str(tmp_path / 'killed')]!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=PATIENCE)
     assert done.returncode == -signal.SIGKILL
     again = call("calibrate", *arguments, "-o", tmp_path / "killed")
     assert again.exit_code == 2
@@ -235,16 +235,13 @@ def test_an_interrupt_leaves_what_can_be_resumed(
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     work = out / UNFINISHED
-    for _ in range(600):
-        if any(work.glob("layer_*.npz")) or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    until(lambda: any(work.glob("layer_*.npz")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     if process.returncode == 0:
         pytest.skip("it was done before the interrupt came")
     assert process.returncode == 130
     assert any(work.glob("layer_*.npz"))
-    done = subprocess.run([*command, "--resume"], capture_output=True, timeout=120)
+    done = subprocess.run([*command, "--resume"], capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert read_record(out).ids.size == 4096

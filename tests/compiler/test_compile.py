@@ -30,6 +30,7 @@ from pocketmoe.model.checkpoint.checkpoint import Checkpoint
 from pocketmoe.model.spec import RouterSpec
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.targets import find_target
+from pocketmoe.tests.support.waiting import PATIENCE
 
 CPU = find_target("cpu")
 
@@ -125,11 +126,11 @@ def test_a_stopped_compile_leaves_nothing_that_looks_finished(
     command = [sys.executable, "-m", "pocketmoe", "compile", str(tiny_checkpoint)]
     command += ["--target", "cpu", "--block", "32", "-o", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not any(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, number)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, told.decode()
     assert not out.exists()
     if number == signal.SIGINT:

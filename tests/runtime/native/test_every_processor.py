@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pocketmoe.runtime.native import library
+from pocketmoe.tests.support.waiting import PATIENCE
 
 PROGRAM = Path(__file__).with_name("output_digest.py")
 SETS = library.instruction_sets()
@@ -34,7 +35,7 @@ def run(*command: str, **environment: str) -> str:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
