@@ -23,6 +23,7 @@ from pocketmoe.cli import main
 from pocketmoe.errors import CheckpointError, InputError
 from pocketmoe.model.routing import Route
 from pocketmoe.tests.compiler.test_segments import SPECS, SegmentWeights, make_decoder
+from pocketmoe.tests.support.slow import slow
 from pocketmoe.tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,7 +115,7 @@ def digests(path: Path) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in path.iterdir()}
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("layer", [0, slow(1), slow(2)])
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     layer: int, tiny_checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -225,6 +226,7 @@ class TestCalibrateRefusals:
             read_record(out)
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_what_can_be_resumed(
     tiny_checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:

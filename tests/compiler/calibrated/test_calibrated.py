@@ -64,6 +64,7 @@ def test_a_method_makes_the_same_bytes_each_time(
         assert all(error is None or 0 < error < 0.5 for error in item["error"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, -1])
 def test_a_compile_that_was_killed_goes_on_to_the_same_bytes(
     which: int, tiny_checkpoint: Path, record: Path, tmp_path: Path

@@ -15,6 +15,7 @@ from pocketmoe.export.installer.environment import private_folder
 from pocketmoe.export.installer.main import main
 from pocketmoe.export.installer.scripts import unit_text
 from pocketmoe.tests.support.app_folder import UNIT, Build, members, refused, says, snapshot
+from pocketmoe.tests.support.slow import slow
 from pocketmoe.tests.support.waiting import PATIENCE
 
 
@@ -62,7 +63,9 @@ class TestInstalledApp:
         assert "is installed already" in capsys.readouterr().out
         assert snapshot(root) == before
 
-    @pytest.mark.parametrize("option", [["--python", sys.executable], ["--system-site-packages"]])
+    @pytest.mark.parametrize(
+        "option", [slow(["--python", sys.executable]), ["--system-site-packages"]]
+    )
     def test_the_same_wheels_installed_otherwise(
         self, option: list[str], build: Build, first: Path, root: Path, tmp_path: Path,
         capsys: pytest.CaptureFixture[str],

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pocketmoe.runtime.native import library
+from pocketmoe.tests.support.paths import DEMO
 from pocketmoe.tests.support.waiting import PATIENCE
 
 PROGRAM = Path(__file__).with_name("output_digest.py")
@@ -78,8 +79,7 @@ def test_the_demo_model_says_what_it_says_elsewhere(tmp_path: Path) -> None:
     from pocketmoe.targets import find_target
 
     target = find_target("cpu")
-    demo = Path(__file__).parents[1] / "model" / "demo"
     precision = parse_precision(["fp32"], 32, target)
-    compile_bundle(demo, tmp_path / "demo", target=target, precision=precision)
+    compile_bundle(DEMO, tmp_path / "demo", target=target, precision=precision)
     *found, _, _ = run(str(PROGRAM), SETS[0], str(tmp_path / "demo")).split()
     assert found == ["67d90e015815696c", "a4432c5d7f2e108b"]
