@@ -50,7 +50,7 @@ def test_demo(tmp_path: Path) -> None:
     commands = re.findall(r"(?m)^  (\S+/pocketmoe (?:run|plan) .*)$", told)
     assert len(commands) == 2
     for command in commands:
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         assert done.stdout
 
@@ -61,7 +61,7 @@ def test_make_demo_runs_it() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.stdout.splitlines()[-1] == ".venv/bin/python examples/demo.py"
 

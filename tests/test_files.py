@@ -11,6 +11,7 @@ import pytest
 
 from pocketmoe import files
 from pocketmoe.files import PRIVATE, atomic_file, write_atomically
+from pocketmoe.tests.support.waiting import PATIENCE
 
 
 def test_it_is_in_its_place_after_the_block_and_not_before(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_threads_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
 
     def write(text: str) -> None:
         with atomic_file(path) as file:
-            both.wait(30)
+            both.wait(PATIENCE)
             file.write(text.encode())
 
     threads = [threading.Thread(target=write, args=(text,)) for text in texts]

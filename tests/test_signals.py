@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pocketmoe.signals import heed_interrupt, interrupts_deferred, unwinding_when_terminated
+from pocketmoe.tests.support.waiting import PATIENCE
 
 
 def interrupt(number: int = signal.SIGINT) -> None:
@@ -188,7 +189,7 @@ for count in range(10_000):
 print(count > 100)
 """
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.stdout == "True\n", done.stderr
 

@@ -20,6 +20,7 @@ from pocketmoe.model.families import find_family
 from pocketmoe.runtime.cpu.ort import load_session, set_up
 from pocketmoe.targets import find_target
 from pocketmoe.tests.support.paths import ROOT
+from pocketmoe.tests.support.waiting import PATIENCE
 
 SCRIPT = ROOT / "bench/make_bundle.py"
 NUMBERS = 100_003
@@ -167,7 +168,7 @@ def test_what_is_refused(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="block"):
         make_bundle({**TINY, "moe_intermediate_size": 96}, tmp_path / "x", precision=DEFAULT)
     command = [sys.executable, SCRIPT, "--shape", "olmoe-1b-7b", "-o", bundle]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert "exists" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ from pocketmoe.model.checkpoint.checkpoint import INDEX_FILE, Checkpoint
 from pocketmoe.model.families import find_family
 from pocketmoe.model.parameters import count_parameters
 from pocketmoe.tests.support.paths import ROOT
+from pocketmoe.tests.support.waiting import PATIENCE
 
 SCRIPT = ROOT / "bench/make_checkpoint.py"
 POCKETMOE = str(Path(sys.executable).with_name("pocketmoe"))
@@ -66,7 +67,7 @@ SMALL_MXFP4 = {
 
 def make(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,8 @@ from pocketmoe.cli import main
 from pocketmoe.errors import CheckpointError, InputError
 from pocketmoe.model.routing import Route
 from pocketmoe.tests.compiler.test_segments import SPECS, SegmentWeights, make_decoder
+from pocketmoe.tests.support.slow import slow
+from pocketmoe.tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n" for i in range(400))
@@ -114,7 +115,7 @@ def digests(path: Path) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in path.iterdir()}
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("layer", [0, slow(1), slow(2)])
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
     layer: int, tiny_checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -131,7 +132,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
         "from pocketmoe.cli import main\n"
         f"main({['calibrate', *arguments, '-o', str(tmp_path / 'killed')]!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=PATIENCE)
     assert done.returncode == -signal.SIGKILL
     again = call("calibrate", *arguments, "-o", tmp_path / "killed")
     assert again.exit_code == 2
@@ -225,6 +226,7 @@ class TestCalibrateRefusals:
             read_record(out)
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_what_can_be_resumed(
     tiny_checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -235,16 +237,13 @@ def test_an_interrupt_leaves_what_can_be_resumed(
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     work = out / UNFINISHED
-    for _ in range(600):
-        if any(work.glob("layer_*.npz")) or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    until(lambda: any(work.glob("layer_*.npz")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     if process.returncode == 0:
         pytest.skip("it was done before the interrupt came")
     assert process.returncode == 130
     assert any(work.glob("layer_*.npz"))
-    done = subprocess.run([*command, "--resume"], capture_output=True, timeout=120)
+    done = subprocess.run([*command, "--resume"], capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert read_record(out).ids.size == 4096

@@ -20,6 +20,7 @@ from pocketmoe.runtime.cpu import loading
 from pocketmoe.runtime.memory.budget import MemoryPlan
 from pocketmoe.runtime.recording.routes import read_routes
 from pocketmoe.tests.support.command import COMMAND, call, refused
+from pocketmoe.tests.support.waiting import PATIENCE
 
 FEW = ("--prompt-tokens", "9", "--new-tokens", "5")
 
@@ -135,7 +136,7 @@ class TestRecording:
         assert process.stdout is not None
         process.stdout.read(20)  # tokens after the prompt
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=PATIENCE)
         assert (process.returncode, stderr) == (130, b"interrupted\n")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["r.csv", "t.json"]
         assert any(not visit.prompt for visit in read_routes(routes).visits)

@@ -27,6 +27,7 @@ from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.tests.support.gpu.host_device import HostDevice
 from pocketmoe.tests.support.gpu.rtx_library import needs_rtx
 from pocketmoe.tests.support.gpu.sample_graphs import add_sample_graphs
+from pocketmoe.tests.support.waiting import PATIENCE
 
 ORIN = Gpu("Orin", "8.7", 8 << 30, True)
 CARD = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30, False)
@@ -146,7 +147,7 @@ class TestBuild:
                 break
             time.sleep(0.01)
         child.send_signal(sent)
-        out, err = child.communicate(timeout=60)
+        out, err = child.communicate(timeout=PATIENCE)
         assert out == ""
         assert child.returncode == 130
         assert err.splitlines()[-1] == "interrupted"

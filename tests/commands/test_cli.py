@@ -15,6 +15,7 @@ from pocketmoe.cli import main
 from pocketmoe.errors import InputError, how_to_add
 from pocketmoe.files import decode_utf8
 from pocketmoe.tests.support.command import COMMAND, call, refused
+from pocketmoe.tests.support.waiting import PATIENCE
 
 HEAVY = "torch onnx onnxruntime onnxscript safetensors transformers tokenizers numpy rich jinja2"
 
@@ -104,7 +105,7 @@ class TestCommandErrors:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_a_closed_stream_is_no_traceback(closed: str) -> None:
     command = f"{sys.executable} -m pocketmoe targets {closed}"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert (done.stdout == "") == (closed == ">&-")
@@ -128,7 +129,8 @@ def test_ctrl_c_while_it_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "pocketmoe", "--version"], capture_output=True, text=True,
-        timeout=60, env={**os.environ, "PYTHONPATH": str(tmp_path)}, preexec_fn=_hear_interrupts,
+        timeout=PATIENCE, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=_hear_interrupts,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 

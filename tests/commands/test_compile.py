@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pocketmoe.tests.support.command import COMMAND, call, refused, spawn
+from pocketmoe.tests.support.waiting import PATIENCE
 
 
 def copied(bundle: Path, to: Path) -> Path:
@@ -169,7 +170,7 @@ def test_ctrl_c_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.readline().startswith("1. ")
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert rest.splitlines()[-1] == "interrupted"
     assert "Traceback" not in rest

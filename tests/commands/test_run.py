@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pocketmoe.tests.support.command import COMMAND, call, refused, spawn
+from pocketmoe.tests.support.waiting import PATIENCE
 
 
 def copied(bundle: Path, to: Path) -> Path:
@@ -104,7 +105,7 @@ class TestRunPrompt:
         assert process.stdout is not None
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=PATIENCE)
         assert (process.returncode, stderr) == (130, b"interrupted\n")
 
     def test_a_reader_that_goes_away(self, tiny_bundle: Path) -> None:
@@ -116,7 +117,7 @@ class TestRunPrompt:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=30) == 141
+        assert process.wait(PATIENCE) == 141
 
 
 def edit_manifest(path: Path, **changes: object) -> None:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,8 @@ from pocketmoe.model.checkpoint.checkpoint import Checkpoint
 from pocketmoe.model.spec import RouterSpec
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.targets import find_target
+from pocketmoe.tests.support.slow import slow
+from pocketmoe.tests.support.waiting import PATIENCE, until
 
 CPU = find_target("cpu")
 
@@ -117,7 +118,7 @@ def test_force_does_not_replace_what_is_no_bundle(tiny_checkpoint: Path, tmp_pat
     assert (precious / "letter.txt").read_text() == "dear"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), slow(signal.SIGKILL, -9)])
 def test_a_stopped_compile_leaves_nothing_that_looks_finished(
     number: int, code: int, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -125,11 +126,9 @@ def test_a_stopped_compile_leaves_nothing_that_looks_finished(
     command = [sys.executable, "-m", "pocketmoe", "compile", str(tiny_checkpoint)]
     command += ["--target", "cpu", "--block", "32", "-o", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not any(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: any(tmp_path.iterdir()) or process.poll() is not None)
     os.kill(process.pid, number)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, told.decode()
     assert not out.exists()
     if number == signal.SIGINT:

@@ -28,6 +28,7 @@ from pocketmoe.tests.support.gpu.sample_graphs import (
     save,
     value,
 )
+from pocketmoe.tests.support.waiting import PATIENCE
 from pocketmoe.tests.support.watched import Watched
 
 pytestmark = needs_rtx
@@ -150,7 +151,7 @@ class TestIntoABundle:
             "engines.add_engines(Path(sys.argv[1]), toolchain='tensorrt-rtx', "
             "compute_capabilities=['8.9'])"
         )
-        run = subprocess.run([sys.executable, "-c", code, str(bundle), place], timeout=60)
+        run = subprocess.run([sys.executable, "-c", code, str(bundle), place], timeout=PATIENCE)
         assert run.returncode == -signal.SIGKILL
         manifest = read_manifest(bundle)
         assert find_damage(bundle, manifest) == {}

@@ -17,6 +17,7 @@ import pytest
 from pocketmoe.engines.libraries import rtx_libraries
 from pocketmoe.tests.support.gpu.rtx_library import needs_rtx
 from pocketmoe.tests.support.paths import ROOT
+from pocketmoe.tests.support.waiting import PATIENCE
 
 CHECKED = ("engines.builder", "engines.monitor", "engines.messages")
 CONFIG = """[mypy]
@@ -47,7 +48,7 @@ def check(stubs: str, folder: Path, sources: Path = ROOT) -> str:
     run = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", *modules],
         cwd=folder, env={**os.environ, "MYPYPATH": str(folder / "stubs")},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     return run.stdout + run.stderr
 
@@ -66,7 +67,7 @@ def rtx_stubs(folder: Path) -> str:
         [sys.executable, "-c", "from mypy.stubgen import main; main()", "--inspect-mode",
          "-m", "tensorrt_rtx_bindings.tensorrt_rtx", "-o", str(folder)],
         env={**os.environ, "LD_PRELOAD": ":".join(map(str, rtx_libraries()))},
-        capture_output=True, check=True, timeout=120,
+        capture_output=True, check=True, timeout=PATIENCE,
     )  # fmt: skip
     return (folder / "tensorrt_rtx_bindings/tensorrt_rtx.pyi").read_text(encoding="utf-8")
 

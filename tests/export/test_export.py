@@ -33,6 +33,7 @@ from pocketmoe.progress import Silent
 from pocketmoe.runtime.native.library import library_path
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.tests.support.paths import ROOT
+from pocketmoe.tests.support.waiting import PATIENCE
 from pocketmoe.tests.support.wheelhouse import invent, repack, repack_closure
 
 ARM = Platform("aarch64", (3, 10), (2, 34))
@@ -397,10 +398,10 @@ class TestTheWholeWay:
             line = process.stderr.readline()
             found = re.search(r"serving tiny at (http://127.0.0.1:\d+)/v1", line)
             assert found, line
-            with urlopen(f"{found[1]}/health", timeout=30) as answer:
+            with urlopen(f"{found[1]}/health", timeout=PATIENCE) as answer:
                 assert answer.status == 200
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
             process.communicate()
@@ -430,7 +431,7 @@ def device(program: Path, *arguments: str | Path) -> str:
         base = getattr(sys, "_base_executable", sys.executable)
         command = [base, "-I", *command]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=bare(), cwd="/", check=False
+        command, capture_output=True, text=True, timeout=PATIENCE, env=bare(), cwd="/", check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -22,6 +22,7 @@ from pocketmoe.runtime.cpu import loading
 from pocketmoe.runtime.memory import budget
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.support.session_runs import TOKENS
+from pocketmoe.tests.support.waiting import PATIENCE
 
 RUNTIME = str(Path(runtime.__file__).parent)
 SLOTS = 5
@@ -202,7 +203,7 @@ def test_waiting_for_others_can_be_interrupted(session: Session) -> None:
         with pytest.raises(KeyboardInterrupt):
             session.forward([1, 2])
         assert time.perf_counter() - started < 30
-        thread.join(60)
+        thread.join(PATIENCE)
         with pytest.raises(InputError, match="empty"):
             session.forward([])
         session.forward([1, 2])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pocketmoe.tests.support.serving import CHAT, TEXT, LiveServer
+from pocketmoe.tests.support.waiting import PATIENCE
 
 
 @pytest.mark.parametrize("length", [True, False])
@@ -16,7 +17,9 @@ def test_a_body_of_100_megabytes(refused: Any, strict_server: LiveServer, length
     if length:
         refused(CHAT, b" " * size, None, "larger than 1.0 MiB", status=413)
         return
-    with socket.create_connection(("127.0.0.1", strict_server.port), timeout=30) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", strict_server.port), timeout=PATIENCE
+    ) as connection:
         head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
         about = "content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
         connection.sendall((head + about).encode())

@@ -28,6 +28,7 @@ from pocketmoe.tests.support.serving import (
     live_server,
     until,
 )
+from pocketmoe.tests.support.waiting import PATIENCE
 
 LIMITS = Limits(queue=2, grace=5)
 
@@ -78,7 +79,7 @@ class TestPlaces:
         opened.close()
         begun = time.monotonic()
         server.wait_for(running=0)
-        assert time.monotonic() - begun < 1  # of the 8 s that it would have taken
+        assert time.monotonic() - begun < 5  # of the 8 s that it would have taken
 
     def test_who_goes_while_it_waits(self, server: LiveServer) -> None:
         running = RawStream(server.port, TEXT, completion(**LONG))
@@ -146,7 +147,7 @@ class TestTime:
         head += b"content-type: application/json\r\n\r\n"
         with (
             limited(server, timeout=0.5),
-            socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+            socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection,
         ):
             connection.sendall(head)
             for _ in range(6):

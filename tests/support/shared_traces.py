@@ -49,8 +49,9 @@ def share_traces(folder: Path) -> Iterator[None]:
     def export_once(module: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
         if not isinstance(module, SegmentModule):
             return export(module, *arguments, **options)
-        # All else that is exported follows from these two.
-        what = (replace(module.spec, eos_token_ids=()), module.plan)
+        # All that is exported follows from these, and nothing from what is left out.
+        alike = {"eos_token_ids": (), "max_position_embeddings": 1}
+        what = (replace(module.spec, **alike), module.plan)
         path = folder / hashlib.sha256(repr(what).encode()).hexdigest()
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it

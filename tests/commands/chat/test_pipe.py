@@ -18,6 +18,7 @@ from pocketmoe.errors import ContextError, InputError
 from pocketmoe.runtime.conversation import Conversation
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.runtime.session import Session
+from pocketmoe.tests.support.waiting import PATIENCE
 
 COMMAND = (sys.executable, "-m", "pocketmoe")
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
@@ -36,7 +37,7 @@ SYSTEM = {"role": "system", "content": "Bé brief 🙂"}
 
 def run(*arguments: str | bytes | Path, stdin: bytes = b"") -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
-        [*COMMAND, *arguments], input=stdin, capture_output=True, timeout=120, check=False
+        [*COMMAND, *arguments], input=stdin, capture_output=True, timeout=PATIENCE, check=False
     )
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
@@ -285,7 +286,7 @@ class TestRunChat:
         process.stdin.flush()
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=PATIENCE)
         assert (process.returncode, stderr) == (130, b"interrupted\n")
 
     def test_a_terminal(self, chat_bundle: Path) -> None:
@@ -316,7 +317,7 @@ class TestRunChat:
                 assert told() == b"interrupted\n> "
                 assert os.read(out, 1 << 16).endswith(b"\n")  # the rest of this answer
             os.write(here, b"\x04")
-            _, stderr = process.communicate(timeout=30)
+            _, stderr = process.communicate(timeout=PATIENCE)
             assert (process.returncode, stderr) == (0, b"\n")
         finally:
             process.kill()

@@ -18,6 +18,7 @@ from pocketmoe.commands.console import harmless
 from pocketmoe.errors import InputError
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.tests.support.terminal import Terminal, on_terminal
+from pocketmoe.tests.support.waiting import PATIENCE
 
 COMMAND: list[str | Path] = [sys.executable, "-m", "pocketmoe", "chat"]
 CUE = r"(?m)^> $"
@@ -254,7 +255,7 @@ class TestPipe:
         text = f"def main(\n\nreturn \\\nx\n/save {path}\n"
         done = subprocess.run(
             [*COMMAND, served_bundle, "--max-tokens", "4"], input=text.encode(), check=True,
-            capture_output=True, timeout=120,
+            capture_output=True, timeout=PATIENCE,
         )  # fmt: skip
         messages = load_messages(path)
         said = [message["content"] for message in messages]
@@ -265,7 +266,7 @@ class TestPipe:
     def test_an_error_ends_it(self, served_bundle: Path) -> None:
         done = subprocess.run(
             [*COMMAND, served_bundle, "--max-tokens", "4"], input=b"forbidden\nx\n", check=False,
-            capture_output=True, timeout=120,
+            capture_output=True, timeout=PATIENCE,
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (2, b"")
         assert done.stderr.decode().splitlines()[-1].startswith("error: the chat template refuses")

@@ -22,6 +22,7 @@ from pocketmoe.cli import main
 from pocketmoe.errors import InputError
 from pocketmoe.tests.calibration.test_calibrate import TEXT
 from pocketmoe.tests.support.paths import DEMO
+from pocketmoe.tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PRECISION = ("--precision", "experts=int4,backbone=fp32,head=fp32", "--block", "32")
@@ -63,6 +64,7 @@ def test_a_method_makes_the_same_bytes_each_time(
         assert all(error is None or 0 < error < 0.5 for error in item["error"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, -1])
 def test_a_compile_that_was_killed_goes_on_to_the_same_bytes(
     which: int, tiny_checkpoint: Path, record: Path, tmp_path: Path
@@ -86,7 +88,7 @@ def test_a_compile_that_was_killed_goes_on_to_the_same_bytes(
         "from pocketmoe.cli import main\n"
         f"main({[*arguments, '-o', str(killed)]!r})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=PATIENCE)
     assert done.returncode == -signal.SIGKILL
     assert not killed.exists()
     again = call(*arguments, "-o", killed)

@@ -15,6 +15,8 @@ from pocketmoe.export.installer.environment import private_folder
 from pocketmoe.export.installer.main import main
 from pocketmoe.export.installer.scripts import unit_text
 from pocketmoe.tests.support.app_folder import UNIT, Build, members, refused, says, snapshot
+from pocketmoe.tests.support.slow import slow
+from pocketmoe.tests.support.waiting import PATIENCE
 
 
 class TestInstalledApp:
@@ -61,7 +63,9 @@ class TestInstalledApp:
         assert "is installed already" in capsys.readouterr().out
         assert snapshot(root) == before
 
-    @pytest.mark.parametrize("option", [["--python", sys.executable], ["--system-site-packages"]])
+    @pytest.mark.parametrize(
+        "option", [slow(["--python", sys.executable]), ["--system-site-packages"]]
+    )
     def test_the_same_wheels_installed_otherwise(
         self, option: list[str], build: Build, first: Path, root: Path, tmp_path: Path,
         capsys: pytest.CaptureFixture[str],
@@ -95,7 +99,7 @@ class TestInstalledApp:
             path.write_bytes(data)
         done = subprocess.run(
             [sys.executable, "-I", tmp_path / "app/install.pyz", "install", "--to", root],
-            capture_output=True, text=True, check=False, timeout=120,
+            capture_output=True, text=True, check=False, timeout=PATIENCE,
             env={"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -110,7 +114,9 @@ class TestInstalledApp:
             "from pathlib import Path; sys.exit(main(sys.argv[1:], Path('.')))"
         )
         command = [sys.executable, "-c", code, "install", second, "--to", root]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
         assert done.returncode == 0, done.stderr
         assert says(root) == "2.0 run two"
 
@@ -139,23 +145,27 @@ class TestUpdates:
         refused(["rollback", "1"], capsys, "no such version", "installed: 2, 3", to=root)
 
     def test_the_manager_of_the_app_installs(self, root: Path, second: Path) -> None:
-        subprocess.run([root / "manage", "install", second], check=True, timeout=120)
+        subprocess.run([root / "manage", "install", second], check=True, timeout=PATIENCE)
         assert says(root) == "2.0 run two"
-        subprocess.run([root / "manage", "rollback"], check=True, timeout=60)
+        subprocess.run([root / "manage", "rollback"], check=True, timeout=PATIENCE)
         assert says(root) == "1.0 run one"
 
     def test_the_manager_installs_elsewhere_when_told(
         self, root: Path, second: Path, tmp_path: Path
     ) -> None:
         other = tmp_path / "other"
-        subprocess.run([root / "manage", "install", second, "--to", other], check=True, timeout=120)
+        subprocess.run(
+            [root / "manage", "install", second, "--to", other], check=True, timeout=PATIENCE
+        )
         assert says(other) == "2.0 run two"
         assert says(root) == "1.0 run one"
 
     @pytest.mark.parametrize("arguments", [[], ["install"], ["-v"], ["status", "--to", ""]])
     def test_what_the_manager_refuses(self, arguments: list[str], root: Path) -> None:
         command = [root / "manage", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
         assert done.returncode == 2
         assert done.stderr.startswith("usage: manage ")
         assert str(root) not in done.stderr

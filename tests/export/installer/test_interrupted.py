@@ -20,6 +20,7 @@ from pocketmoe.export.installer.source import open_source
 from pocketmoe.export.installer.store import Store
 from pocketmoe.export.installer_zip import make_installer
 from pocketmoe.tests.support.app_folder import says, snapshot
+from pocketmoe.tests.support.waiting import PATIENCE
 
 
 class TestInterrupted:
@@ -45,7 +46,7 @@ class TestInterrupted:
             root,
         ]
         both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-        told = sorted(process.communicate(timeout=120)[0] for process in both)
+        told = sorted(process.communicate(timeout=PATIENCE)[0] for process in both)
         assert [process.returncode for process in both] == [0, 0]
         assert "is installed already" in told[0]
         assert "version 2 runs from now on" in told[1]
@@ -74,14 +75,14 @@ class TestInterrupted:
         ]
         command = [str(word) for word in command]
         began = time.monotonic()
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
         whole = time.monotonic() - began
         chance, ends = random.Random(7), set()
         for number in range(12):
             back = [*command[:3], "rollback", "1", "--to", str(root)]
-            subprocess.run(back, check=True, capture_output=True, timeout=60)
+            subprocess.run(back, check=True, capture_output=True, timeout=PATIENCE)
             prune = [*command[:3], "prune", "--to", str(root)]
-            subprocess.run(prune, check=True, capture_output=True, timeout=60)
+            subprocess.run(prune, check=True, capture_output=True, timeout=PATIENCE)
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             time.sleep(whole * (number + chance.random()) / 11)
             process.send_signal(signal.SIGKILL)
@@ -90,7 +91,7 @@ class TestInterrupted:
             assert said in ("1.0 run one", "2.0 run two")
             ends.add(said)
         assert "1.0 run one" in ends
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
         assert says(root) == "2.0 run two"
         assert not list(root.glob("**/.new-*"))
         assert len(list((root / "runtimes").iterdir())) == 2
@@ -114,7 +115,7 @@ class TestInterrupted:
         time.sleep(moment)
         process.send_signal(signal.SIGINT)
         assert process.stderr.read().endswith("error: interrupted; nothing was changed\n")
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE) == 130
         assert snapshot(root) == before
 
     def test_ctrl_c_while_a_command_is_started(
@@ -163,7 +164,7 @@ class TestInterrupted:
         (tmp_path / "install.pyz").write_bytes(make_installer())
         done = subprocess.run(
             [sys.executable, tmp_path / "install.pyz", "status"], capture_output=True, text=True,
-            timeout=60, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            timeout=PATIENCE, env={**os.environ, "PYTHONPATH": str(tmp_path)},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

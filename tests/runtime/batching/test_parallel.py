@@ -29,10 +29,12 @@ from pocketmoe.runtime.session import Session
 from pocketmoe.tests.compiler.test_segments import SPECS, make_decoder
 from pocketmoe.tests.support.examples import examples
 from pocketmoe.tests.support.gpu.bundles import HALF, write_bundle
+from pocketmoe.tests.support.slow import slow
 from pocketmoe.tests.support.waiting import PATIENCE
 
 TOKENS = np.random.default_rng(0).integers(1, 96, 2000).tolist()
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)  # no tracing of every line
+FIRST, *OTHERS = SPECS
 NATIVE = pytest.mark.skipif(not library.available(), reason="no native library")
 
 
@@ -122,8 +124,14 @@ class TestEquality:
                 set_slots(sessions[0], slots)
             assert play_together(sessions, scripts) == alone
 
-    @pytest.mark.parametrize("kernels", ["native", "onnxruntime"])
-    @pytest.mark.parametrize("name", SPECS)
+    @pytest.mark.parametrize(
+        ("kernels", "name"),
+        [
+            *(("native", name) for name in SPECS),
+            ("onnxruntime", FIRST),
+            *(slow("onnxruntime", name) for name in OTHERS),
+        ],
+    )
     def test_whatever_a_spec_expresses(
         self, name: str, kernels: str, tmp_path_factory: pytest.TempPathFactory
     ) -> None:

@@ -17,6 +17,7 @@ from pocketmoe import Grammar, Piece, Session
 from pocketmoe.errors import ContextError, InputError
 from pocketmoe.runtime.cpu import budget
 from pocketmoe.runtime.native import library
+from pocketmoe.tests.support.slow import slow
 from pocketmoe.tests.support.waiting import until
 
 PROMPT = "def main("
@@ -225,8 +226,15 @@ class TestReuse:
             session.generate([5] * 20, max_new_tokens=1).text()
             assert session.stats.prompt_tokens == 21
 
-    @pytest.mark.parametrize("kernels", ["native", "onnxruntime"])
-    @pytest.mark.parametrize("bundle", ["tiny_bundle", "tiny_bundle_fp32"])
+    @pytest.mark.parametrize(
+        ("kernels", "bundle"),
+        [
+            ("native", "tiny_bundle"),
+            ("native", "tiny_bundle_fp32"),
+            ("onnxruntime", "tiny_bundle"),
+            slow("onnxruntime", "tiny_bundle_fp32"),
+        ],
+    )
     def test_numbers_are_those_without_it(
         self,
         kernels: str,

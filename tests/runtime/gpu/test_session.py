@@ -53,6 +53,7 @@ from pocketmoe.tests.support.gpu.bundles import (
 )
 from pocketmoe.tests.support.gpu.device_session import open_on_device
 from pocketmoe.tests.support.gpu.host_device import HostDevice
+from pocketmoe.tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 POLICIES: list[Callable[[], CachePolicy]] = [lambda: NextUse(4), Lru, Lfu]
@@ -409,7 +410,7 @@ def test_several_sessions_give_what_each_gives_alone(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE)
         for logits in found.values():
             assert np.array_equal(logits, resident_soon)
         assert len(found) == 3

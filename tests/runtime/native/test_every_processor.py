@@ -13,6 +13,7 @@ import pytest
 
 from pocketmoe.runtime.native import library
 from pocketmoe.tests.support.paths import DEMO, ROOT
+from pocketmoe.tests.support.waiting import PATIENCE
 
 PROGRAM = ROOT / "tests/support/output_digest.py"
 SETS = library.instruction_sets()
@@ -35,7 +36,7 @@ def run(*command: str, **environment: str) -> str:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

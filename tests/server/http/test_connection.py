@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pocketmoe.tests.support.serving import TEXT, LiveServer, until
+from pocketmoe.tests.support.waiting import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,9 @@ from pocketmoe.tests.support.serving import TEXT, LiveServer, until
     ],
 )
 def test_not_http(refused: Any, strict_server: LiveServer, data: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", strict_server.port), timeout=10) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", strict_server.port), timeout=PATIENCE
+    ) as connection:
         connection.sendall(data)
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 400 ")
@@ -31,7 +34,9 @@ def test_a_body_that_breaks_off_after_its_answer(
     refused: Any, strict_server: LiveServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = b"POST /nothing HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", strict_server.port), timeout=10) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", strict_server.port), timeout=PATIENCE
+    ) as connection:
         connection.sendall(head + b"3\r\nabc\r\n")
         assert connection.recv(13) == b"HTTP/1.1 404 "
         connection.sendall(b"zzzz\r\n")

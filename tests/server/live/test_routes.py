@@ -16,6 +16,7 @@ from pocketmoe.server.application import Access
 from pocketmoe.server.http.key_file import read_keys
 from pocketmoe.server.live.routes import MOST_WATCHERS
 from pocketmoe.tests.support.serving import LiveServer, ask, completion, live_server, until
+from pocketmoe.tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ class Watcher:
     """A stream of events, read by hand."""
 
     def __init__(self, port: int, **headers: str):
-        self._connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        self._connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         self._connection.request("GET", "/live/events", headers=headers)
         self.response = self._connection.getresponse()
 
@@ -149,7 +150,9 @@ def test_what_else_cannot_be_is_refused(server: LiveServer) -> None:
 def test_watchers_that_come_at_once_are_counted(served_bundle: Path) -> None:
     with live_server(served_bundle) as server, contextlib.ExitStack() as ends:
         watchers = [
-            ends.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            ends.enter_context(
+                socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+            )
             for _ in range(2 * MOST_WATCHERS)
         ]
         for one in watchers:

@@ -15,6 +15,7 @@ import pytest
 from pocketmoe.runtime.opening import open_bundle
 from pocketmoe.runtime.session import Session
 from pocketmoe.tests.support.serving import MODEL, server_process
+from pocketmoe.tests.support.waiting import PATIENCE
 
 MESSAGES: list[Any] = [{"role": "user", "content": "def main("}]
 PLAIN = {"temperature": 0, "logit_bias": {"0": -100}}
@@ -65,7 +66,7 @@ def session(served_bundle: Path) -> Iterator[Session]:
 @pytest.fixture(scope="module")
 def client(port: int) -> Iterator[openai.OpenAI]:
     url = f"http://127.0.0.1:{port}/v1"
-    with openai.OpenAI(base_url=url, api_key="none", timeout=60) as client:
+    with openai.OpenAI(base_url=url, api_key="none", timeout=PATIENCE) as client:
         yield client
 
 

@@ -178,4 +178,4 @@ def test_every_beginning_of_a_text_can_be_drawn(page: Any) -> None:
 def test_large_and_nested_texts_take_no_time(page: Any, text: str) -> None:
     begun = time.monotonic()
     page.evaluate(RENDER, [[text], False])
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30  # what is quadratic takes minutes

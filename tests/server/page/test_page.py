@@ -18,6 +18,7 @@ from pocketmoe.tests.support.browser import (
 )
 from pocketmoe.tests.support.paths import DEMO
 from pocketmoe.tests.support.serving import ask, server_process, until
+from pocketmoe.tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
 BUDGET = "pocketmoe_memory_budget_bytes"
@@ -287,7 +288,7 @@ def test_it_says_when_the_server_is_gone_and_comes_back(browser: Any, served_bun
         with visit(browser, address, expected=("ERR_",)) as seen:
             page = seen.open()
             process.terminate()
-            process.wait(20)
+            process.wait(PATIENCE)
             page.wait_for_selector("#link[data-state=lost]")
             with server_process(served_bundle, "--port", str(port)):
                 page.wait_for_selector("#link[data-state=live]", timeout=30_000)
