@@ -351,11 +351,9 @@ def test_all_memory_is_given_back(mixed: Path) -> None:
 
 
 def test_a_size_of_memory_that_the_device_does_not_have_is_refused(mixed: Path) -> None:
-    for unified, sizes in (
-        (True, TierSizes(gpu=1 << 30)),
-        (True, TierSizes(host=1 << 30)),
-        (False, TierSizes(whole=1 << 30)),
-    ):
+    size = 1 << 30
+    shared, own = (TierSizes(gpu=size), TierSizes(host=size)), (TierSizes(whole=size),)
+    for unified, sizes in [(True, sizes) for sizes in shared] + [(False, sizes) for sizes in own]:
         with pytest.raises(InputError, match="memory budget"):
             open_on_device(mixed, HostDevice(unified=unified), sizes=sizes)
 
