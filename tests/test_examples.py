@@ -35,6 +35,7 @@ def test_generate(tiny_bundle: Path) -> None:
     assert "page hits" in run("generate.py", tiny_bundle, "def main(", "1GiB")
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     """What it claims is so, and what it says to type next runs."""
     told = run("demo.py", "-o", tmp_path / "demo")
@@ -132,6 +133,7 @@ def test_langchain_client(served_bundle: Path) -> None:
     assert re.search(r"(?m)^\d+ tokens$", told)
 
 
+@pytest.mark.slow
 def test_langchain_client_says_in_a_line_what_is_wrong(tiny_bundle: Path) -> None:
     command = [sys.executable, EXAMPLES / "langchain_client.py"]
     with server_process(tiny_bundle) as (_, port):

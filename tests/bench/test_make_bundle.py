@@ -20,6 +20,7 @@ from pocketmoe.model.families import find_family
 from pocketmoe.runtime.cpu.ort import load_session, set_up
 from pocketmoe.targets import find_target
 from pocketmoe.tests.support.paths import ROOT
+from pocketmoe.tests.support.slow import slow
 from pocketmoe.tests.support.waiting import PATIENCE
 
 SCRIPT = ROOT / "bench/make_bundle.py"
@@ -50,7 +51,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("precision", ["int4", "experts=int8,backbone=fp16", "fp16", "fp32"])
+@pytest.mark.parametrize(
+    "precision", ["int4", *map(slow, ("experts=int8,backbone=fp16", "fp16", "fp32"))]
+)
 @pytest.mark.parametrize("config", [TINY, TINY_GPT_OSS], ids=["qwen3_moe", "gpt_oss"])
 def test_a_bundle_that_is_whole_and_runs(
     config: dict[str, object], precision: str, tmp_path: Path

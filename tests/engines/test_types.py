@@ -82,6 +82,7 @@ def test_against_tensorrt_for_rtx(tmp_path: Path) -> None:
 
 
 @needs_rtx
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [

@@ -23,6 +23,7 @@ def server(served_bundle: Path) -> Iterator[LiveServer]:
         yield server
 
 
+@pytest.mark.slow
 @schema.parametrize()
 @settings(
     max_examples=examples(60), deadline=None, derandomize=True,

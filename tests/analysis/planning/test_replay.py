@@ -36,6 +36,7 @@ def trace() -> Routes:
     return read_routes(TRACE)
 
 
+@pytest.mark.slow
 @BUDGETS
 def test_published_hit_rates(trace: Routes, mib: int) -> None:
     whole: tuple[CachePolicy, ...] = (belady(trace), Lru(), Lfu())

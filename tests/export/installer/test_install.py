@@ -105,6 +105,7 @@ class TestInstalledApp:
         assert done.returncode == 0, done.stderr
         assert says(root) == "2.0 run two"
 
+    @pytest.mark.slow
     def test_by_the_zstd_of_the_system(self, second: Path, root: Path) -> None:
         if shutil.which("zstd") is None:
             pytest.skip("there is no zstd here")
@@ -150,6 +151,7 @@ class TestUpdates:
         subprocess.run([root / "manage", "rollback"], check=True, timeout=PATIENCE)
         assert says(root) == "1.0 run one"
 
+    @pytest.mark.slow
     def test_the_manager_installs_elsewhere_when_told(
         self, root: Path, second: Path, tmp_path: Path
     ) -> None:
@@ -220,6 +222,7 @@ class TestUpdates:
         refused(["install", bundle], capsys, "this bundle is too new", to=root)
         assert says(root) == "1.0 run one"
 
+    @pytest.mark.slow
     def test_a_runtime_that_lacks_a_package(
         self, build: Build, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -296,6 +299,7 @@ class TestMachine:
             assert path.read_text() == "precious"
             assert len(list(own.iterdir())) == 1
 
+    @pytest.mark.slow
     def test_settings_of_pip_do_not_count(
         self, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -42,6 +42,7 @@ class TestTampered:
         path.write_bytes(data)
         refused(["install", path], capsys, to=root)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(8))
     def test_a_byte_is_flipped_in_a_file(
         self, seed: int, second: Path, root: Path, tmp_path: Path,
@@ -77,6 +78,7 @@ class TestTampered:
             path = rewrite(tmp_path / "bad.tar.gz", new_content)
             refused(["install", path], capsys, words, to=root)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "name",
         [
@@ -92,6 +94,7 @@ class TestTampered:
         refused(["install", rewrite(tmp_path / "bad.tar.gz", content)], capsys, to=root)
         assert not [path for path in tmp_path.rglob("*evil*") if path.name != "bad.tar.gz"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE,
                                       tarfile.CHRTYPE])  # fmt: skip
     def test_what_is_no_plain_file(
@@ -108,6 +111,7 @@ class TestTampered:
         refused(["install", rewrite(tmp_path / "bad.tar.gz", bad)], capsys, words, to=root)
         assert not (tmp_path / "evil").exists()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "change",
         [

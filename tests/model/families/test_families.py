@@ -14,6 +14,7 @@ from pocketmoe.model.checkpoint.checkpoint import Checkpoint
 from pocketmoe.model.families import FAMILIES, find_family
 from pocketmoe.model.module import Decoder, KeyValueCache
 from pocketmoe.model.parameters import parameter_shapes
+from pocketmoe.tests.support.slow import slow
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,7 +99,11 @@ class Pair:
     theirs: transformers.PreTrainedModel
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[case if case.variant == "default" else slow(case) for case in CASES],
+    ids=str,
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     case: Case = request.param
     path = tmp_path_factory.mktemp("checkpoint")

@@ -17,11 +17,17 @@ from pocketmoe.model.train.training import (
     read_training_config,
     train_step,
 )
+from pocketmoe.tests.support.slow import slow
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CASES = [
-    (family, variant) for family in FAMILIES for variant in ("default", *FAMILIES[family].variants)
+    case
+    for family in FAMILIES
+    for case in (
+        (family, "default"),
+        *(slow(family, variant) for variant in FAMILIES[family].variants),
+    )
 ]
 
 

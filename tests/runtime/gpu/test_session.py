@@ -53,6 +53,7 @@ from pocketmoe.tests.support.gpu.bundles import (
 )
 from pocketmoe.tests.support.gpu.device_session import open_on_device
 from pocketmoe.tests.support.gpu.host_device import HostDevice
+from pocketmoe.tests.support.slow import slow as slow_case
 from pocketmoe.tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -140,7 +141,7 @@ def test_a_prompt_of_several_batches_is_paged_too(mixed: Path, resident: np.ndar
         assert np.array_equal(last, resident[len(CALLS[0]) - 1 : len(CALLS[0])])
 
 
-@pytest.mark.parametrize("spec", ["latent", "int4"])
+@pytest.mark.parametrize("spec", ["latent", slow_case("int4")])
 def test_latent_attention_and_quantized_pages(spec: str, tmp_path: Path) -> None:
     chosen = LATENT if spec == "latent" else MIXED
     model = make_decoder(chosen)

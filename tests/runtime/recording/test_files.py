@@ -133,6 +133,7 @@ class TestFiles:
             pocketmoe.open(tiny_bundle, record_routes=routes, trace=there / "old.csv")
 
 
+@pytest.mark.slow
 class TestFullDisk:
     OPTIONS = ("record_routes", "trace")
 
