@@ -86,8 +86,8 @@ PRESENCE_PENALTY = Parameter(
 )  # fmt: skip
 SEED = Parameter(
     "seed", Whole(-SEEDS, SEEDS - 1), None,
-    "The same seed gives the same answer on one machine. The first choice has this seed, each "
-    "further one the next.",
+    "The same seed gives the same answer; where native kernels run all of the model, on every "
+    "machine. The first choice has this seed, each further one the next.",
 )  # fmt: skip
 STOP: Parameter[tuple[str, ...]] = Parameter(
     "stop",
