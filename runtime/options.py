@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -126,23 +127,27 @@ def one_by_one(
         function: Callable[[PathLike, OpenOptions], Result],
     ) -> Callable[Concatenate[PathLike, Options], Result]:
         def taking(path: PathLike, *args: Options.args, **kwargs: Options.kwargs) -> Result:
+            signature.bind(path, *args, **kwargs)  # else an error would name OpenOptions
             return function(path, options(*args, **kwargs))
 
-        return _signed_like(taking, function, options)
+        signature = _sign(taking, function, options)
+        return taking
 
     return decorate
 
 
-def _signed_like(taking: Any, function: Callable[..., Any], options: Callable[..., Any]) -> Any:
-    """For help() and for documentation."""
-    import inspect
-
+def _sign(
+    taking: Any, function: Callable[..., Any], options: Callable[..., Any]
+) -> inspect.Signature:
+    """Gives it the name of the function and the parameters of the options, for help() and for
+    documentation; returns its signature."""
     taking.__name__, taking.__qualname__ = function.__name__, function.__qualname__
     taking.__module__, taking.__doc__ = function.__module__, function.__doc__
     signature = inspect.signature(function)
     path = next(iter(signature.parameters.values()))
     parameters = [path, *inspect.signature(options).parameters.values()]
-    taking.__signature__ = signature.replace(parameters=parameters)
+    signature = signature.replace(parameters=parameters)
+    taking.__signature__ = signature
     taking.__annotations__ = {item.name: item.annotation for item in parameters}
     taking.__annotations__["return"] = signature.return_annotation
-    return taking
+    return signature
