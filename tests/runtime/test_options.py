@@ -49,7 +49,7 @@ def test_open_takes_them_by_name_and_no_other(tiny_bundle: Path) -> None:
     assert list(signature.parameters)[1:] == [field.name for field in fields(OpenOptions)]
     assert {parameter.kind for name, parameter in signature.parameters.items() if name != "path"} \
         == {inspect.Parameter.KEYWORD_ONLY}  # fmt: skip
-    with pytest.raises(TypeError, match="^got an unexpected keyword argument 'memory_buget'$"):
+    with pytest.raises(TypeError, match=r"^got an unexpected keyword argument 'memory_buget'$"):
         pocketmoe.open(tiny_bundle, memory_buget="1GiB")  # type: ignore[call-arg]
     with pocketmoe.open(tiny_bundle, context=32, threads=1) as session:
         assert (session.context, session.stats.threads) == (32, 1)
