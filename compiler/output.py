@@ -12,7 +12,7 @@ from pathlib import Path
 from ..bundle.licences import is_licence
 from ..bundle.manifest import is_bundle
 from ..errors import InputError
-from ..signals import unwinding_when_terminated
+from ..signals import interrupts_deferred, unwinding_when_terminated
 
 
 def refuse_existing(out: Path, force: bool) -> None:
@@ -29,15 +29,17 @@ def refuse_existing(out: Path, force: bool) -> None:
 def building(out: Path, force: bool) -> Iterator[Path]:
     """A directory beside `out` that takes its place at the end, or vanishes."""
     parent = out.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        root = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent))
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {parent} ({error.strerror}); choose another -o"
-        ) from error
+    root: Path | None = None
     with unwinding_when_terminated():
         try:
+            try:
+                parent.mkdir(parents=True, exist_ok=True)
+                with interrupts_deferred():  # so that no folder is made and not known
+                    root = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=parent))
+            except OSError as error:
+                raise InputError(
+                    f"cannot write to {parent} ({error.strerror}); choose another -o"
+                ) from error
             yield root
             root.chmod(0o755)
             refuse_existing(out, force)  # another compile may have been faster
@@ -54,7 +56,8 @@ def building(out: Path, force: bool) -> Iterator[Path]:
             else:
                 os.replace(root, out)
         finally:
-            shutil.rmtree(root, ignore_errors=True)
+            if root is not None:
+                shutil.rmtree(root, ignore_errors=True)
 
 
 def copy_licences(checkpoint: Path, root: Path) -> None:

@@ -32,7 +32,7 @@ from ..bundle.manifest import (
 )
 from ..errors import BundleError, EngineError, InputError
 from ..progress import Progress, Silent
-from ..signals import unwinding_when_terminated
+from ..signals import interrupts_deferred, unwinding_when_terminated
 from ..sizes import format_size
 from .builder import EngineBuilder
 from .hardware import Gpu
@@ -128,8 +128,10 @@ def add_engines(
         _check_graphs(bundle, manifest, progress)
         with _writing(bundle, graphs):
             _remove_leftovers(bundle, manifest)
-            temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, suffix=".tmp", dir=bundle))
+            temporary: Path | None = None
             try:
+                with interrupts_deferred():  # so that no folder is made and not known
+                    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, suffix=".tmp", dir=bundle))
                 sets = build_engines(
                     bundle, graphs, temporary,
                     toolchain=toolchain, compute_capabilities=compute_capabilities, gpu=gpu,
@@ -137,7 +139,8 @@ def add_engines(
                 )  # fmt: skip
                 sets, records = _put(bundle, temporary, sets, progress.advance)
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                if temporary is not None:
+                    shutil.rmtree(temporary, ignore_errors=True)
             new = {(item.toolchain, item.compute_capability) for item in sets}
             kept = [i for i in manifest.engines if (i.toolchain, i.compute_capability) not in new]
             manifest = _with_sets(manifest, (*kept, *sets), records)
