@@ -124,6 +124,7 @@ def test_async_app(tiny_bundle: Path) -> None:
     assert re.match(r"3 answers in .*given up; the loop went round [1-9]", lines[-1])
 
 
+@pytest.mark.slow
 def test_langchain_client(served_bundle: Path) -> None:
     with server_process(served_bundle, "--parallel", "2") as (_, port):
         url = f"http://127.0.0.1:{port}/v1"

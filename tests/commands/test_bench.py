@@ -81,6 +81,7 @@ class TestFigures:
         storage = limit.storage_bandwidth / read if read else memory
         assert limit.tokens_per_second == pytest.approx(min(memory, storage))
 
+    @pytest.mark.slow
     def test_what_reading_early_was_worth(
         self, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -151,6 +152,7 @@ class TestRecording:
 
 
 class TestPlot:
+    @pytest.mark.slow
     def test_a_picture_and_a_table(self, tiny_bundle: Path, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib")
         path = tmp_path / "speed.png"

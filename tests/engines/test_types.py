@@ -72,6 +72,7 @@ def rtx_stubs(folder: Path) -> str:
     return (folder / "tensorrt_rtx_bindings/tensorrt_rtx.pyi").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_against_stock_tensorrt(tmp_path: Path) -> None:
     assert "Success" in check(stock_stubs(), tmp_path)
 

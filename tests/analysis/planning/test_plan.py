@@ -283,6 +283,7 @@ class TestPlanCommand:
         refused(call("plan", tiny_checkpoint, *local, "--precision", "int3"), "int3")
         refused(call("plan", tiny_bundle, *local, "--routes", tmp_path / "no"), "cannot be read")
 
+    @pytest.mark.slow
     def test_run_prints_predicted_beside_measured(self, tiny_bundle: Path) -> None:
         arguments = ("run", tiny_bundle, "--prompt", "def", "--max-tokens", "6", "--stats")
         result = call(*arguments)

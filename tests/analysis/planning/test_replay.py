@@ -46,6 +46,7 @@ def test_published_hit_rates(trace: Routes, mib: int) -> None:
     assert [100 * rate for rate in rates] == pytest.approx(PUBLISHED[mib], abs=0.1)
 
 
+@pytest.mark.slow
 @BUDGETS
 def test_the_default_is_above_the_best_published_of_the_same_bytes(trace: Routes, mib: int) -> None:
     _, lru, lfu, *per_layer = PUBLISHED[mib]

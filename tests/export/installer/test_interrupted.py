@@ -24,6 +24,7 @@ from pocketmoe.tests.support.waiting import PATIENCE
 
 
 class TestInterrupted:
+    @pytest.mark.slow
     def test_a_power_cut_left_a_version_without_its_text(
         self, root: Path, second: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -34,6 +35,7 @@ class TestInterrupted:
             version, changed = install(open_source(second, ends), Store(root), Choices())
         assert (version.number, changed) == (2, True)
 
+    @pytest.mark.slow
     def test_two_at_once(self, root: Path, second: Path) -> None:
         """The second waits for the first, and finds its work done."""
         command = [

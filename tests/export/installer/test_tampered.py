@@ -27,6 +27,7 @@ def rewrite(out: Path, content: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
 
 
 class TestTampered:
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(12))
     def test_a_byte_is_flipped_or_the_end_is_missing(
         self, seed: int, second: Path, root: Path, tmp_path: Path,
@@ -57,6 +58,7 @@ class TestTampered:
         content[index] = (item, bytes(changed))
         refused(["install", rewrite(tmp_path / "bad.tar.gz", content)], capsys, to=root)
 
+    @pytest.mark.slow
     def test_a_file_is_shorter_longer_missing_twice_or_new(
         self, second: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -159,6 +159,7 @@ def places(section: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             yield from places(section[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "section", [FP8, MXFP4, GPTQ, AWQ, compressed({})], ids=lambda section: section["quant_method"]
 )

@@ -59,6 +59,7 @@ def test_expert_agrees_with_float64(
             assert (np.abs(found - exact) <= 1.05 * rounding_bound(fmt, tensors, x) + 1e-4).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int4", "int8", "fp16"])
 def test_large_odd_shape(kernels: native.NativeKernels, precision: str) -> None:
     fmt = PageFormat(precision, 64 if precision != "fp16" else 0, 2880, 2880, True, CLAMPED)
