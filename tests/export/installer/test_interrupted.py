@@ -22,6 +22,8 @@ from pocketmoe.export.installer_zip import make_installer
 from pocketmoe.tests.support.app_folder import says, snapshot
 from pocketmoe.tests.support.waiting import PATIENCE
 
+INSTALL = [sys.executable, "-m", "pocketmoe.export.installer", "install"]
+
 
 class TestInterrupted:
     @pytest.mark.slow
@@ -38,15 +40,7 @@ class TestInterrupted:
     @pytest.mark.slow
     def test_two_at_once(self, root: Path, second: Path) -> None:
         """The second waits for the first, and finds its work done."""
-        command = [
-            sys.executable,
-            "-m",
-            "pocketmoe.export.installer",
-            "install",
-            second,
-            "--to",
-            root,
-        ]
+        command = [*INSTALL, second, "--to", root]
         both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         told = sorted(process.communicate(timeout=PATIENCE)[0] for process in both)
         assert [process.returncode for process in both] == [0, 0]
@@ -66,15 +60,7 @@ class TestInterrupted:
     @pytest.mark.slow
     def test_killed_at_any_moment(self, root: Path, second: Path) -> None:
         """After each kill the old version runs, or the new one; in the end the new one."""
-        command = [
-            sys.executable,
-            "-m",
-            "pocketmoe.export.installer",
-            "install",
-            second,
-            "--to",
-            root,
-        ]
+        command = [*INSTALL, second, "--to", root]
         command = [str(word) for word in command]
         began = time.monotonic()
         subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
@@ -101,15 +87,7 @@ class TestInterrupted:
     @pytest.mark.parametrize("moment", [0.0, 0.002, 0.01, 0.05])
     def test_ctrl_c(self, root: Path, second: Path, moment: float) -> None:
         before = snapshot(root)
-        command = [
-            sys.executable,
-            "-m",
-            "pocketmoe.export.installer",
-            "install",
-            second,
-            "--to",
-            root,
-        ]
+        command = [*INSTALL, second, "--to", root]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         assert process.stderr.readline() == "checking and copying\n"
